@@ -1,0 +1,198 @@
+"""What a CLIP model is made of: frozen, validated dataclasses that are saved with the weights.
+
+The weights alone reveal neither the activation nor the number of heads, so both are always stated here and
+never guessed. `CLIPConfig.to_dict` and `CLIPConfig.from_dict` are the JSON form.
+"""
+
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, TypeVar
+
+from clipkit.errors import ConfigError
+
+Activation = Literal["quick_gelu", "gelu"]
+ResizeMode = Literal["shortest", "longest", "squash"]
+Interpolation = Literal["bicubic", "bilinear"]
+
+# Pixel statistics that OpenAI normalises with (openai/CLIP, clip.py).
+OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
+OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
+
+T = TypeVar("T")
+
+
+def _pair(value: Any, name: str) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+        raise ConfigError(f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}")
+    return pair
+
+
+def _check_positive(config: Any, *names: str) -> None:
+    for name in names:
+        value = getattr(config, name)
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ConfigError(f"{type(config).__name__}.{name} must be a positive integer, not {value!r}")
+
+
+def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    if getattr(config, name) not in choices:
+        raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}")
+
+
+def _check_transformer(config: Any) -> None:
+    _check_positive(config, "width", "layers", "head_width")
+    _check_choice(config, "activation", ("quick_gelu", "gelu"))
+    if config.width % config.head_width:
+        raise ConfigError(
+            f"{type(config).__name__}: width {config.width} is not a multiple of head_width {config.head_width}"
+        )
+    if config.mlp_ratio <= 0:
+        raise ConfigError(f"{type(config).__name__}.mlp_ratio must be positive, not {config.mlp_ratio!r}")
+
+
+def _build(cls: type[T], values: Any) -> T:
+    """Make `cls` from a dict, with unknown and missing keys named."""
+    if not isinstance(values, dict):
+        raise ConfigError(f"{cls.__name__} needs a mapping of its fields, not {values!r}")
+    unknown = set(values) - {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
+    if unknown:
+        raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")  # pyright: ignore[reportArgumentType]
+    try:
+        return cls(**values)
+    except TypeError as error:
+        raise ConfigError(f"{cls.__name__}: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig:
+    """A vision transformer. `resolution` is (height, width) in pixels and may be given as one integer."""
+
+    resolution: tuple[int, int]
+    patch_size: int
+    width: int
+    layers: int
+    activation: Activation
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", _pair(self.resolution, "ViTConfig.resolution"))
+        _check_transformer(self)
+        _check_positive(self, "patch_size")
+        if any(side < self.patch_size for side in self.resolution):
+            raise ConfigError(f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}")
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of patches. A rest smaller than a patch is cut off, as a strided convolution does."""
+        return self.resolution[0] // self.patch_size, self.resolution[1] // self.patch_size
+
+
+@dataclass(frozen=True, kw_only=True)
+class ResNetConfig:
+    """A modified ResNet with attention pooling. `layers` are the bottleneck blocks of its four stages."""
+
+    resolution: tuple[int, int]
+    layers: tuple[int, int, int, int]
+    width: int
+    head_width: int = 64
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
+        object.__setattr__(self, "layers", tuple(self.layers))
+        _check_positive(self, "width", "head_width")
+        if len(self.layers) != 4 or any(not isinstance(n, int) or n < 1 for n in self.layers):
+            raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {self.layers!r}")
+        if any(side < 32 for side in self.resolution):
+            raise ConfigError(f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}")
+        if self.width % 2 or self.pool_width % self.head_width:
+            raise ConfigError(
+                f"ResNetConfig: width {self.width} must be even and 32 x width a multiple of head_width {self.head_width}"
+            )
+
+    @property
+    def pool_width(self) -> int:
+        """Channels of the last stage: width x 8 x the bottleneck's expansion of 4."""
+        return self.width * 32
+
+    @property
+    def grid(self) -> tuple[int, int]:
+        """Rows and columns of the last feature map."""
+        return self.resolution[0] // 32, self.resolution[1] // 32
+
+
+@dataclass(frozen=True, kw_only=True)
+class TextConfig:
+    """The causal text transformer. The end-of-text token is the highest id of the vocabulary."""
+
+    width: int
+    layers: int
+    activation: Activation
+    context_length: int = 77
+    vocab_size: int = 49408
+    head_width: int = 64
+    mlp_ratio: float = 4.0
+
+    def __post_init__(self) -> None:
+        _check_transformer(self)
+        _check_positive(self, "context_length", "vocab_size")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PreprocessConfig:
+    """How pictures become tensors; the size comes from the image tower's resolution."""
+
+    mean: tuple[float, float, float] = OPENAI_MEAN
+    std: tuple[float, float, float] = OPENAI_STD
+    interpolation: Interpolation = "bicubic"
+    resize_mode: ResizeMode = "shortest"
+
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):
+            values = tuple(getattr(self, name))
+            if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+                raise ConfigError(f"PreprocessConfig.{name} must be three numbers, one per channel, not {values!r}")
+            object.__setattr__(self, name, values)
+        if min(self.std) <= 0:
+            raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
+        _check_choice(self, "interpolation", ("bicubic", "bilinear"))
+        _check_choice(self, "resize_mode", ("shortest", "longest", "squash"))
+
+
+@dataclass(frozen=True, kw_only=True)
+class CLIPConfig:
+    """A whole CLIP: both towers, the width of the space they share, and the preprocessing they were trained with."""
+
+    embed_dim: int
+    vision: ViTConfig | ResNetConfig
+    text: TextConfig
+    preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
+
+    def __post_init__(self) -> None:
+        _check_positive(self, "embed_dim")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The JSON form; `vision` gains a `type`, "vit" or "resnet"."""
+        values = asdict(self)
+        kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
+        return values | {"vision": {"type": kind} | values["vision"]}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> "CLIPConfig":
+        """Read the JSON form. Raises `ConfigError` that names any unknown, missing or impossible field."""
+        if not isinstance(values, dict):
+            raise ConfigError(f"CLIPConfig needs a mapping of its fields, not {values!r}")
+        values = dict(values)
+        towers: dict[str, type] = {"vit": ViTConfig, "resnet": ResNetConfig}
+        vision = values.get("vision")
+        if isinstance(vision, dict):
+            vision = dict(vision)
+            kind = vision.pop("type", None)
+            if kind not in towers:
+                raise ConfigError(f"CLIPConfig.vision.type must be 'vit' or 'resnet', not {kind!r}")
+            values["vision"] = _build(towers[kind], vision)
+        if isinstance(values.get("text"), dict):
+            values["text"] = _build(TextConfig, values["text"])
+        if isinstance(values.get("preprocess"), dict):
+            values["preprocess"] = _build(PreprocessConfig, values["preprocess"])
+        return _build(cls, values)
