@@ -1,0 +1,1 @@
+"""From files and hub repositories to a config and a canonical state dict."""

@@ -1,0 +1,1 @@
+"""The two image towers, the text tower, and CLIP, which joins them."""

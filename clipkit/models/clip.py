@@ -1,0 +1,191 @@
+"""CLIP: an image tower, a text tower and a learned temperature (2103.00020)."""
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.errors import ConfigError, ImageError, TokenizerError
+from clipkit.models.resnet import ModifiedResNet
+from clipkit.models.text_transformer import TextTransformer
+from clipkit.models.vision_transformer import VisionTransformer
+
+if TYPE_CHECKING:
+    from clipkit.preprocess import Preprocess
+    from clipkit.tokenizer import Tokenizer
+
+
+def build_visual(config: ViTConfig | ResNetConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet:
+    """The image tower that a config describes."""
+    if isinstance(config, ResNetConfig):
+        return ModifiedResNet(
+            resolution=config.resolution,
+            layers=config.layers,
+            width=config.width,
+            heads=config.pool_width // config.head_width,
+            output_dim=embed_dim,
+        )
+    return VisionTransformer(
+        resolution=config.resolution,
+        patch_size=config.patch_size,
+        width=config.width,
+        layers=config.layers,
+        heads=config.width // config.head_width,
+        mlp_ratio=config.mlp_ratio,
+        activation=config.activation,
+        output_dim=embed_dim,
+    )
+
+
+def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
+    """The text tower that a config describes."""
+    return TextTransformer(
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        width=config.width,
+        layers=config.layers,
+        heads=config.width // config.head_width,
+        mlp_ratio=config.mlp_ratio,
+        activation=config.activation,
+        output_dim=embed_dim,
+    )
+
+
+class CLIP(nn.Module):
+    """Both towers and the temperature. Images and texts become vectors of one space of width D = `config.embed_dim`.
+
+    Args:
+        config: what to build; weights are initialised as in the paper (load published ones with `from_pretrained`).
+        tokenizer: the one that belongs to the weights; the standard one if not given.
+    """
+
+    def __init__(self, config: CLIPConfig, tokenizer: "Tokenizer | None" = None) -> None:
+        super().__init__()
+        self.config = config
+        self.visual = build_visual(config.vision, config.embed_dim)
+        self.text = build_text(config.text, config.embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the paper's initial temperature
+        self._tokenizer = tokenizer
+
+    @classmethod
+    def from_pretrained(cls, name_or_path: str, **options: Any) -> "CLIP":
+        """Load a checkpoint in eval mode. See `clipkit.load` for names, layouts, options and errors."""
+        from clipkit.loading import load_model
+
+        return load_model(name_or_path, **options)
+
+    def save_pretrained(self, folder: str, **options: Any) -> None:
+        """Write weights, config and tokenizer into a folder. See `clipkit.loading.save_pretrained`."""
+        from clipkit.loading import save_pretrained
+
+        save_pretrained(self, folder, **options)
+
+    @property
+    def tokenizer(self) -> "Tokenizer":
+        """The tokenizer that belongs to the weights, built at first use."""
+        if self._tokenizer is None:
+            from clipkit.tokenizer import Tokenizer
+
+            tokenizer = Tokenizer(context_length=self.context_length)
+            if tokenizer.vocab_size != self.vocab_size:
+                raise ConfigError(
+                    f"the model has {self.vocab_size} tokens and the standard tokenizer {tokenizer.vocab_size}: "
+                    "give CLIP the tokenizer that belongs to its weights"
+                )
+            self._tokenizer = tokenizer
+        return self._tokenizer
+
+    @property
+    def preprocess(self) -> "Preprocess":
+        """The preprocessing that belongs to the weights."""
+        from clipkit.preprocess import Preprocess
+
+        return Preprocess(self.config.vision.resolution, self.config.preprocess)
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of the weights."""
+        return self.logit_scale.dtype
+
+    @property
+    def device(self) -> torch.device:
+        """Of the weights."""
+        return self.logit_scale.device
+
+    @property
+    def context_length(self) -> int:
+        """The longest row of token ids, start and end included."""
+        return self.config.text.context_length
+
+    @property
+    def vocab_size(self) -> int:
+        """The number of tokens."""
+        return self.config.text.vocab_size
+
+    def encode_image(self, images: Tensor, normalize: bool = False) -> Tensor:
+        """Image features.
+
+        Args:
+            images: preprocessed, (N, 3, H, W), any float dtype, any device.
+            normalize: scale each feature to unit length.
+
+        Returns:
+            (N, D), on the model's device and in its dtype.
+
+        Raises:
+            ImageError: for any other shape or an integer dtype.
+        """
+        height, width = self.visual.resolution
+        if images.ndim != 4 or images.shape[1:] != (3, height, width) or not images.is_floating_point():
+            raise ImageError(
+                f"encode_image needs a float tensor of shape (N, 3, {height}, {width}), not {images.dtype} of "
+                f"{tuple(images.shape)}: pass pictures through model.preprocess, and add the batch axis by unsqueeze(0)"
+            )
+        features = self.visual(images.to(self.device, self.dtype))
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
+        """Text features, read at each row's end-of-text token; what follows it has no influence.
+
+        Args:
+            tokens: ids from the model's tokenizer, (N, L) of an integer dtype, L at most `context_length`, any device.
+            normalize: scale each feature to unit length.
+
+        Returns:
+            (N, D), on the model's device and in its dtype.
+
+        Raises:
+            TokenizerError: for any other shape or dtype, or ids outside the vocabulary.
+        """
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length or tokens.is_floating_point():
+            raise TokenizerError(
+                f"encode_text needs integer token ids of shape (N, 1 to {self.context_length}), not {tokens.dtype} of "
+                f"{tuple(tokens.shape)}: make them with model.tokenizer(texts)"
+            )
+        if len(tokens) and not torch.compiler.is_compiling():  # on CUDA an id out of range would kill the process
+            low, high = (int(bound) for bound in tokens.aminmax())
+            if low < 0 or high >= self.vocab_size:
+                raise TokenizerError(
+                    f"token ids run from {low} to {high}, but this model knows 0 to {self.vocab_size - 1}: "
+                    "use the tokenizer that belongs to it, model.tokenizer"
+                )
+        features = self.text(tokens)
+        return F.normalize(features, dim=-1) if normalize else features
+
+    def forward(self, images: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        """Scaled cosine similarities of every image with every text, in float32.
+
+        Args:
+            images: preprocessed, (N, 3, H, W).
+            tokens: ids, (M, L).
+
+        Returns:
+            logits_per_image (N, M) and logits_per_text (M, N); a softmax over the last axis gives probabilities.
+        """
+        image_features = F.normalize(self.encode_image(images).float(), dim=-1)
+        text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
+        logits_per_image = self.logit_scale.float().exp() * image_features @ text_features.T
+        return logits_per_image, logits_per_image.T

@@ -1,0 +1,64 @@
+"""The causal text transformer of CLIP, pooled at the end-of-text token (2103.00020)."""
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.config import Activation
+from clipkit.models.layers import Transformer
+
+
+class TextTransformer(nn.Module):
+    """Token ids to text features.
+
+    The feature is read at the end-of-text token, the highest id of a row (its first occurrence). Attention is causal,
+    so nothing after that token can matter, and nothing after the last one of the batch is computed.
+
+    Args:
+        context_length: the longest row of ids.
+        vocab_size: number of tokens.
+        width, layers, heads: of the transformer.
+        mlp_ratio: hidden width of the MLPs in multiples of `width`.
+        activation: of the MLPs.
+        output_dim: width D of the feature.
+    """
+
+    def __init__(
+        self,
+        *,
+        context_length: int,
+        vocab_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        activation: Activation,
+        output_dim: int,
+    ) -> None:
+        super().__init__()
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.output_dim = output_dim
+        self.token_embedding = nn.Embedding(vocab_size, width)
+        self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
+        self.transformer = Transformer(width, layers, heads, mlp_ratio, activation)
+        self.ln_final = nn.LayerNorm(width)
+        self.text_projection = nn.Parameter(torch.empty(width, output_dim))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Embeddings and projection as in CLIP; the transformer initialises itself."""
+        nn.init.normal_(self.token_embedding.weight, std=0.02)
+        nn.init.normal_(self.positional_embedding, std=0.01)
+        nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Token ids (N, L), L at most `context_length` -> (N, output_dim)."""
+        end = tokens.argmax(dim=-1)  # (N,)
+        if len(tokens) and not torch.compiler.is_compiling():  # a length read from the data would split the graph
+            tokens = tokens[:, : int(end.max()) + 1]
+        device, length = self.token_embedding.weight.device, tokens.shape[1]
+        tokens, end = tokens.to(device), end.to(device)
+        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (N, L, W)
+        visible = torch.arange(length, device=device) <= end[:, None]  # (N, L)
+        x = self.transformer.pooled(x, at=end, causal=True, visible=visible)  # (N, W)
+        return self.ln_final(x) @ self.text_projection

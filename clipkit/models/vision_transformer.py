@@ -1,0 +1,61 @@
+"""The vision transformer of CLIP (2103.00020, after 2010.11929)."""
+
+import torch
+from torch import Tensor, nn
+
+from clipkit.config import Activation
+from clipkit.models.layers import Transformer
+
+
+class VisionTransformer(nn.Module):
+    """Patches and a class token through a transformer; the class token, normed and projected, is the feature.
+
+    Args:
+        resolution: (height, width) of its input in pixels.
+        patch_size: side of a square patch in pixels; a rest at the right and bottom edge is not seen.
+        width, layers, heads: of the transformer.
+        mlp_ratio: hidden width of the MLPs in multiples of `width`.
+        activation: of the MLPs.
+        output_dim: width D of the feature.
+    """
+
+    def __init__(
+        self,
+        *,
+        resolution: tuple[int, int],
+        patch_size: int,
+        width: int,
+        layers: int,
+        heads: int,
+        mlp_ratio: float,
+        activation: Activation,
+        output_dim: int,
+    ) -> None:
+        super().__init__()
+        self.resolution = resolution
+        self.output_dim = output_dim
+        patches = (resolution[0] // patch_size) * (resolution[1] // patch_size)
+        std = width**-0.5
+        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.class_embedding = nn.Parameter(std * torch.randn(width))
+        self.positional_embedding = nn.Parameter(std * torch.randn(patches + 1, width))
+        self.ln_pre = nn.LayerNorm(width)
+        self.transformer = Transformer(width, layers, heads, mlp_ratio, activation)
+        self.ln_post = nn.LayerNorm(width)
+        self.proj = nn.Parameter(std * torch.randn(width, output_dim))
+
+    @property
+    def input_resolution(self) -> int | tuple[int, int]:
+        """The side of a square input, or (height, width)."""
+        height, width = self.resolution
+        return height if height == width else self.resolution
+
+    def embed(self, images: Tensor) -> Tensor:
+        """Images (N, 3, H, W) -> class token and patch tokens, normed: (N, 1 + patches, W)."""
+        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, W, rows, columns) -> (N, patches, W)
+        class_token = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 3, H, W) -> (N, output_dim)."""
+        return self.ln_post(self.transformer.pooled(self.embed(images), at=0)) @ self.proj

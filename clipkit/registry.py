@@ -1,0 +1,237 @@
+"""Published plain-CLIP checkpoints: one row each, with what it is made of, where it lies, and its checksum.
+
+Sources: openai/CLIP (model table, checksums), open_clip 3.3 (model configs and pretrained tags), and the model cards of
+the hub repositories named in the rows. Activations and head widths cannot be read from weights, so they stand here.
+"""
+
+import difflib
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from clipkit.config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.errors import UnknownModelError
+
+OPENAI_ARCHIVES = "https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A published checkpoint.
+
+    `hub` is a repository in open_clip's layout, or in transformers' where that is the only one; `openai` is the
+    (file, sha256) of OpenAI's own archive; `files` are the names to try in the repository, in order.
+    """
+
+    name: str
+    config: CLIPConfig
+    hub: str
+    files: tuple[str, ...]
+    licence: str
+    openai: tuple[str, str] | None = None
+
+
+OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
+
+HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SQUASH = PreprocessConfig(resize_mode="squash")
+OPENAI = PreprocessConfig(mean=OPENAI_MEAN, std=OPENAI_STD)
+
+Activation = Literal["quick_gelu", "gelu"]
+
+
+def _resnet(embed: int, layers: tuple[int, int, int, int], width: int, size: int, text: int) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ResNetConfig(resolution=(size, size), layers=layers, width=width),
+        text=TextConfig(width=text, layers=12, activation="quick_gelu"),
+    )
+
+
+def _vit(
+    embed: int,
+    width: int,
+    layers: int,
+    patch: int,
+    text: int,
+    *,
+    text_layers: int = 12,
+    size: int = 224,
+    head_width: int = 64,
+    mlp_ratio: float = 4.0,
+    activation: Activation = "quick_gelu",
+    preprocess: PreprocessConfig = OPENAI,
+) -> CLIPConfig:
+    return CLIPConfig(
+        embed_dim=embed,
+        vision=ViTConfig(
+            resolution=(size, size),
+            patch_size=patch,
+            width=width,
+            layers=layers,
+            head_width=head_width,
+            mlp_ratio=mlp_ratio,
+            activation=activation,
+        ),
+        text=TextConfig(width=text, layers=text_layers, activation=activation),
+        preprocess=preprocess,
+    )
+
+
+def _gelu(config: CLIPConfig, preprocess: PreprocessConfig = OPENAI) -> CLIPConfig:
+    assert isinstance(config.vision, ViTConfig)
+    return replace(
+        config,
+        vision=replace(config.vision, activation="gelu"),
+        text=replace(config.text, activation="gelu"),
+        preprocess=preprocess,
+    )
+
+
+RN50 = _resnet(1024, (3, 4, 6, 3), 64, 224, 512)
+RN101 = _resnet(512, (3, 4, 23, 3), 64, 224, 512)
+B32 = _vit(512, 768, 12, 32, 512)
+B16 = _vit(512, 768, 12, 16, 512)
+L14 = _vit(768, 1024, 24, 14, 768)
+H14 = _vit(1024, 1280, 32, 14, 1024, text_layers=24, head_width=80)
+G14 = _vit(
+    1024, 1408, 40, 14, 1024, text_layers=24, head_width=88, mlp_ratio=4.3637, activation="gelu"
+)
+BIGG14 = _vit(1280, 1664, 48, 14, 1280, text_layers=32, head_width=104, mlp_ratio=4.9231)
+B16_PLUS = _vit(640, 896, 12, 16, 640, size=240, activation="gelu")
+
+
+def _openai(name: str, config: CLIPConfig, hub: str, sha256: str) -> Model:
+    file = name.replace("/", "-").replace("@", "-") + ".pt"
+    return Model(name, config, f"timm/{hub}.openai", OPEN_CLIP_FILES, "MIT", (file, sha256))
+
+
+def _open(name: str, config: CLIPConfig, hub: str, licence: str = "MIT") -> Model:
+    return Model(name, config, hub, OPEN_CLIP_FILES, licence)
+
+
+_ROWS = (
+    # OpenAI's nine (github.com/openai/CLIP, clip/clip.py)
+    _openai("RN50", RN50, "resnet50_clip", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
+    _openai("RN101", RN101, "resnet101_clip", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
+    _openai(
+        "RN50x4",
+        _resnet(640, (4, 6, 10, 6), 80, 288, 640),
+        "resnet50x4_clip",
+        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    ),
+    _openai(
+        "RN50x16",
+        _resnet(768, (6, 8, 18, 8), 96, 384, 768),
+        "resnet50x16_clip",
+        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    ),
+    _openai(
+        "RN50x64",
+        _resnet(1024, (3, 15, 36, 10), 128, 448, 1024),
+        "resnet50x64_clip",
+        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    ),
+    _openai(
+        "ViT-B/32",
+        B32,
+        "vit_base_patch32_clip_224",
+        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    ),
+    _openai(
+        "ViT-B/16",
+        B16,
+        "vit_base_patch16_clip_224",
+        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    ),
+    _openai(
+        "ViT-L/14",
+        L14,
+        "vit_large_patch14_clip_224",
+        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    ),
+    _openai(
+        "ViT-L/14@336px",
+        replace(L14, vision=replace(L14.vision, resolution=(336, 336))),
+        "vit_large_patch14_clip_336",
+        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+    ),
+    # LAION-400M, YFCC15M, CC12M (open_clip; the B/32 runs used QuickGELU, the others did not)
+    _open("ViT-B-32/laion400m_e31", B32, "timm/vit_base_patch32_clip_224.laion400m_e31"),
+    _open("ViT-B-32/laion400m_e32", B32, "timm/vit_base_patch32_clip_224.laion400m_e32"),
+    _open("ViT-B-16/laion400m_e31", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e31"),
+    _open("ViT-B-16/laion400m_e32", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e32"),
+    _open("ViT-L-14/laion400m_e31", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e31"),
+    _open("ViT-L-14/laion400m_e32", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e32"),
+    _open("ViT-B-16-plus-240/laion400m_e31", B16_PLUS, "timm/vit_base_patch16_plus_clip_240.laion400m_e31"),
+    _open("RN50/yfcc15m", RN50, "timm/resnet50_clip.yfcc15m"),
+    _open("RN50/cc12m", RN50, "timm/resnet50_clip.cc12m"),
+    _open("RN101/yfcc15m", RN101, "timm/resnet101_clip.yfcc15m"),
+    # LAION-2B (laion.ai; L/14 alone was trained with mean = std = 0.5)
+    _open("ViT-B-32/laion2b_s34b_b79k", _gelu(B32), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    _open("ViT-B-16/laion2b_s34b_b88k", _gelu(B16), "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
+    _open("ViT-L-14/laion2b_s32b_b82k", _gelu(L14, HALF), "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"),
+    _open("ViT-H-14/laion2b_s32b_b79k", _gelu(H14), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    _open("ViT-g-14/laion2b_s12b_b42k", G14, "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"),
+    _open("ViT-g-14/laion2b_s34b_b88k", G14, "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"),
+    _open("ViT-bigG-14/laion2b_s39b_b160k", _gelu(BIGG14), "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+    # DataComp (2304.14108)
+    _open("ViT-B-32/datacomp_xl_s13b_b90k", _gelu(B32), "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"),
+    _open(
+        "ViT-B-32-256/datacomp_s34b_b86k",
+        _vit(512, 768, 12, 32, 512, size=256, activation="gelu"),
+        "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K",
+    ),
+    _open("ViT-B-16/datacomp_xl_s13b_b90k", _gelu(B16), "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
+    _open("ViT-L-14/datacomp_xl_s13b_b90k", _gelu(L14), "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K"),
+    # DFN (2309.17425); DFN2B ViT-B/16 is left out because its sources disagree on the activation
+    _open("ViT-L-14/dfn2b", L14, "apple/DFN2B-CLIP-ViT-L-14", "Apple"),
+    _open("ViT-L-14/dfn2b_s39b", _gelu(L14), "apple/DFN2B-CLIP-ViT-L-14-39B", "Apple"),
+    _open("ViT-H-14/dfn5b", replace(H14, preprocess=SQUASH), "apple/DFN5B-CLIP-ViT-H-14", "Apple"),
+    _open(
+        "ViT-H-14-378/dfn5b",
+        replace(H14, vision=replace(H14.vision, resolution=(378, 378)), preprocess=SQUASH),
+        "apple/DFN5B-CLIP-ViT-H-14-378",
+        "Apple",
+    ),
+    # MetaCLIP (2309.16671)
+    *(
+        _open(f"{name}/metaclip_{data}", config, f"timm/{hub}.metaclip_{data}", "CC-BY-NC-4.0")
+        for name, config, hub in (
+            ("ViT-B-32", B32, "vit_base_patch32_clip_224"),
+            ("ViT-B-16", B16, "vit_base_patch16_clip_224"),
+            ("ViT-L-14", L14, "vit_large_patch14_clip_224"),
+        )
+        for data in ("400m", "2pt5b")
+    ),
+    _open("ViT-H-14/metaclip_2pt5b", H14, "timm/vit_huge_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
+    _open("ViT-bigG-14/metaclip_2pt5b", BIGG14, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
+)
+
+MODELS: dict[str, Model] = {row.name: row for row in _ROWS}
+
+
+def _spelling(name: str) -> str:
+    """One form for all spellings: `ViT-B/32`, `vit-b-32` and `ViT-B_32` are the same model."""
+    return "".join(c if c.isalnum() else "-" for c in name.lower())
+
+
+_BY_SPELLING = {_spelling(key): row for row in _ROWS for key in (row.name, row.hub)} | {
+    "vit-l-14-336": MODELS["ViT-L/14@336px"]  # open_clip's name for it
+}
+
+
+def find(name: str) -> Model | None:
+    """The row of a published name in any spelling or of a hub id, or None."""
+    return _BY_SPELLING.get(_spelling(name))
+
+
+def unknown(name: str) -> UnknownModelError:
+    """The error for a name that means nothing, with the names that come close."""
+    names = {_spelling(known): known for known in ["tiny", *MODELS]}
+    close = [names[match] for match in difflib.get_close_matches(_spelling(name), names, n=3, cutoff=0.5)]
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    return UnknownModelError(
+        f"{name!r} is no published model, no hub id (owner/name) and no existing path: {hint}"
+        "`clipkit.list_models()` names them all"
+    )
