@@ -83,6 +83,11 @@ class ViTConfig:
             raise ConfigError(f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}")
 
     @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLPs: 1408 x 4.3637 stands for 6144, and 6144 / 1408 must give it too."""
+        return int(self.width * self.mlp_ratio + 1e-6)
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of patches. A rest smaller than a patch is cut off, as a strided convolution does."""
         return self.resolution[0] // self.patch_size, self.resolution[1] // self.patch_size
@@ -107,7 +112,7 @@ class ResNetConfig:
             raise ConfigError(f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}")
         if self.width % 2 or self.pool_width % self.head_width:
             raise ConfigError(
-                f"ResNetConfig: width {self.width} must be even and 32 x width a multiple of head_width {self.head_width}"
+                f"ResNetConfig: width {self.width} must be even, and 32 x it a multiple of head_width {self.head_width}"
             )
 
     @property
@@ -136,6 +141,11 @@ class TextConfig:
     def __post_init__(self) -> None:
         _check_transformer(self)
         _check_positive(self, "context_length", "vocab_size")
+
+    @property
+    def mlp_width(self) -> int:
+        """Hidden width of the MLPs: 1408 x 4.3637 stands for 6144, and 6144 / 1408 must give it too."""
+        return int(self.width * self.mlp_ratio + 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,11 +5,11 @@ the hub repositories named in the rows. Activations and head widths cannot be re
 """
 
 import difflib
+import re
 from dataclasses import dataclass, replace
-from typing import Literal
 
-from clipkit.config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
-from clipkit.errors import UnknownModelError
+from clipkit.config import Activation, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
 
 OPENAI_ARCHIVES = "https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
 
@@ -35,9 +35,7 @@ TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
 
 HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
 SQUASH = PreprocessConfig(resize_mode="squash")
-OPENAI = PreprocessConfig(mean=OPENAI_MEAN, std=OPENAI_STD)
-
-Activation = Literal["quick_gelu", "gelu"]
+OPENAI = PreprocessConfig()
 
 
 def _resnet(embed: int, layers: tuple[int, int, int, int], width: int, size: int, text: int) -> CLIPConfig:
@@ -94,9 +92,7 @@ B32 = _vit(512, 768, 12, 32, 512)
 B16 = _vit(512, 768, 12, 16, 512)
 L14 = _vit(768, 1024, 24, 14, 768)
 H14 = _vit(1024, 1280, 32, 14, 1024, text_layers=24, head_width=80)
-G14 = _vit(
-    1024, 1408, 40, 14, 1024, text_layers=24, head_width=88, mlp_ratio=4.3637, activation="gelu"
-)
+G14 = _vit(1024, 1408, 40, 14, 1024, text_layers=24, head_width=88, mlp_ratio=4.3637, activation="gelu")
 BIGG14 = _vit(1280, 1664, 48, 14, 1280, text_layers=32, head_width=104, mlp_ratio=4.9231)
 B16_PLUS = _vit(640, 896, 12, 16, 640, size=240, activation="gelu")
 
@@ -206,6 +202,16 @@ _ROWS = (
     ),
     _open("ViT-H-14/metaclip_2pt5b", H14, "timm/vit_huge_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
     _open("ViT-bigG-14/metaclip_2pt5b", BIGG14, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
+    # TinyCLIP (2309.12314; configs in github.com/microsoft/Cream, trained without QuickGELU); transformers' layout
+    *(
+        Model(f"TinyCLIP-ViT-{name}", config, f"wkcn/TinyCLIP-ViT-{name}", TRANSFORMERS_FILES, "MIT")
+        for name, config in (
+            ("8M-16-Text-3M-YFCC15M", _vit(512, 256, 10, 16, 256, text_layers=3, activation="gelu")),
+            ("39M-16-Text-19M-YFCC15M", _vit(512, 512, 12, 16, 512, text_layers=6, activation="gelu")),
+            ("40M-32-Text-19M-LAION400M", _vit(512, 512, 12, 32, 512, text_layers=6, activation="gelu")),
+            ("61M-32-Text-29M-LAION400M", _vit(512, 640, 12, 32, 512, text_layers=9, activation="gelu")),
+        )
+    ),
 )
 
 MODELS: dict[str, Model] = {row.name: row for row in _ROWS}
@@ -235,3 +241,36 @@ def unknown(name: str) -> UnknownModelError:
         f"{name!r} is no published model, no hub id (owner/name) and no existing path: {hint}"
         "`clipkit.list_models()` names them all"
     )
+
+
+# What a name says about a model that is not a plain CLIP.
+NOT_PLAIN = {
+    r"siglip": "SigLIP has another loss and other towers",
+    r"clipa": "CLIPA has another text tokenizer and pooling",
+    r"pe-core": "PE-Core has other towers",
+    r"mobileclip": "MobileCLIP has other towers",
+    r"eva0?\d*-|eva0?2?_clip|eva_?(giant|large|base)": "EVA has other towers",
+    r"convnext": "its image tower is a ConvNeXt",
+    r"vitamin": "its image tower is a ViTamin",
+    r"coca[-_]": "CoCa has a decoder and an attentional pool",
+    r"roberta|xlm|nllb|mt5": "its text tower is another model",
+    r"worldwide|metaclip-2-": "MetaCLIP 2 has another tokenizer and text tower",
+    r"tinyclip-(auto|resnet)": "it is a pruned TinyCLIP, whose layers differ in width",
+}
+
+
+def refuse(name: str) -> None:
+    """Raise `UnsupportedCheckpointError` with the reason if the name is of a model that is not a plain CLIP."""
+    for pattern, reason in NOT_PLAIN.items():
+        if re.search(pattern, name.lower().rsplit("/", 1)[-1]):
+            raise UnsupportedCheckpointError(f"{name!r} is not a plain CLIP: {reason}")
+
+
+def available_models() -> list[str]:
+    """Names of OpenAI's nine models, as in their package. `list_models` has all."""
+    return [row.name for row in _ROWS if row.openai]
+
+
+def list_models() -> list[str]:
+    """Every name that `clipkit.load` knows, the embedded checkpoint first."""
+    return ["tiny", *MODELS]

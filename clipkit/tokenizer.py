@@ -102,7 +102,7 @@ class Tokenizer:
     """Byte-pair tokenizer with its table.
 
     Args:
-        merges: lines "a b", most frequent first; None is CLIP's own table. A "#version" header is skipped.
+        merges: lines "a b", in rank order; None is CLIP's own table. A "#version" header is skipped.
         context_length: the default row length, in tokens.
 
     Attributes:

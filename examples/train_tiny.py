@@ -89,7 +89,7 @@ class Source:
 
 
 def random_crops(pixels: torch.Tensor, area: float) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float (N, 3, 64, 64) in 0-1: crops of at least `area` of the picture, flipped, recoloured."""
+    """uint8 (N, H, W, 3) -> float (N, 3, 64, 64) in 0-1: crops of at least `area` of it, flipped, recoloured."""
     n = len(pixels)
     images = pixels.permute(0, 3, 1, 2).float() / 255
     ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
@@ -124,9 +124,7 @@ def cifar100(root: Path, cache: Path) -> Source:
     files = [sorted(folder.glob("*.png")) for folder in folders]
     labels = [label for label, members in enumerate(files) for _ in members]
     flat = [file for members in files for file in members]
-    names = [
-        [file.parent.name.replace("_", " "), file.stem.rsplit("_s_", 1)[0].replace("_", " ")] for file in flat
-    ]
+    names = [[file.parent.name.replace("_", " "), file.stem.rsplit("_s_", 1)[0].replace("_", " ")] for file in flat]
     return Source(read_folder(flat, 32, cache / "cifar100.npy"), labels, names)
 
 

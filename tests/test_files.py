@@ -1,4 +1,4 @@
-"""Weight files of every kind, whole, damaged and hostile. TorchScript archives are made here, and only here, by torch.jit."""
+"""Weight files of every kind: whole, damaged and hostile. Only these tests use torch.jit, to make archives."""
 
 import io
 import json
@@ -21,6 +21,7 @@ import pytest
 import torch
 from safetensors import safe_open
 from torch import Tensor, nn
+from torch._utils import _rebuild_tensor_v2
 
 from clipkit.checkpoints.files import read_weights, sha256, shard_names, unwrap_state_dict, verify_sha256, write_weights
 from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError, UnsafeCheckpointError
@@ -98,7 +99,9 @@ def save_torchscript(module: nn.Module, path: Path, trace_with: Tensor | None = 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # torch.jit is deprecated
         module = module.eval()
-        script: Any = torch.jit.script(module) if trace_with is None else torch.jit.trace(module, trace_with)
+        script: Any = (
+            torch.jit.script(module) if trace_with is None else torch.jit.trace(module, trace_with, check_trace=False)
+        )
         script.save(str(path))
         return script.state_dict()
 
@@ -169,7 +172,7 @@ def test_reads_each_kind_whatever_its_name(save: Callable[[Path], None], suffix:
 def test_traced_clip(tmp_path: Path) -> None:
     expected = save_torchscript(ToyCLIP(), tmp_path / "clip.pt", trace_with=torch.randn(2, 8))
     actual = read_weights(tmp_path / "clip.pt")
-    assert len(actual) == 66 and {t.dtype for t in actual.values()} == {torch.float16, torch.float32, torch.int64}
+    assert {t.dtype for t in actual.values()} == {torch.float16, torch.float32, torch.int64}
     assert_same(actual, expected)
     assert actual["visual.proj"].stride() == (1, 8)
     tied = [actual[f"transformer.resblocks.{i}.mlp.c_fc.weight"] for i in (0, 1)]
@@ -188,22 +191,22 @@ def test_weights_are_mapped_and_the_file_is_safe_from_writes(save: Callable[[Pat
     save(path)
     before = sha256(path)
     for tensor in read_weights(path).values():
-        assert (
-            mapped_file(tensor) == ("" if save is save_legacy or not tensor.numel() else str(path)) or not tensor.dim()
-        )
+        if tensor.numel() and tensor.dim():  # TorchScript's plain integers become tensors in memory
+            assert mapped_file(tensor) == ("" if save is save_legacy else str(path))
         tensor.zero_()
     assert sha256(path) == before
     assert any(tensor.any() for tensor in read_weights(path).values())
 
 
 def test_training_checkpoint(tmp_path: Path) -> None:
-    model = nn.Linear(3, 2)
-    optimizer = torch.optim.AdamW(model.parameters())
-    model(torch.ones(1, 3)).sum().backward()
-    optimizer.step()
-    state = {f"module.{name}": value for name, value in model.state_dict().items()}
-    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": optimizer.state_dict()}, tmp_path / "e.pt")
-    assert_same(read_weights(tmp_path / "e.pt"), dict(model.state_dict()))
+    state = {"weight": torch.randn(2, 3), "bias": torch.randn(2)}
+    optimizer = {
+        "state": {0: {"step": torch.tensor(1.0), "exp_avg": torch.zeros(2, 3)}},
+        "param_groups": [{"lr": 1e-3, "betas": (0.9, 0.98), "fused": None, "params": [0, 1]}],
+    }
+    prefixed = {f"module.{name}": value for name, value in state.items()}
+    torch.save({"epoch": 3, "name": "run", "state_dict": prefixed, "optimizer": optimizer}, tmp_path / "epoch_3.pt")
+    assert_same(read_weights(tmp_path / "epoch_3.pt"), state)
 
 
 # Shards
@@ -259,6 +262,7 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
         read_weights(tmp_path)
 
 
+@pytest.mark.filterwarnings("ignore:Detected pickle protocol")
 @pytest.mark.parametrize(
     ("content", "message"),
     [
@@ -284,13 +288,23 @@ def test_no_checkpoint_at_all(content: bytes, message: str, tmp_path: Path) -> N
         read_weights(tmp_path / "model.safetensors")
 
 
-@every_kind
+SMALL = {"w": torch.ones(2)}
+
+
+@pytest.mark.parametrize(
+    "save",
+    [
+        lambda path: write_weights(SMALL, path),
+        lambda path: torch.save(SMALL, path),
+        lambda path: torch.save(SMALL, path, _use_new_zipfile_serialization=False),
+        lambda path: write_archive(path, Storage(4)),
+    ],
+)
 def test_truncated_at_any_byte(save: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "weights"
     save(path)
-    content = path.read_bytes()
-    for length in range(len(content)):
-        path.write_bytes(content[:length])
+    for length in reversed(range(path.stat().st_size)):
+        os.truncate(path, length)
         with pytest.raises(CorruptCheckpointError, match=rf"weights \({length:,} bytes\) .*Delete it and download"):
             read_weights(path)
 
@@ -302,7 +316,7 @@ def test_random_damage_raises_our_errors_or_none(save: Callable[[Path], None], t
     content = path.read_bytes()
     chance = random.Random(0)
     outcomes = set()
-    for _ in range(300):
+    for _ in range(200):
         damaged = bytearray(content)
         for _ in range(chance.choice([1, 3, 10])):
             damaged[chance.randrange(len(damaged))] = chance.randrange(256)
@@ -371,7 +385,7 @@ def script_class(monkeypatch: pytest.MonkeyPatch) -> Any:
 
 
 def tensor_of(storage: Any, offset: Any = 0, size: Any = (4,), stride: Any = (1,)) -> Call:
-    return Call(torch._utils._rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
+    return Call(_rebuild_tensor_v2, storage, offset, size, stride, False, OrderedDict())
 
 
 def write_archive(path: Path, root: Any, records: dict[str, bytes] | None = None, protocol: int = 2) -> None:
@@ -441,7 +455,7 @@ def test_archive_tensor_beyond_its_record(tensor: Call, script_class: Any, tmp_p
         tensor_of(Storage(4, dtype=torch.ComplexFloatStorage)),
         tensor_of(Storage(4, dtype="float")),
         tensor_of("no storage"),
-        Call(torch._utils._rebuild_tensor_v2),
+        Call(_rebuild_tensor_v2),
         tensor_of(Storage(4), size=(2**32, 2**32, 1), stride=(0, 0, 1)),
     ],
 )
@@ -535,15 +549,13 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(
         f"{os.system.__module__}.system": Call(os.system, f"touch {marker}"),
         "(builtins|__builtin__).eval": Call(eval, spell),
         "(builtins|__builtin__).exec": Call(exec, spell),
-        "(builtins|__builtin__).getattr": Call(getattr, os, "system"),
+        "(builtins|__builtin__).getattr": Call(getattr, "", "join"),
         r"torch\.serialization\.load": Call(torch.load, str(tmp_path / "other.pt"), None, None),
         r"torch\.hub\.load": Call(torch.hub.load, str(tmp_path), "x"),
         r"torch\.jit\._serialization\.load": Call(torch.jit.load, "x.pt"),
         "numpy.*": Call(__import__("numpy").load, "x"),
         "shutil.rmtree": Call(__import__("shutil").rmtree, str(tmp_path / "nothing")),
-        "test_files.ToyCLIP": ToyCLIP,
     }
-    gadgets.pop("(builtins|__builtin__).getattr")  # a module cannot be pickled
     path = tmp_path / f"evil{suffix}"
     for name, gadget in gadgets.items():
         for root in (gadget, {"state_dict": {"w": torch.Size([1])}, "optimizer": [gadget]}):
@@ -555,8 +567,9 @@ def test_code_in_a_pickle_is_refused_and_does_not_run(
     assert marker.exists()
 
 
-def test_whole_pickled_module_says_what_to_do(tmp_path: Path) -> None:
-    torch.save(nn.Linear(2, 2), tmp_path / "model.pt")
+@pytest.mark.parametrize("new", [True, False])
+def test_whole_pickled_module_says_what_to_do(new: bool, tmp_path: Path) -> None:
+    torch.save(nn.Linear(2, 2), tmp_path / "model.pt", _use_new_zipfile_serialization=new)
     with pytest.raises(UnsafeCheckpointError, match=r"torch\.nn\.modules\.linear\.Linear, .*save its state_dict\(\)"):
         read_weights(tmp_path / "model.pt")
 
@@ -612,7 +625,7 @@ def test_no_state_dict(obj: Any, message: str, tmp_path: Path) -> None:
     with pytest.raises(CorruptCheckpointError, match=message):
         unwrap_state_dict(obj)
     torch.save(obj, tmp_path / "x.pt")
-    with pytest.raises(CorruptCheckpointError, match=rf"x\.pt \([\d,]+ bytes\) {message}.*state_dict\(\) alone"):
+    with pytest.raises(CorruptCheckpointError, match=rf"x\.pt \([\d,]+ bytes\) .*{message}.*state_dict\(\) alone"):
         read_weights(tmp_path / "x.pt")
 
 

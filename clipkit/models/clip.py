@@ -34,7 +34,7 @@ def build_visual(config: ViTConfig | ResNetConfig, embed_dim: int) -> VisionTran
         width=config.width,
         layers=config.layers,
         heads=config.width // config.head_width,
-        mlp_ratio=config.mlp_ratio,
+        mlp_width=config.mlp_width,
         activation=config.activation,
         output_dim=embed_dim,
     )
@@ -48,7 +48,7 @@ def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
         width=config.width,
         layers=config.layers,
         heads=config.width // config.head_width,
-        mlp_ratio=config.mlp_ratio,
+        mlp_width=config.mlp_width,
         activation=config.activation,
         output_dim=embed_dim,
     )

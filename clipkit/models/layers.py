@@ -99,13 +99,11 @@ class ResidualAttentionBlock(nn.Module):
 class Transformer(nn.Module):
     """A stack of blocks that ends in one token per sample."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_ratio: float, activation: Activation) -> None:
+    def __init__(self, width: int, layers: int, heads: int, mlp_width: int, activation: Activation) -> None:
         super().__init__()
         self.width = width
         self.resblocks = nn.ModuleList(
-            # int() as open_clip: bigG's 1664 x 4.9231 is 8192.04
-            ResidualAttentionBlock(width, heads, int(width * mlp_ratio), activation)
-            for _ in range(layers)
+            ResidualAttentionBlock(width, heads, mlp_width, activation) for _ in range(layers)
         )
         self.initialise()
 

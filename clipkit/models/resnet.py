@@ -1,4 +1,4 @@
-"""The modified ResNet of CLIP: a stem of three convolutions, anti-aliased strides and attention pooling (2103.00020)."""
+"""The modified ResNet of CLIP: a stem of three convolutions, anti-aliased strides, attention pooling (2103.00020)."""
 
 from collections import OrderedDict
 

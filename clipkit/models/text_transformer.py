@@ -17,7 +17,7 @@ class TextTransformer(nn.Module):
         context_length: the longest row of ids.
         vocab_size: number of tokens.
         width, layers, heads: of the transformer.
-        mlp_ratio: hidden width of the MLPs in multiples of `width`.
+        mlp_width: hidden width of the MLPs.
         activation: of the MLPs.
         output_dim: width D of the feature.
     """
@@ -30,7 +30,7 @@ class TextTransformer(nn.Module):
         width: int,
         layers: int,
         heads: int,
-        mlp_ratio: float,
+        mlp_width: int,
         activation: Activation,
         output_dim: int,
     ) -> None:
@@ -40,7 +40,7 @@ class TextTransformer(nn.Module):
         self.output_dim = output_dim
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.transformer = Transformer(width, layers, heads, mlp_ratio, activation)
+        self.transformer = Transformer(width, layers, heads, mlp_width, activation)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, output_dim))
         self.initialise()

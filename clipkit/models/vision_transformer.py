@@ -14,7 +14,7 @@ class VisionTransformer(nn.Module):
         resolution: (height, width) of its input in pixels.
         patch_size: side of a square patch in pixels; a rest at the right and bottom edge is not seen.
         width, layers, heads: of the transformer.
-        mlp_ratio: hidden width of the MLPs in multiples of `width`.
+        mlp_width: hidden width of the MLPs.
         activation: of the MLPs.
         output_dim: width D of the feature.
     """
@@ -27,7 +27,7 @@ class VisionTransformer(nn.Module):
         width: int,
         layers: int,
         heads: int,
-        mlp_ratio: float,
+        mlp_width: int,
         activation: Activation,
         output_dim: int,
     ) -> None:
@@ -40,7 +40,7 @@ class VisionTransformer(nn.Module):
         self.class_embedding = nn.Parameter(std * torch.randn(width))
         self.positional_embedding = nn.Parameter(std * torch.randn(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
-        self.transformer = Transformer(width, layers, heads, mlp_ratio, activation)
+        self.transformer = Transformer(width, layers, heads, mlp_width, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(std * torch.randn(width, output_dim))
 

@@ -1,0 +1,46 @@
+"""Zero-shot classification: class names become the weights of a linear classifier (2103.00020, section 3.1)."""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.errors import ConfigError
+from clipkit.models.clip import CLIP
+
+CHUNK = 256  # prompts encoded at once
+
+
+def zero_shot_weights(
+    model: CLIP, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
+) -> Tensor:
+    """One unit vector per class: the mean over the templates of its normalised text features, normalised again.
+
+    Args:
+        model: whose text tower and tokenizer to use.
+        class_names: C names.
+        templates: texts with one `{}` where the name goes.
+
+    Returns:
+        (C, D) float32 on the model's device, without gradient. Image features, normalised, times its transpose are
+        cosine similarities.
+
+    Raises:
+        ConfigError: for no class, no template, a single string in place of a list, or a template without one `{}`.
+        TokenizerError: for a prompt that is too long.
+    """
+    for name, values in (("class_names", class_names), ("templates", templates)):
+        if isinstance(values, str) or not values or not all(isinstance(value, str) for value in values):
+            raise ConfigError(f"{name} must be a non-empty list of strings, not {values!r}")
+    for template in templates:
+        if template.count("{}") != 1:
+            raise ConfigError(f"a template needs one {{}} where the class name goes: {template!r}")
+    prompts = [template.replace("{}", name) for name in class_names for template in templates]
+    with torch.inference_mode():
+        features = [
+            model.encode_text(model.tokenizer(prompts[start : start + CHUNK])).float()
+            for start in range(0, len(prompts), CHUNK)
+        ]
+        grouped = F.normalize(torch.cat(features), dim=-1).unflatten(0, (len(class_names), -1))  # (C, templates, D)
+        return F.normalize(grouped.mean(dim=1), dim=-1)

@@ -1,0 +1,136 @@
+"""The command line: thin commands over the public API. `clipkit --help` lists them."""
+
+import argparse
+import glob
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+BATCH = 32
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command. Returns the exit code: 0, 1 if some images could not be read, 2 if the command could not run."""
+    args = _parser().parse_args(arguments)
+    from clipkit.errors import ClipkitError
+
+    try:
+        return args.run(args)
+    except ClipkitError as error:
+        print(f"clipkit: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="clipkit", description="CLIP checkpoints and classifiers.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    classify = commands.add_parser("classify", help="rank labels for images, without training")
+    classify.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
+    classify.add_argument("--labels", nargs="+", required=True, help="class names to choose from")
+    classify.add_argument(
+        "--templates",
+        nargs="+",
+        default=["a photo of a {}."],
+        help="texts with {} where the label goes; several are averaged",
+    )
+    classify.add_argument("--model", help="a name from `clipkit models`, a hub id, or a path (default: tiny)")
+    classify.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
+    classify.add_argument("--top", type=int, default=5, help="labels to show for each image (default: 5)")
+    classify.add_argument("--json", action="store_true", help="print one JSON object for each image")
+    classify.set_defaults(run=_classify)
+
+    models = commands.add_parser("models", help="list the checkpoints that can be loaded by name")
+    models.set_defaults(run=_models)
+    return parser
+
+
+def _classify(args: argparse.Namespace) -> int:
+    from clipkit import load, zero_shot_weights
+    from clipkit.errors import ConfigError
+
+    if args.top < 1:
+        raise ConfigError(f"--top must be at least 1, not {args.top}")
+    files, missing = _expand(args.images)
+    if args.model is None:
+        print("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.", file=sys.stderr)
+    if files:
+        model, preprocess = load(args.model or "tiny", args.device)
+        weights = zero_shot_weights(model, args.labels, args.templates)
+        for file, result in _predict(model, preprocess, weights, files):
+            if isinstance(result, Exception):
+                missing.append(str(result))
+                continue
+            ranked = sorted(zip(args.labels, result, strict=True), key=lambda pair: -pair[1])[: args.top]
+            print(_as_json(file, ranked) if args.json else _as_text(file, ranked), flush=True)
+    for problem in missing:
+        print(f"clipkit: skipped: {problem}", file=sys.stderr)
+    return 0 if not missing else 1 if files else 2
+
+
+def _predict(model: Any, preprocess: Any, weights: Any, files: list[Path]) -> Iterator[tuple[Path, Any]]:
+    """Each file with its probabilities over the labels, or with the error that it cannot be read."""
+    import torch
+    import torch.nn.functional as F
+    from tqdm import tqdm
+
+    from clipkit.errors import ImageError
+
+    with tqdm(total=len(files), unit="image", disable=len(files) <= BATCH or not sys.stderr.isatty()) as progress:
+        for start in range(0, len(files), BATCH):
+            batch, results = files[start : start + BATCH], []
+            for file in batch:
+                try:
+                    results.append(preprocess(file))
+                except ImageError as error:
+                    results.append(error)
+            images = [result for result in results if not isinstance(result, Exception)]
+            if images:
+                with torch.inference_mode():
+                    features = F.normalize(model.encode_image(torch.stack(images)).float(), dim=-1)
+                    logits = model.logit_scale.float().exp() * features @ weights.T  # (N, C)
+                    rows = iter(logits.softmax(dim=-1).tolist())
+                results = [result if isinstance(result, Exception) else next(rows) for result in results]
+            yield from zip(batch, results, strict=True)
+            progress.update(len(batch))
+
+
+def _expand(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Files, the images in folders and what globs match, in order and once each; and what led to nothing."""
+    found: dict[Path, None] = {}
+    missing = []
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES)
+        elif path.exists():
+            matches = [path]
+        else:
+            matches = sorted(Path(p) for p in glob.glob(pattern, recursive=True) if Path(p).is_file())
+        if not matches:
+            missing.append(f"no image at {pattern}")
+        found |= dict.fromkeys(matches)
+    return list(found), missing
+
+
+def _as_json(file: Path, ranked: list[tuple[str, float]]) -> str:
+    return json.dumps({"image": str(file), "labels": [{"label": label, "probability": p} for label, p in ranked]})
+
+
+def _as_text(file: Path, ranked: list[tuple[str, float]]) -> str:
+    width = max(len(label) for label, _ in ranked)
+    return "\n".join([str(file), *(f"  {label:<{width}}  {probability:7.2%}" for label, probability in ranked)])
+
+
+def _models(args: argparse.Namespace) -> int:
+    from clipkit.registry import MODELS
+
+    print(f"{'name':<34}{'input':>7}{'dim':>6}  {'licence':<14}source")
+    print(f"{'tiny':<34}{'64':>7}{'256':>6}  {'MIT':<14}embedded in clipkit")
+    for row in MODELS.values():
+        size = row.config.vision.resolution[0]
+        print(f"{row.name:<34}{size:>7}{row.config.embed_dim:>6}  {row.licence:<14}{row.hub}")
+    return 0
