@@ -4,6 +4,7 @@ The weights alone reveal neither the activation nor the number of heads, so both
 never guessed. `CLIPConfig.to_dict` and `CLIPConfig.from_dict` are the JSON form.
 """
 
+import math
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, TypeVar
 
@@ -20,17 +21,21 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 T = TypeVar("T")
 
 
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
 def _pair(value: Any, name: str) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(side, int) and side > 0 for side in pair):
+    pair = value if isinstance(value, list | tuple) else (value, value)
+    if len(pair) != 2 or not all(_is_positive(side) for side in pair):
         raise ConfigError(f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}")
-    return pair
+    return pair[0], pair[1]
 
 
 def _check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
-        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        if not _is_positive(value):
             raise ConfigError(f"{type(config).__name__}.{name} must be a positive integer, not {value!r}")
 
 
@@ -46,8 +51,11 @@ def _check_transformer(config: Any) -> None:
         raise ConfigError(
             f"{type(config).__name__}: width {config.width} is not a multiple of head_width {config.head_width}"
         )
-    if config.mlp_ratio <= 0:
-        raise ConfigError(f"{type(config).__name__}.mlp_ratio must be positive, not {config.mlp_ratio!r}")
+    if not isinstance(config.mlp_ratio, int | float) or not 1 / config.width <= config.mlp_ratio < math.inf:
+        raise ConfigError(
+            f"{type(config).__name__}.mlp_ratio must be a positive number that leaves the MLPs a width, "
+            f"not {config.mlp_ratio!r}"
+        )
 
 
 def _build(cls: type[T], values: Any) -> T:
@@ -104,10 +112,11 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
-        object.__setattr__(self, "layers", tuple(self.layers))
         _check_positive(self, "width", "head_width")
-        if len(self.layers) != 4 or any(not isinstance(n, int) or n < 1 for n in self.layers):
-            raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {self.layers!r}")
+        layers = self.layers
+        if not isinstance(layers, list | tuple) or len(layers) != 4 or not all(_is_positive(n) for n in layers):
+            raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {layers!r}")
+        object.__setattr__(self, "layers", tuple(layers))
         if any(side < 32 for side in self.resolution):
             raise ConfigError(f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}")
         if self.width % 2 or self.pool_width % self.head_width:
@@ -122,8 +131,8 @@ class ResNetConfig:
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last feature map."""
-        return self.resolution[0] // 32, self.resolution[1] // 32
+        """Rows and columns of the last feature map: the first of its five halvings rounds up, the others down."""
+        return (self.resolution[0] + 1) // 32, (self.resolution[1] + 1) // 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,10 +168,11 @@ class PreprocessConfig:
 
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
-            values = tuple(getattr(self, name))
-            if len(values) != 3 or not all(isinstance(v, int | float) for v in values):
+            values = getattr(self, name)
+            numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+            if not numbers or len(values) != 3:
                 raise ConfigError(f"PreprocessConfig.{name} must be three numbers, one per channel, not {values!r}")
-            object.__setattr__(self, name, values)
+            object.__setattr__(self, name, tuple(values))
         if min(self.std) <= 0:
             raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
         _check_choice(self, "interpolation", ("bicubic", "bilinear"))
@@ -180,6 +190,11 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         _check_positive(self, "embed_dim")
+        parts = {"vision": (ViTConfig, ResNetConfig), "text": (TextConfig,), "preprocess": (PreprocessConfig,)}
+        for name, kinds in parts.items():
+            if not isinstance(getattr(self, name), kinds):
+                needed = " or ".join(kind.__name__ for kind in kinds)
+                raise ConfigError(f"CLIPConfig.{name} must be a {needed}, not {getattr(self, name)!r}")
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; `vision` gains a `type`, "vit" or "resnet"."""

@@ -1,6 +1,6 @@
 """Train the embedded checkpoint `tiny` from scratch: a CLIP of 11 million parameters on two public sets of photos.
 
-    python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/tiny --epochs 13
+    python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/tiny --epochs 12
 
 `--tiny-imagenet` is the folder with `wnids.txt`, `words.txt` and `train/`; `--cifar100` the one with `train/<class>/`,
 whose file names keep the noun that each picture was searched by (`apple_s_000027.png`). Every step sees each of the
@@ -140,7 +140,7 @@ def main() -> None:
     parser.add_argument("--tiny-imagenet", type=Path, required=True)
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
-    parser.add_argument("--epochs", type=int, default=13)
+    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--area", type=float, default=0.4, help="the smallest share of a picture that a crop keeps")

@@ -6,8 +6,10 @@ import os
 import pickle
 import re
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -32,7 +34,7 @@ def make(resolution=(224, 224), **config) -> Preprocess:
     return Preprocess(resolution, PreprocessConfig(**config))
 
 
-def openai_transform(size: int) -> Compose:
+def openai_transform(size: int) -> Callable[[Image.Image], torch.Tensor]:
     return Compose([
         Resize(size, interpolation=InterpolationMode.BICUBIC),
         CenterCrop(size),
@@ -98,12 +100,17 @@ def image_transform():
         return pytest.importorskip("open_clip.transform").image_transform
 
 
-@pytest.mark.parametrize("resolution", [(64, 64), (48, 81), (80, 33)])
-@pytest.mark.parametrize("interpolation", ["bicubic", "bilinear"])
-@pytest.mark.parametrize("resize_mode", ["shortest", "longest", "squash"])
+@pytest.mark.parametrize(
+    "resize_mode, interpolation, resolution",
+    [
+        (mode, interpolation, resolution)
+        for mode in ("shortest", "longest", "squash")
+        for interpolation in ("bicubic", "bilinear")
+        for resolution in ((64, 64), (48, 81), (80, 33))
+        if (mode, interpolation) != ("shortest", "bilinear") or resolution == (64, 64)  # else open_clip takes bicubic
+    ],
+)
 def test_equals_open_clip_to_the_bit(image_transform, resize_mode, interpolation, resolution):
-    if resize_mode == "shortest" and interpolation == "bilinear" and resolution != (64, 64):
-        pytest.skip("open_clip falls back to bicubic here")
     ours = make(resolution, resize_mode=resize_mode, interpolation=interpolation)
     theirs = image_transform(
         resolution, is_train=False, mean=MEAN, std=STD, resize_mode=resize_mode, interpolation=interpolation
@@ -300,9 +307,7 @@ def test_tensor_of_the_right_size_equals_the_picture():
     assert torch.equal(make((32, 32))(as_tensor(image)), make((32, 32))(image))
 
 
-@pytest.mark.parametrize(
-    "resize_mode, resolution", [("shortest", (64, 64)), ("squash", (64, 64)), ("squash", (40, 90))]
-)
+@pytest.mark.parametrize("resize_mode, resolution", [("shortest", (64, 64)), ("squash", (40, 90))])
 def test_float_tensor_equals_open_clip(image_transform, resize_mode, resolution):
     """Bilinear, since bicubic differs by the clamping; open_clip's other cases take PIL images only."""
     theirs = image_transform(resolution, is_train=False, resize_mode=resize_mode, interpolation="bilinear")
@@ -536,9 +541,7 @@ def test_tensor_without_pixels(shape):
     ],
 )
 def test_wrong_shape(shape, hint):
-    with pytest.raises(
-        ImageError, match=rf"must be \(3, h, w\) or \(N, 3, h, w\), not {re.escape(str(shape))}.*{hint}"
-    ):
+    with pytest.raises(ImageError, match=rf"\(3, h, w\) or \(N, 3, h, w\), not {re.escape(str(shape))}.*{hint}"):
         make()(torch.zeros(shape))
 
 
@@ -559,9 +562,13 @@ def test_float_tensor_out_of_range(dtype, value, told):
         make()(image)
 
 
-def test_arrays_and_other_types_are_refused():
-    with pytest.raises(ImageError, match=r"NumPy array \(uint8, shape \(4, 5, 3\)\).*fromarray.*from_numpy.*permute"):
-        make()(np.zeros((4, 5, 3), np.uint8))
-    for other in (b"bytes", [picture()], None, 3, io.BytesIO()):
-        with pytest.raises(ImageError, match=f"not {type(other).__name__}. .*Image.open.*torch.stack"):
-            make()(other)
+@pytest.mark.parametrize("array", [np.zeros((4, 5, 3), np.uint8), np.zeros((4, 5, 3), np.float32)])
+def test_numpy_arrays_are_refused(array: Any):
+    with pytest.raises(ImageError, match=rf"NumPy array \({array.dtype}, shape .*fromarray.*from_numpy.*permute"):
+        make()(array)
+
+
+@pytest.mark.parametrize("other", [b"bytes", [Image.new("RGB", (4, 4))], None, 3, io.BytesIO()])
+def test_other_types_are_refused(other: Any):
+    with pytest.raises(ImageError, match=f"not {type(other).__name__}. .*Image.open.*torch.stack"):
+        make()(other)

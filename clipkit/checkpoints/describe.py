@@ -1,20 +1,26 @@
 """A config written as the JSON files of other layouts, the inverse of `infer`."""
 
+import math
 from typing import Any
 
-from clipkit.config import CLIPConfig, ResNetConfig, ViTConfig
+from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError
 from clipkit.tokenizer import Tokenizer
 
 
 def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
-    """`open_clip_config.json`. Raises `ConfigError` for two activations in one model, which it cannot say."""
+    """`open_clip_config.json`.
+
+    Raises `ConfigError` for what it cannot say: two activations in one model, and a ResNet whose input is not square.
+    """
     vision, text = config.vision, config.text
     if isinstance(vision, ViTConfig) and vision.activation != text.activation:
         raise ConfigError(
             f"the open_clip layout has one activation for both towers, not {vision.activation} and {text.activation}"
         )
     height, width = vision.resolution
+    if isinstance(vision, ResNetConfig) and height != width:
+        raise ConfigError(f"the open_clip layout cannot hold a ResNet with a {height} x {width} input: it knows squares")
     vision_cfg: dict[str, Any] = {
         "image_size": height if height == width else [height, width],
         "layers": vision.layers if isinstance(vision, ViTConfig) else list(vision.layers),
@@ -22,8 +28,8 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
         "head_width": vision.head_width,
     }
     if isinstance(vision, ViTConfig):
-        vision_cfg |= {"patch_size": vision.patch_size, "mlp_ratio": vision.mlp_ratio}
-    text_cfg = {
+        vision_cfg |= {"patch_size": vision.patch_size, "mlp_ratio": _mlp_ratio(vision)}
+    text_cfg: dict[str, Any] = {
         "context_length": text.context_length,
         "vocab_size": text.vocab_size,
         "width": text.width,
@@ -31,7 +37,7 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
         "layers": text.layers,
     }
     if text.mlp_ratio != 4.0:
-        text_cfg["mlp_ratio"] = text.mlp_ratio
+        text_cfg["mlp_ratio"] = _mlp_ratio(text)
     preprocess = config.preprocess
     return {
         "model_cfg": {
@@ -47,6 +53,13 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
             "resize_mode": preprocess.resize_mode,
         },
     }
+
+
+def _mlp_ratio(tower: ViTConfig | TextConfig) -> float:
+    """A ratio of which open_clip, which rounds down where the product falls just short, makes the same MLP width."""
+    if int(tower.width * tower.mlp_ratio) == tower.mlp_width:
+        return tower.mlp_ratio
+    return math.nextafter(tower.mlp_width / tower.width, math.inf)
 
 
 def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:

@@ -119,8 +119,9 @@ def from_transformers(values: Mapping[str, Any], processor: Mapping[str, Any] | 
         raise UnsupportedCheckpointError(
             f"config.json describes a {kind!r} model, not a CLIP with both towers (model_type 'clip')"
         )
-    vision = values.get("vision_config") or values.get("vision_config_dict") or {}
-    text = values.get("text_config") or values.get("text_config_dict") or {}
+    # Old files say it twice, and transformers itself believes the `_dict`.
+    vision = values.get("vision_config_dict") or values.get("vision_config") or {}
+    text = values.get("text_config_dict") or values.get("text_config") or {}
     width = vision.get("hidden_size", 768)
     vision_config = ViTConfig(
         resolution=vision.get("image_size", 224),
@@ -206,7 +207,7 @@ def from_shapes(
 def _from_shapes(weights: Mapping[str, Tensor], activation: Activation, head_width: int, text_head: int) -> CLIPConfig:
     if "visual.layer1.0.conv1.weight" in weights:
         vision: ViTConfig | ResNetConfig = ResNetConfig(
-            resolution=32 * _square(weights["visual.attnpool.positional_embedding"]),
+            resolution=_resolution(weights["visual.attnpool.positional_embedding"], 32),
             layers=tuple(_count(weights, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)),  # pyright: ignore[reportArgumentType]
             width=weights["visual.layer1.0.conv1.weight"].shape[0],
             head_width=head_width,
@@ -215,7 +216,7 @@ def _from_shapes(weights: Mapping[str, Tensor], activation: Activation, head_wid
     else:
         width, _, patch, _ = weights["visual.conv1.weight"].shape
         vision = ViTConfig(
-            resolution=patch * _square(weights["visual.positional_embedding"]),
+            resolution=_resolution(weights["visual.positional_embedding"], patch),
             patch_size=patch,
             width=width,
             layers=_count(weights, "visual.transformer.resblocks."),
@@ -237,13 +238,13 @@ def _from_shapes(weights: Mapping[str, Tensor], activation: Activation, head_wid
     return CLIPConfig(embed_dim=embed_dim, vision=vision, text=text)
 
 
-def _square(positions: Tensor) -> int:
+def _resolution(positions: Tensor, stride: int) -> tuple[int, int]:
     side = math.isqrt(positions.shape[0] - 1)
     if side * side + 1 != positions.shape[0]:
         raise ConfigError(
             f"{positions.shape[0] - 1} positions are no square grid, so they do not tell the resolution: pass config="
         )
-    return side
+    return side * stride, side * stride
 
 
 def _count(weights: Mapping[str, Tensor], prefix: str) -> int:

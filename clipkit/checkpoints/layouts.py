@@ -18,7 +18,7 @@ Layout = Literal["canonical", "openai", "transformers"]
 
 # Kept in files, not part of the model.
 IGNORED = re.compile(
-    r"input_resolution|context_length|vocab_size|(text\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids"
+    r"input_resolution|context_length|vocab_size|(.+\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids"
 )
 
 # OpenAI's top-level text names; canonical ones have `text.` before them.
@@ -97,8 +97,8 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         StateDictMismatchError: if two names mean the same weight, or q, k and v are not all there.
         UnsupportedCheckpointError, CorruptCheckpointError: as `detect`.
     """
-    layout = detect(state_dict)
     source = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
+    layout = detect(source)
     out: dict[str, Tensor] = {}
     parts: dict[str, dict[str, Tensor]] = {}  # fused name -> q, k, v
     for key, value in source.items():

@@ -108,12 +108,12 @@ class CLIP(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the weights."""
-        return self.logit_scale.dtype
+        return next(self.visual.parameters(), self.logit_scale).dtype
 
     @property
     def device(self) -> torch.device:
         """Of the weights."""
-        return self.logit_scale.device
+        return next(self.visual.parameters(), self.logit_scale).device
 
     @property
     def context_length(self) -> int:
@@ -151,7 +151,7 @@ class CLIP(nn.Module):
         """Text features, read at each row's end-of-text token; what follows it has no influence.
 
         Args:
-            tokens: ids from the model's tokenizer, (N, L) of an integer dtype, L at most `context_length`, any device.
+            tokens: ids from the model's tokenizer, (N, L) int64 or int32, L at most `context_length`, any device.
             normalize: scale each feature to unit length.
 
         Returns:
@@ -160,10 +160,11 @@ class CLIP(nn.Module):
         Raises:
             TokenizerError: for any other shape or dtype, or ids outside the vocabulary.
         """
-        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length or tokens.is_floating_point():
+        integers = tokens.dtype in (torch.int64, torch.int32)
+        if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length or not integers:
             raise TokenizerError(
-                f"encode_text needs integer token ids of shape (N, 1 to {self.context_length}), not {tokens.dtype} of "
-                f"{tuple(tokens.shape)}: make them with model.tokenizer(texts)"
+                f"encode_text needs int64 or int32 token ids of shape (N, 1 to {self.context_length}), not "
+                f"{tokens.dtype} of {tuple(tokens.shape)}: make them with model.tokenizer(texts)"
             )
         if len(tokens) and not torch.compiler.is_compiling():  # on CUDA an id out of range would kill the process
             low, high = (int(bound) for bound in tokens.aminmax())

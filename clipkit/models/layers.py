@@ -50,8 +50,7 @@ class Attention(nn.Module):
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(N, L, parts x W) -> parts tensors of (N, heads, L, W / heads)."""
-        n, length, _ = x.shape
-        return x.view(n, length, parts, self.heads, -1).permute(2, 0, 3, 1, 4).unbind(0)
+        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _merge(self, x: Tensor) -> Tensor:
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, heads, L, W / heads) -> (N, L, W)

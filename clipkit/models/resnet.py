@@ -109,7 +109,7 @@ class ModifiedResNet(nn.Module):
         self.layer2 = self._stage(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = self._stage(width * 8, width * 4, layers[2], stride=2)
         self.layer4 = self._stage(width * 16, width * 8, layers[3], stride=2)
-        grid = (resolution[0] // 32, resolution[1] // 32)
+        grid = ((resolution[0] + 1) // 32, (resolution[1] + 1) // 32)  # the first stride rounds up, four round down
         self.attnpool: nn.Module = AttentionPool2d(grid, width * 32, heads, output_dim)
         self.initialise()
 

@@ -1,5 +1,7 @@
 """The symmetric contrastive loss of CLIP (2103.00020, figure 3)."""
 
+import math
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -31,6 +33,8 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor
     with torch.autocast(image_features.device.type, enabled=False):
         image_features = F.normalize(image_features.float(), dim=-1)
         text_features = F.normalize(text_features.float(), dim=-1)
-        logits = logit_scale.float().exp().clamp(max=MAX_LOGIT_SCALE) * image_features @ text_features.T  # (N, N)
+        # Clipped as a logarithm: exp(float32(log 100)) exceeds 100, and a clamp there would stop its gradient for good.
+        scale = logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        logits = scale * image_features @ text_features.T  # (N, N)
         labels = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
