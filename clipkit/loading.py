@@ -14,18 +14,22 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from clipkit import registry
 from clipkit.checkpoints import describe, files, infer, layouts
 from clipkit.checkpoints.resize import resize_positions
-from clipkit.checkpoints.source import CONFIG, MERGES, OPEN_CLIP_CONFIG, PROCESSOR, Source, resolve
+from clipkit.checkpoints.source import CONFIG, MERGES, OPEN_CLIP_CONFIG, WEIGHT_FILES, Source, resolve
 from clipkit.config import Activation, CLIPConfig, ResNetConfig
-from clipkit.errors import ConfigError, CorruptCheckpointError, StateDictMismatchError
+from clipkit.errors import CheckpointError, ConfigError, StateDictMismatchError
 from clipkit.models.clip import CLIP
 from clipkit.tokenizer import Tokenizer
 
 if TYPE_CHECKING:
     from clipkit.preprocess import Preprocess
+
+# What OpenAI's own archives hold beside the weights.
+OPENAI_SCALARS = {"input_resolution", "context_length", "vocab_size"}
 
 
 def load(
@@ -98,15 +102,106 @@ def load_model(
         As `load`.
     """
     source = resolve(
-        os.fspath(name), revision=revision, cache_dir=cache_dir, token=token, local_files_only=local_files_only
+        os.fspath(name),
+        revision=revision,
+        cache_dir=cache_dir,
+        token=token,
+        local_files_only=local_files_only,
+        ignore_config=config is not None,
     )
     found = files.read_weights(source.weights)
     try:
         weights = layouts.to_canonical(found)
-        resolved = _decide_config(source, found, weights, config, activation, head_width)
-        return _assemble(resolved, weights, source.merges, device, dtype, resolution)
-    except (CorruptCheckpointError, StateDictMismatchError) as error:
+        stated = _stated_config(source, found, weights, config)
+        decided = _decide_config(stated, source, weights, activation, head_width)
+        return _assemble(decided, weights, source.merges, device, dtype, resolution)
+    except CheckpointError as error:
         raise type(error)(f"{source.weights}: {error}") from error
+
+
+def _stated_config(
+    source: Source, found: Mapping[str, Tensor], weights: Mapping[str, Tensor], config: str | CLIPConfig | None
+) -> CLIPConfig | None:
+    """The caller's config, else that of the JSON beside the weights, else the registry's; None if nobody knows."""
+    if isinstance(config, CLIPConfig):
+        return config
+    if config is not None:
+        row = registry.find(config)
+        known = resolve(config).config if config == "tiny" else row and row.config
+        if known is None:
+            raise registry.unknown(config)
+        return known
+    row = source.row
+    if row and source.config and (conflict := infer.differences(source.config, row.config)):
+        raise ConfigError(
+            f"{source.weights.name} says of itself otherwise than the registry says of {row.name!r} (file / registry): "
+            f"{'; '.join(conflict)}. Pass config= to settle it"
+        )
+    if row or source.config:
+        return source.config or (row and row.config)
+    if OPENAI_SCALARS <= found.keys():  # only OpenAI's own archives hold them; all nine models are alike in this
+        return infer.from_shapes(weights, "quick_gelu", 64)
+    return None
+
+
+def _decide_config(
+    stated: CLIPConfig | None,
+    source: Source,
+    weights: Mapping[str, Tensor],
+    activation: Activation | None,
+    head_width: int | None,
+) -> CLIPConfig:
+    """What is stated, which the caller's activation and head width must not contradict; else the shapes and those two.
+
+    Never a guess: weights alone reveal neither.
+    """
+    if stated is not None:
+        if conflict := infer.differences(stated, _replace(stated, activation, head_width)):
+            raise ConfigError(
+                f"the checkpoint contradicts what was asked for (checkpoint / asked): {'; '.join(conflict)}"
+            )
+        return stated
+    if activation is not None and head_width is not None:
+        return infer.from_shapes(weights, activation, head_width)
+    shapes = infer.from_shapes(weights, "gelu", 1, 1)
+    fitting = [
+        row.name
+        for row in registry.MODELS.values()
+        if not infer.differences(replace(_replace(row.config, "gelu", 1, 1), preprocess=shapes.preprocess), shapes)
+    ]
+    hint = f" (of this shape are {', '.join(fitting)})" if fitting else ""
+    raise ConfigError(
+        f"{source.weights.name} comes without a config, and weights reveal neither activation nor head width: pass "
+        f"config= with the published name that it derives from{hint}, or activation= and head_width="
+    )
+
+
+def _replace(
+    config: CLIPConfig, activation: Activation | None, head_width: int | None, text_head_width: int | None = None
+) -> CLIPConfig:
+    """The config with those of the three that are given."""
+    vision, text = config.vision, config.text
+    text = replace(text, activation=activation or text.activation, head_width=text_head_width or text.head_width)
+    if isinstance(vision, ResNetConfig):
+        vision = replace(vision, head_width=head_width or vision.head_width)
+    else:
+        vision = replace(vision, activation=activation or vision.activation, head_width=head_width or vision.head_width)
+    return replace(config, vision=vision, text=text)
+
+
+class _Uninitialised(TorchFunctionMode):
+    """Modules keep what memory they get. Drawing random numbers, even on the meta device, imports torch's compiler."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def _skeleton(config: CLIPConfig, tokenizer: Tokenizer | None = None) -> CLIP:
+    with torch.device("meta"), _Uninitialised():
+        return CLIP(config, tokenizer)
 
 
 def _assemble(
@@ -119,15 +214,11 @@ def _assemble(
 ) -> CLIP:
     device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
-        stored = weights["logit_scale"].dtype if "logit_scale" in weights else torch.float32
-        stored = next((w.dtype for w in weights.values() if w.dtype in (torch.float16, torch.bfloat16)), stored)
-        half = stored if stored in (torch.float16, torch.bfloat16) else torch.float16
-        dtype = half if device.type == "cuda" else torch.float32
-    if not dtype.is_floating_point:
-        raise ConfigError(f"dtype must be a float dtype such as torch.float32 or torch.bfloat16, not {dtype}")
+        halves = (w.dtype for w in weights.values() if w.dtype in (torch.float16, torch.bfloat16))
+        dtype = next(halves, torch.float16) if device.type == "cuda" else torch.float32
+    _check_dtype(dtype)
 
-    with torch.device("meta"):
-        expected = CLIP(config).state_dict()
+    expected = _skeleton(config).state_dict()
     for key in expected.keys() - weights.keys():
         if key.endswith("num_batches_tracked"):  # a counter that inference never reads, and old files lack
             weights[key] = torch.tensor(0)
@@ -143,8 +234,7 @@ def _assemble(
         tokenizer = Tokenizer(merges.read_text("utf-8").splitlines(), config.text.context_length)
         if tokenizer.vocab_size != config.text.vocab_size:
             raise ConfigError(f"{merges} makes {tokenizer.vocab_size} tokens, the model has {config.text.vocab_size}")
-    with torch.device("meta"):
-        model = CLIP(config, tokenizer)
+    model = _skeleton(config, tokenizer)
     ready = {
         key: value.to(device, dtype if value.is_floating_point() else None).contiguous()
         for key, value in weights.items()
@@ -153,74 +243,9 @@ def _assemble(
     return model.eval()
 
 
-def _decide_config(
-    source: Source,
-    found: Mapping[str, Tensor],
-    weights: Mapping[str, Tensor],
-    config: str | CLIPConfig | None,
-    activation: Activation | None,
-    head_width: int | None,
-) -> CLIPConfig:
-    """The caller's config, else the checkpoint's JSON, else the registry's row, else the shapes; never a guess."""
-    if isinstance(config, CLIPConfig):
-        return config
-    if config is not None:
-        row = registry.find(config)
-        if row is None:
-            raise registry.unknown(config)
-        return row.config
-
-    row_config = source.row.config if source.row else None
-    stated = _read_json(source.json, row_config)
-    if stated and row_config and (conflict := infer.differences(stated, row_config)):
-        raise ConfigError(
-            f"{source.weights.name} says of itself otherwise than the registry says of {source.row.name!r} "  # pyright: ignore[reportOptionalMemberAccess]
-            f"(file / registry): {'; '.join(conflict)}. Pass config= to settle it"
-        )
-    stated = stated or row_config
-    if stated:
-        given = stated
-        if activation is not None:
-            given = replace(given, text=replace(given.text, activation=activation))
-            if not isinstance(given.vision, ResNetConfig):
-                given = replace(given, vision=replace(given.vision, activation=activation))
-        if head_width is not None:
-            given = replace(given, vision=replace(given.vision, head_width=head_width))
-        if conflict := infer.differences(stated, given):
-            raise ConfigError(
-                f"the checkpoint contradicts what was asked for (checkpoint / asked): {'; '.join(conflict)}"
-            )
-        return stated
-    if all(name in found for name in ("input_resolution", "context_length", "vocab_size")):
-        # Only OpenAI's own archives hold these three; all nine have QuickGELU and heads of 64.
-        activation, head_width = activation or "quick_gelu", head_width or 64
-    if activation is None or head_width is None:
-        shapes = infer.from_shapes(weights, activation or "quick_gelu", head_width or 64)
-        fitting = [row.name for row in registry.MODELS.values() if _same_shapes(row.config, shapes)]
-        hint = f" (of this shape are {', '.join(fitting)})" if fitting else ""
-        raise ConfigError(
-            f"{source.weights.name} comes without a config, and weights reveal neither activation nor head width: pass "
-            f"config= with the published name that it derives from{hint}, or activation= and head_width="
-        )
-    return infer.from_shapes(weights, activation, head_width)
-
-
-def _same_shapes(one: CLIPConfig, other: CLIPConfig) -> bool:
-    return not any(
-        not path.startswith("preprocess") and not path.endswith(("activation", "head_width"))
-        for path in (line.split(":")[0] for line in infer.differences(one, other))
-    )
-
-
-def _read_json(found: Mapping[str, Any], row: CLIPConfig | None) -> CLIPConfig | None:
-    if OPEN_CLIP_CONFIG in found:
-        return infer.from_open_clip(found[OPEN_CLIP_CONFIG], row)
-    if CONFIG in found:
-        values = found[CONFIG]
-        if isinstance(values, dict) and values.get("format") == "clipkit":
-            return CLIPConfig.from_dict(values["model"])
-        return infer.from_transformers(values, found.get(PROCESSOR))
-    return None
+def _check_dtype(dtype: torch.dtype) -> None:
+    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+        raise ConfigError(f"dtype must be a float dtype such as torch.float32 or torch.bfloat16, not {dtype!r}")
 
 
 def save_pretrained(
@@ -239,16 +264,15 @@ def save_pretrained(
         dtype: of the floating-point weights on disk; as they are if not given.
 
     Raises:
-        ConfigError: if the layout cannot hold the model (see `clipkit.checkpoints.describe`).
+        ConfigError: if the layout cannot hold the model (see `clipkit.checkpoints.describe`), or if the folder has
+            weights that `load` would take instead.
     """
     folder = Path(folder)
-    documents: dict[str, Any]
-    merges = None if _is_standard(model) else model.tokenizer.merges
+    documents: dict[str, Any]  # by file name, the config first
+    own = model._tokenizer is not None and not model._tokenizer.is_default  # one never asked for is the standard one
     if layout == "clipkit":
         weight_file, keys = "model.safetensors", "canonical"
         documents = {CONFIG: {"format": "clipkit", "model": model.config.to_dict()}}
-        if merges is not None:
-            documents[CONFIG]["tokenizer"] = MERGES
     elif layout == "open_clip":
         weight_file, keys = "open_clip_model.safetensors", "openai"
         documents = {OPEN_CLIP_CONFIG: describe.to_open_clip(model.config)}
@@ -257,6 +281,13 @@ def save_pretrained(
         documents = describe.to_transformers(model.config, model.tokenizer)
     else:
         raise ConfigError(f"layout must be 'clipkit', 'open_clip' or 'transformers', not {layout!r}")
+    if own:
+        documents[next(iter(documents))]["tokenizer"] = MERGES
+    if dtype is not None:
+        _check_dtype(dtype)
+    for name in WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]:
+        if (folder / name).exists():
+            raise ConfigError(f"{folder} holds {name}, which load would take instead: save to another folder")
     weights = {
         key: value.to(dtype) if dtype and value.is_floating_point() else value
         for key, value in model.state_dict().items()
@@ -264,13 +295,8 @@ def save_pretrained(
     files.write_weights(layouts.from_canonical(weights, keys), folder / weight_file)
     for name, values in documents.items():
         _write_text(folder / name, json.dumps(values, indent=2) + "\n")
-    if merges is not None:
-        _write_text(folder / MERGES, "\n".join(merges) + "\n")
-
-
-def _is_standard(model: CLIP) -> bool:
-    """Whether the model goes with the standard table; one whose tokenizer was never asked for does."""
-    return model._tokenizer is None or model.tokenizer.is_default
+    if own or layout == "transformers":  # whose tokenizer cannot do without
+        _write_text(folder / MERGES, "\n".join(["#version: 0.2", *model.tokenizer.merges]) + "\n")
 
 
 def _write_text(path: Path, text: str) -> None:

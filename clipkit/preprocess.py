@@ -207,11 +207,9 @@ def _eight_bit(image: "Image") -> "Image":
         if image.mode == "La":  # premultiplied grey; PIL converts it to nothing else
             image = image.convert("LA")
         image = image.convert("RGBA")
-        alpha = image.getchannel("A")
-        if alpha.getextrema() != (255, 255):
-            white = Image.new("RGB", image.size, "white")
-            white.paste(image, mask=alpha)
-            return white
+        white = Image.new("RGB", image.size, "white")
+        white.paste(image, mask=image.getchannel("A"))
+        return white
     return image if image.mode in ("L", "RGB", "CMYK") else image.convert("L" if image.mode == "1" else "RGB")
 
 

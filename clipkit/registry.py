@@ -243,16 +243,19 @@ def unknown(name: str) -> UnknownModelError:
     )
 
 
+# Begins like our names, so it is no hub id but one of them mistyped.
+LIKE_PUBLISHED = re.compile(r"(vit-(b|l|h|g|bigg)|rn\d+(x\d+)?)\b", re.IGNORECASE)
+
 # What a name says about a model that is not a plain CLIP.
 NOT_PLAIN = {
     r"siglip": "SigLIP has another loss and other towers",
-    r"clipa": "CLIPA has another text tokenizer and pooling",
-    r"pe-core": "PE-Core has other towers",
+    r"clipa(v2)?(?![a-z])": "CLIPA has another text tokenizer and pooling",
+    r"(?<![a-z])pe[-_]core": "PE-Core has other towers",
     r"mobileclip": "MobileCLIP has other towers",
-    r"eva0?\d*-|eva0?2?_clip|eva_?(giant|large|base)": "EVA has other towers",
+    r"(?<![a-z])eva[\d_-]": "EVA has other towers",
     r"convnext": "its image tower is a ConvNeXt",
     r"vitamin": "its image tower is a ViTamin",
-    r"coca[-_]": "CoCa has a decoder and an attentional pool",
+    r"(?<![a-z])coca[-_]": "CoCa has a decoder and an attentional pool",
     r"roberta|xlm|nllb|mt5": "its text tower is another model",
     r"worldwide|metaclip-2-": "MetaCLIP 2 has another tokenizer and text tower",
     r"tinyclip-(auto|resnet)": "it is a pruned TinyCLIP, whose layers differ in width",

@@ -71,6 +71,11 @@ def test_revision(hub: HubServer, tmp_path: Path) -> None:
     assert fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path, revision=commit).read_bytes() == b"old"
     with pytest.raises(CheckpointNotFoundError, match="'owner/clip' has no revision 'v9'"):
         fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path, revision="v9")
+    for revision in ("v1", commit):
+        path = fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path, revision=revision, local_files_only=True)
+        assert path.read_bytes() == b"old"
+    with pytest.raises(DownloadError, match=r"owner/clip \(revision v9\): w\.bin.*asked for local files only"):
+        fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path, revision="v9", local_files_only=True)
 
 
 def test_private_repository_needs_the_token(hub: HubServer, tmp_path: Path) -> None:
@@ -156,10 +161,24 @@ def test_offline_with_an_empty_cache(hub: HubServer, tmp_path: Path, monkeypatch
     assert hub.requests == []
 
 
+@OFFLINE
+def test_offline_remembers_what_a_repository_lacks(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    hub.add_repo(REPO, {"w.bin": WEIGHTS})
+    fetch_hub(REPO, ["extra.json", "w.bin"], cache_dir=tmp_path)
+    local = go_offline(how, hub, monkeypatch)
+    with pytest.raises(CheckpointNotFoundError, match="had none of the files tried when last asked: extra.json"):
+        fetch_hub(REPO, ["extra.json"], cache_dir=tmp_path, local_files_only=local)
+    with pytest.raises(DownloadError, match="cache gave owner/clip .*: extra.json, other.json"):
+        fetch_hub(REPO, ["extra.json", "other.json"], cache_dir=tmp_path, local_files_only=local)
+
+
 def test_hub_that_is_down(hub: HubServer, tmp_path: Path) -> None:
     hub.fail(503)
     with pytest.raises(DownloadError, match="(?s)Neither the hub nor the cache .*503.*go on without a network"):
-        fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path)
+        fetch_hub(REPO, ["w.safetensors", "w.bin"], cache_dir=tmp_path)
+    assert {request.path.split("/")[-1] for request in hub.requests} == {"w.safetensors"}  # one wait, not one for each
 
 
 def test_url_is_downloaded_once(hub: HubServer, tmp_path: Path) -> None:

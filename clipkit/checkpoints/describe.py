@@ -5,7 +5,7 @@ from typing import Any
 
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError
-from clipkit.tokenizer import Tokenizer
+from clipkit.tokenizer import END, START, Tokenizer
 
 
 def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
@@ -20,7 +20,7 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
         )
     height, width = vision.resolution
     if isinstance(vision, ResNetConfig) and height != width:
-        raise ConfigError(f"the open_clip layout cannot hold a ResNet with a {height} x {width} input: it knows squares")
+        raise ConfigError(f"the open_clip layout cannot hold a ResNet of {height} x {width} input: it knows squares")
     vision_cfg: dict[str, Any] = {
         "image_size": height if height == width else [height, width],
         "layers": vision.layers if isinstance(vision, ViTConfig) else list(vision.layers),
@@ -63,7 +63,7 @@ def _mlp_ratio(tower: ViTConfig | TextConfig) -> float:
 
 
 def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
-    """transformers' JSON files by name: model, image processor and tokenizer.
+    """transformers' JSON files by name: model, image processor and tokenizer, which needs `merges.txt` too.
 
     Raises `ConfigError` for what that layout cannot say: ResNets, non-square input, resizing to the longest side.
     """
@@ -111,12 +111,19 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
     tokens = {
         "tokenizer_class": "CLIPTokenizer",
         "model_max_length": text.context_length,
-        "bos_token": "<|startoftext|>",
-        "eos_token": "<|endoftext|>",
-        "unk_token": "<|endoftext|>",
-        "pad_token": "<|endoftext|>",
+        "bos_token": START,
+        "eos_token": END,
+        "unk_token": END,
+        "pad_token": END,
     }
-    return {"config.json": model, "preprocessor_config.json": processor, "tokenizer_config.json": tokens}
+    # Without vocab.json and merges.txt transformers' tokenizer takes every word for an unknown one, and says nothing.
+    vocabulary = {symbol: i for i, symbol in enumerate([*tokenizer._symbols, START, END])}
+    return {
+        "config.json": model,
+        "preprocessor_config.json": processor,
+        "tokenizer_config.json": tokens,
+        "vocab.json": vocabulary,
+    }
 
 
 def _tower(config: Any, kind: str) -> dict[str, Any]:

@@ -367,7 +367,7 @@ def _build_tensor(
     start = info.header_offset + 30 + name_length + extra_length
     length = numel * dtype.itemsize
     counts = (numel, spec.offset, *spec.size, *spec.stride)
-    if magic != b"PK\x03\x04" or not all(type(n) is int and n >= 0 for n in counts):
+    if magic != b"PK\x03\x04" or min(counts) < 0:
         raise ValueError(f"the record data/{key} is malformed")
     last = spec.offset + sum((n - 1) * step for n, step in zip(spec.size, spec.stride, strict=True))
     if length > info.file_size or start + length > whole.nbytes() or (math.prod(spec.size) and last >= numel):

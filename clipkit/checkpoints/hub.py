@@ -35,7 +35,7 @@ def fetch_hub(
     Raises `CheckpointNotFoundError` when there is no such repository, revision or file, and `DownloadError` when
     access is refused or the network fails.
     """
-    from huggingface_hub import hf_hub_download, try_to_load_from_cache
+    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
     from huggingface_hub.errors import (
         GatedRepoError,
         HFValidationError,
@@ -70,10 +70,12 @@ def fetch_hub(
             break  # the other names would wait for the same network
     if failure is None:
         raise CheckpointNotFoundError(f"The hub's {repo_id!r} has none of the files tried: {names}")
-    for filename in filenames:
-        cached = try_to_load_from_cache(repo_id, filename, cache_dir=cache_dir, revision=revision)
-        if isinstance(cached, str):
-            return Path(cached)
+    cached = [try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision) for name in filenames]
+    for path in cached:
+        if isinstance(path, str):
+            return Path(path)
+    if all(path is _CACHED_NO_EXIST for path in cached):  # the hub has said so before
+        raise CheckpointNotFoundError(f"The hub's {repo_id!r} had none of the files tried when last asked: {names}")
     cause = failure if isinstance(failure, BaseException) else None
     if getattr(getattr(cause, "response", None), "status_code", None) in (401, 403):
         raise DownloadError(

@@ -119,6 +119,9 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     for name, qkv in parts.items():
         if set(qkv) != set("qkv"):
             raise StateDictMismatchError(f"{name!r} needs the q, k and v projections, but only {sorted(qkv)} are there")
+        shapes = {part: tuple(value.shape) for part, value in qkv.items()}
+        if len(set(shapes.values())) > 1 or () in shapes.values():
+            raise StateDictMismatchError(f"{name!r} cannot be made of projections of the shapes {shapes}")
         out[name] = torch.cat([qkv["q"], qkv["k"], qkv["v"]])
     if "logit_scale" in out and out["logit_scale"].numel() == 1:
         out["logit_scale"] = out["logit_scale"].reshape(())  # some files hold shape (1,)

@@ -1,16 +1,18 @@
-"""Where a name leads: to a weight file, the JSON files that go with it, and the registry's row."""
+"""Where a name leads: to a weight file, the config that the JSON files beside it state, and the registry's row."""
 
 import json
 import os
 import re
-from collections.abc import Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from clipkit import registry
-from clipkit.checkpoints import files, hub
-from clipkit.errors import CheckpointNotFoundError, CorruptCheckpointError, DownloadError
+from clipkit.checkpoints import files, hub, infer
+from clipkit.config import CLIPConfig
+from clipkit.errors import CheckpointNotFoundError, ClipkitError, ConfigError, CorruptCheckpointError, DownloadError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 OPEN_CLIP_CONFIG, CONFIG, PROCESSOR, MERGES = (
@@ -19,15 +21,24 @@ OPEN_CLIP_CONFIG, CONFIG, PROCESSOR, MERGES = (
     "preprocessor_config.json",
     "merges.txt",
 )
-TRANSFORMERS_SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
+# Each layout's JSON files, the config first, and its weight files in the order of preference. clipkit's own has the
+# names of transformers' and tells itself by "format".
+OPEN_CLIP = ((OPEN_CLIP_CONFIG,), registry.OPEN_CLIP_FILES)
+TRANSFORMERS = ((CONFIG, PROCESSOR), (*registry.TRANSFORMERS_FILES, *SHARDS))
+WEIGHT_FILES = (*OPEN_CLIP[1], *TRANSFORMERS[1])
+SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+
+# The first of these names that exists. Raises `CheckpointNotFoundError` if none does.
+Find = Callable[[Sequence[str]], Path]
 
 
 @dataclass
 class Source:
-    """A weight file, the JSON files that go with it by name, its own merges and the registry's row."""
+    """A weight file, the config stated beside it, the tokenizer's merges where they are its own, the registry's row."""
 
     weights: Path
-    json: dict[str, Any] = field(default_factory=dict)
+    config: CLIPConfig | None = None
     merges: Path | None = None
     row: registry.Model | None = None
 
@@ -39,109 +50,121 @@ def resolve(
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
+    ignore_config: bool = False,
 ) -> Source:
-    """Find what `name` means, and download what is not there. Arguments and errors as in `loading.load_model`."""
+    """Find what `name` means, and download what is not there.
+
+    Arguments and errors as in `loading.load_model`; with `ignore_config` the stated config is not read, for a caller
+    who knows better. From the hub it is read before the weights are fetched, so that another model's are not.
+    """
     if name == "tiny":
-        return _resolve_folder(EMBEDDED)
+        return _in_folder(EMBEDDED, ignore_config)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _resolve_folder(path)
+        return _in_folder(path, ignore_config)
     if path.exists():
-        return _resolve_file(path)
-    row = registry.find(name.removeprefix("hf-hub:"))
-    repo = row.hub if row else name.removeprefix("hf-hub:")
+        return _at_file(path, ignore_config)
+    repo = name.removeprefix("hf-hub:")
+    row = registry.find(repo)
     if row is None:
-        registry.refuse(name)
-        if path.suffix in (".pt", ".pth", ".bin", ".safetensors") or name.startswith((".", "/", "~")):
+        if path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
             raise CheckpointNotFoundError(f"there is no file or folder {name!r}")
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or re.match(r"(?i)(vit|rn\d+)", repo):
+        registry.refuse(repo)
+        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or registry.LIKE_PUBLISHED.match(repo):
             raise registry.unknown(name)
-
-    def fetch(*names: str) -> Path:
-        return hub.fetch_hub(
-            repo, names, revision=revision, cache_dir=_path(cache_dir), token=token, local_files_only=local_files_only
-        )
-
+    cache = None if cache_dir is None else Path(cache_dir)
+    find = partial(
+        hub.fetch_hub,
+        row.hub if row else repo,
+        revision=revision,
+        cache_dir=cache,
+        token=token,
+        local_files_only=local_files_only,
+    )
     try:
-        return _resolve_hub(fetch, row)
-    except DownloadError as error:
-        if row is None or row.openai is None:
+        return _on_hub(find, row, ignore_config)
+    except (DownloadError, CheckpointNotFoundError) as error:
+        if row is None or row.openai is None or revision is not None:
             raise
         file, digest = row.openai
         address = registry.OPENAI_ARCHIVES.format(sha256=digest, file=file)
         try:
-            archive = hub.fetch_url(address, digest, _path(cache_dir), local_files_only=local_files_only)
+            return Source(hub.fetch_url(address, digest, cache, local_files_only=local_files_only), row=row)
         except DownloadError as second:
             raise DownloadError(f"{error}\nOpenAI's own archive was tried too: {second}") from second
-        return Source(archive, row=row)
 
 
-def _path(path: str | os.PathLike[str] | None) -> Path | None:
-    return None if path is None else Path(path)
-
-
-def _resolve_hub(fetch: Any, row: registry.Model | None) -> Source:
-    found: dict[str, Any] = {}
-    try:
-        config = fetch(OPEN_CLIP_CONFIG, CONFIG)
-        found[config.name] = _parse(config)
-    except CheckpointNotFoundError:
-        if row is None:
-            raise
-    names = registry.OPEN_CLIP_FILES if OPEN_CLIP_CONFIG in found else registry.TRANSFORMERS_FILES
+def _on_hub(find: Find, row: registry.Model | None, ignore_config: bool) -> Source:
+    """The layout that the registry or else the repository's JSON tells, open_clip's first."""
     if row is not None:
-        names = row.files
-    weights = fetch(*names, *(TRANSFORMERS_SHARDS if OPEN_CLIP_CONFIG not in found else ()))
-    if weights.name in TRANSFORMERS_SHARDS:
+        layout = OPEN_CLIP if row.files == OPEN_CLIP[1] else TRANSFORMERS
+    else:
+        layout = OPEN_CLIP if find((OPEN_CLIP_CONFIG, CONFIG)).name == OPEN_CLIP_CONFIG else TRANSFORMERS
+    config, merges = _read_json(find, layout[0], row, ignore_config)
+    weights = find(layout[1])
+    if weights.name in SHARDS:
         for shard in files.shard_names(weights):
-            fetch(shard)
-    if OPEN_CLIP_CONFIG in found:
-        return Source(weights, found, row=row)
-    if found.get(CONFIG, {}).get("format") == "clipkit":
-        return Source(weights, found, _own_merges(fetch, found[CONFIG]), row)
-    try:
-        found[PROCESSOR] = _parse(fetch(PROCESSOR))
-    except CheckpointNotFoundError:
-        pass  # old repositories have none; OpenAI's preprocessing is transformers' default
-    return Source(weights, found, row=row)
+            find((shard,))
+    return Source(weights, config, merges, row)
 
 
-def _own_merges(fetch: Any, values: Mapping[str, Any]) -> Path | None:
-    return fetch(MERGES) if values.get("tokenizer") == MERGES else None
-
-
-def _resolve_folder(folder: Path) -> Source:
-    """The first known weight file in a folder."""
-    has_open_clip = (folder / OPEN_CLIP_CONFIG).exists()
-    order = (*registry.OPEN_CLIP_FILES, *registry.TRANSFORMERS_FILES, *TRANSFORMERS_SHARDS)
-    for file in order:
+def _in_folder(folder: Path, ignore_config: bool) -> Source:
+    """The first known weight file in a folder, or else the only one."""
+    for file in WEIGHT_FILES:
         if (folder / file).exists():
-            return _resolve_file(folder / file)
-    others = sorted(p for p in folder.iterdir() if p.suffix in (".safetensors", ".bin", ".pt", ".pth"))
-    if len(others) == 1:
-        source = Source(others[0])
-        name = OPEN_CLIP_CONFIG if has_open_clip else CONFIG
-        if (folder / name).exists():
-            source.json[name] = _parse(folder / name)
-        return source
-    inside = ", ".join(p.name for p in others) or "no weight file"
-    raise CheckpointNotFoundError(f"the folder {folder} holds {inside}: expected one of {', '.join(order)}")
+            return _at_file(folder / file, ignore_config)
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    if len(others) != 1:
+        inside = ", ".join(path.name for path in others) or "no weight file"
+        raise CheckpointNotFoundError(
+            f"the folder {folder} holds {inside}: expected one of {', '.join(WEIGHT_FILES)}. Pass the path of a file"
+        )
+    layout = OPEN_CLIP if (folder / OPEN_CLIP_CONFIG).exists() else TRANSFORMERS
+    config, merges = _read_json(partial(_find_in, folder), layout[0], None, ignore_config)
+    return Source(others[0], config, merges)
 
 
-def _resolve_file(path: Path) -> Source:
+def _at_file(path: Path, ignore_config: bool) -> Source:
     """A weight file; JSON beside it counts only where the file has the name that goes with it."""
-    source = Source(path)
-    names: tuple[str, ...] = ()
-    if path.name in registry.OPEN_CLIP_FILES:
-        names = (OPEN_CLIP_CONFIG,)
-    elif path.name in (*registry.TRANSFORMERS_FILES, *TRANSFORMERS_SHARDS):
-        names = (CONFIG, PROCESSOR)
+    for jsons, names in (OPEN_CLIP, TRANSFORMERS):
+        if path.name in names:
+            return Source(path, *_read_json(partial(_find_in, path.parent), jsons, None, ignore_config))
+    return Source(path)
+
+
+def _find_in(folder: Path, names: Sequence[str]) -> Path:
     for name in names:
-        if (path.parent / name).exists():
-            source.json[name] = _parse(path.parent / name)
-    if source.json.get(CONFIG, {}).get("format") == "clipkit":
-        source.merges = _own_merges(path.parent.joinpath, source.json[CONFIG])
-    return source
+        if (folder / name).exists():
+            return folder / name
+    raise CheckpointNotFoundError(f"the folder {folder} has no {' or '.join(names)}")
+
+
+def _read_json(
+    find: Find, names: Sequence[str], row: registry.Model | None, ignore_config: bool
+) -> tuple[CLIPConfig | None, Path | None]:
+    """The config that a layout's JSON files state, unless they are missing or to be ignored, and the merges."""
+    documents: list[dict[str, Any]] = []
+    for name in names:
+        try:
+            documents.append(_parse(find((name,))))
+        except CheckpointNotFoundError:
+            break  # a weight file may come without; old transformers repositories have no processor
+    if not documents:
+        return None, None
+    stated, processor = documents[0], documents[1] if len(documents) > 1 else None
+    merges = find((MERGES,)) if stated.get("tokenizer") == MERGES else None
+    if ignore_config:
+        return None, merges
+    try:
+        if names[0] == OPEN_CLIP_CONFIG:
+            return infer.from_open_clip(stated, row.config if row else None), merges
+        if stated.get("format") == "clipkit":
+            return CLIPConfig.from_dict(stated.get("model", {})), merges
+        return infer.from_transformers(stated, processor), merges
+    except ClipkitError:
+        raise
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        raise ConfigError(f"{names[0]} states what no CLIP can be ({type(error).__name__}: {error})") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:

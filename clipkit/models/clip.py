@@ -186,7 +186,9 @@ class CLIP(nn.Module):
         Returns:
             logits_per_image (N, M) and logits_per_text (M, N); a softmax over the last axis gives probabilities.
         """
-        image_features = F.normalize(self.encode_image(images).float(), dim=-1)
-        text_features = F.normalize(self.encode_text(tokens).float(), dim=-1)
-        logits_per_image = self.logit_scale.float().exp() * image_features @ text_features.T
+        image_features, text_features = self.encode_image(images), self.encode_text(tokens)
+        with torch.autocast(self.device.type, enabled=False):
+            image_features = F.normalize(image_features.float(), dim=-1)
+            text_features = F.normalize(text_features.float(), dim=-1)
+            logits_per_image = self.logit_scale.float().exp() * image_features @ text_features.T  # (N, M)
         return logits_per_image, logits_per_image.T

@@ -51,7 +51,8 @@ class AttentionPool2d(nn.Module):
     def __init__(self, grid: tuple[int, int], width: int, heads: int, output_dim: int) -> None:
         super().__init__()
         self.heads = heads
-        self.positional_embedding = nn.Parameter(torch.randn(grid[0] * grid[1] + 1, width) * width**-0.5)
+        self.positional_embedding = nn.Parameter(torch.empty(grid[0] * grid[1] + 1, width))
+        nn.init.normal_(self.positional_embedding, std=width**-0.5)
         self.k_proj = nn.Linear(width, width)
         self.q_proj = nn.Linear(width, width)
         self.v_proj = nn.Linear(width, width)

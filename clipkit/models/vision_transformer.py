@@ -35,14 +35,19 @@ class VisionTransformer(nn.Module):
         self.resolution = resolution
         self.output_dim = output_dim
         patches = (resolution[0] // patch_size) * (resolution[1] // patch_size)
-        std = width**-0.5
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
-        self.class_embedding = nn.Parameter(std * torch.randn(width))
-        self.positional_embedding = nn.Parameter(std * torch.randn(patches + 1, width))
+        self.class_embedding = nn.Parameter(torch.empty(width))
+        self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
         self.transformer = Transformer(width, layers, heads, mlp_width, activation)
         self.ln_post = nn.LayerNorm(width)
-        self.proj = nn.Parameter(std * torch.randn(width, output_dim))
+        self.proj = nn.Parameter(torch.empty(width, output_dim))
+        self.initialise()
+
+    def initialise(self) -> None:
+        """Embeddings and projection as in CLIP; the transformer initialises itself."""
+        for parameter in (self.class_embedding, self.positional_embedding, self.proj):
+            nn.init.normal_(parameter, std=self.transformer.width**-0.5)
 
     @property
     def input_resolution(self) -> int | tuple[int, int]:

@@ -33,8 +33,9 @@ def clip_loss(image_features: Tensor, text_features: Tensor, logit_scale: Tensor
     with torch.autocast(image_features.device.type, enabled=False):
         image_features = F.normalize(image_features.float(), dim=-1)
         text_features = F.normalize(text_features.float(), dim=-1)
-        # Clipped as a logarithm: exp(float32(log 100)) exceeds 100, and a clamp there would stop its gradient for good.
-        scale = logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE)).exp()
+        # A training loop that clips the parameter leaves it at float32(log 100), which is a hair above log 100: the
+        # clamp leaves room for that, or it would stop the gradient there and the temperature could never come back.
+        scale = logit_scale.float().clamp(max=math.log(MAX_LOGIT_SCALE) + 1e-6).exp()
         logits = scale * image_features @ text_features.T  # (N, N)
         labels = torch.arange(len(logits), device=logits.device)
         return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2

@@ -1,0 +1,20 @@
+"""What the parity tests share: peers that print no progress bars, and folders that are gone after each test."""
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_progress_bars() -> None:
+    transformers = pytest.importorskip("transformers")
+    transformers.utils.logging.disable_progress_bar()
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Iterator[Path]:
+    """An empty folder; pytest would keep the gigabytes of three runs."""
+    yield tmp_path
+    shutil.rmtree(tmp_path)

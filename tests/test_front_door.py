@@ -1,0 +1,220 @@
+"""What `import clipkit` does not do, what it offers, and which module may import which."""
+
+import ast
+import builtins
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import clipkit
+from clipkit import errors
+
+PACKAGE = Path(clipkit.__file__).parent
+MODULES = {
+    ".".join(("clipkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    for path in sorted(PACKAGE.rglob("*.py"))
+}
+
+# Run in a fresh interpreter. torch and NumPy do as they please when they are imported, so they come first.
+WATCH = """
+import json, os, sys
+import numpy, torch, torch.overrides
+import dataclasses, difflib, functools, gzip, html, importlib.resources  # the standard library's own business
+
+before, environment, events = set(sys.modules), dict(os.environ), []
+sys.addaudithook(lambda event, args: events.append((event, str(args[0]) if args else "")))
+import clipkit
+seen, imported = list(events), sorted(set(sys.modules) - before)
+present = [name for name in UNWANTED if name in sys.modules]
+
+from clipkit import tokenizer
+built = [f.cache_info().currsize for f in (tokenizer._default, tokenizer._table, tokenizer._pattern)]
+environment_unchanged = dict(os.environ) == environment
+
+model, _ = clipkit.load("tiny", "cpu")
+print(json.dumps({
+    "opened": [path for event, path in seen if event == "open"],
+    "sockets": [event for event, _ in seen if event.startswith(("socket.", "urllib.", "http."))],
+    "processes": [event for event, _ in seen if event.startswith(("subprocess.", "os.system", "os.exec", "os.fork"))],
+    "imported": imported,
+    "present": present,
+    "built": built,
+    "environment_unchanged": environment_unchanged,
+    "compiler": [name for name in ("torch._dynamo", "torch._inductor", "sympy") if name in sys.modules],
+    "threads": torch.get_num_threads(),
+}))
+"""
+UNWANTED = (
+    "timm transformers open_clip matplotlib torchvision PIL ftfy regex huggingface_hub safetensors sklearn pandas"
+).split()
+
+
+@pytest.fixture(scope="module")
+def fresh() -> dict:
+    """What a fresh interpreter saw while it imported clipkit, and after it loaded the embedded checkpoint."""
+    code = f"UNWANTED = {UNWANTED!r}\n{WATCH}"
+    run = subprocess.run(
+        [sys.executable, "-W", "error", "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300
+    )
+    assert run.returncode == 0, run.stderr
+    assert run.stderr == ""
+    return json.loads(run.stdout)
+
+
+def test_import_reads_only_modules(fresh: dict) -> None:
+    assert [path for path in fresh["opened"] if not path.endswith((".py", ".pyc", ".so", ".pyd", ".dll"))] == []
+    assert any("clipkit" in path for path in fresh["opened"])  # so the hook has been watching
+
+
+def test_import_opens_no_socket_and_starts_nothing(fresh: dict) -> None:
+    assert fresh["sockets"] == fresh["processes"] == []
+
+
+def test_import_builds_no_tokenizer(fresh: dict) -> None:
+    assert fresh["built"] == [0, 0, 0]
+
+
+def test_import_sets_no_environment_variable(fresh: dict) -> None:
+    assert fresh["environment_unchanged"]
+
+
+def test_import_takes_nothing_heavy_along(fresh: dict) -> None:
+    assert fresh["present"] == []
+    assert {name.split(".")[0] for name in fresh["imported"]} <= {"clipkit"} | set(sys.stdlib_module_names)
+
+
+def test_loading_leaves_torchs_compiler_alone(fresh: dict) -> None:
+    """Random numbers on the meta device would import it, which takes longer than all of the loading."""
+    assert fresh["compiler"] == []
+
+
+def test_all_is_what_is_imported() -> None:
+    tree = ast.parse(MODULES["clipkit"].read_text("utf-8"))
+    imported = [
+        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+    ]
+    assert sorted(imported) == sorted(clipkit.__all__) == clipkit.__all__
+    assert len(set(imported)) == len(imported)
+    for name in clipkit.__all__:
+        assert hasattr(clipkit, name)
+    assert clipkit.__version__.count(".") == 2
+
+
+# Imports point down this list, or sideways within a row (DESIGN.md). A name stands for all modules below it.
+ROWS = [
+    ["clipkit.cli", "clipkit.__main__"],
+    [
+        "clipkit.classify.classifier",
+        "clipkit.training.loop",
+        "clipkit.training.finetune",
+        "clipkit.inspect",
+        "clipkit.search",
+    ],
+    ["clipkit.features", "clipkit.classify.few_shot", "clipkit.classify.zero_shot"],
+    ["clipkit.loading"],
+    [
+        *("clipkit.models", "clipkit.checkpoints", "clipkit.registry", "clipkit.tokenizer", "clipkit.preprocess"),
+        *("clipkit.classify.heads", "clipkit.classify.prompts", "clipkit.classify.metrics", "clipkit.training.losses"),
+    ],
+    ["clipkit.config", "clipkit.training.distributed", "clipkit.errors"],
+]
+# The only imports that point up: methods of CLIP that hand over to the loading.
+UPWARD = {
+    ("clipkit.models.clip", "from_pretrained", "clipkit.loading"),
+    ("clipkit.models.clip", "save_pretrained", "clipkit.loading"),
+}
+# Packages of several rows; they hold a docstring alone.
+BARE = {"clipkit.classify", "clipkit.training"}
+
+
+def row_of(module: str) -> int:
+    """Index in `ROWS` of the longest name that covers the module."""
+    covering = [
+        (len(name), index)
+        for index, row in enumerate(ROWS)
+        for name in row
+        if module == name or module.startswith(name + ".")
+    ]
+    assert covering, f"{module} has no place in the house: give it one in DESIGN.md and here"
+    return max(covering)[1]
+
+
+def imports_of(module: str) -> Iterator[tuple[str, str | None]]:
+    """Each clipkit module that a module imports, and the function that does so; None at module level."""
+    tree = ast.parse(MODULES[module].read_text("utf-8"))
+    inside: dict[ast.AST, str] = {}
+    for function in ast.walk(tree):
+        if isinstance(function, ast.FunctionDef | ast.AsyncFunctionDef):
+            inside |= {node: function.name for node in ast.walk(function) if node is not function}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{module} has a relative import at line {node.lineno}"
+            base = node.module or ""
+            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+        else:
+            continue
+        for name in names:
+            if name.split(".")[0] == "clipkit":
+                yield name, inside.get(node)
+
+
+def test_imports_point_down() -> None:
+    upward = set()
+    for module in MODULES.keys() - {"clipkit"}:
+        if module in BARE:
+            assert not list(imports_of(module)), f"{module} must import nothing: its modules belong to several rows"
+            continue
+        for imported, function in imports_of(module):
+            if imported == "clipkit":
+                assert row_of(module) == 0, f"{module} imports the front door, which imports everything"
+            elif row_of(imported) < row_of(module):
+                upward.add((module, function, imported))
+    assert upward == UPWARD
+
+
+def test_imports_are_found_wherever_they_stand() -> None:
+    """The test above would be silent if the walk missed some."""
+    found = dict(imports_of("clipkit.models.clip"))
+    assert found["clipkit.loading"] == "save_pretrained" and found["clipkit.config"] is None
+    assert row_of("clipkit.classify.zero_shot") < row_of("clipkit.loading") < row_of("clipkit.models.clip")
+    assert row_of("clipkit.classify.heads") == row_of("clipkit.checkpoints.hub") < row_of("clipkit.errors")
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_size(module: str) -> None:
+    assert len(MODULES[module].read_text("utf-8").splitlines()) <= 400
+
+
+def test_the_whole_is_small() -> None:
+    assert sum(len(path.read_text("utf-8").splitlines()) for path in MODULES.values()) < 5000
+
+
+def test_error_tree_is_as_drawn() -> None:
+    """Each class of errors.py stands in the drawing, under the class it derives from, beside its builtin."""
+    drawn: dict[str, tuple[str | None, str | None]] = {}
+    path: list[str] = []
+    for line in (errors.__doc__ or "").splitlines():
+        words = line.replace("├──", "   ").replace("└──", "   ").replace("│", " ")
+        name = words.split()[0] if words.split() else ""
+        if not name.endswith("Error"):
+            continue
+        depth = (len(words) - len(words.lstrip())) // 4
+        builtin = words.split("(")[1].split(")")[0] if "(" in words else None
+        drawn[name] = (path[depth - 1] if depth else None, builtin)
+        path[depth:] = [name]
+    defined = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
+    assert drawn.keys() == defined.keys()
+    for name, (parent, builtin) in drawn.items():
+        kind = defined[name]
+        bases = {base.__name__ for base in kind.__bases__}
+        assert bases == ({parent, builtin} - {None} if parent else {"Exception"}), name
+        assert issubclass(kind, errors.ClipkitError)
+        if parent:  # each is also an ordinary builtin that fits
+            assert any(issubclass(kind, getattr(builtins, b)) for b in ("ValueError", "RuntimeError")), name
+    assert clipkit.ClipkitError is errors.ClipkitError

@@ -1,0 +1,87 @@
+"""Published weights and their known outputs. Run with --network; the first run downloads the ViT-B/32s, 2 GB."""
+
+import io
+import json
+import urllib.request
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+import clipkit
+from clipkit import registry
+from clipkit.checkpoints import hub, infer
+from clipkit.checkpoints.source import OPEN_CLIP_CONFIG, TRANSFORMERS
+from clipkit.config import ViTConfig
+
+pytestmark = pytest.mark.network
+
+PICTURE = "https://raw.githubusercontent.com/openai/CLIP/d05afc436d78f1c48dc0dbf8e5980a9d471f35f6/CLIP.png"
+
+
+@pytest.fixture(scope="module")
+def picture() -> Image.Image:
+    with urllib.request.urlopen(PICTURE, timeout=60) as answer:
+        return Image.open(io.BytesIO(answer.read()))
+
+
+def probabilities(model: clipkit.CLIP, picture: Image.Image) -> torch.Tensor:
+    images = model.preprocess(picture).unsqueeze(0)
+    tokens = clipkit.tokenize(["a diagram", "a dog", "a cat"])
+    with torch.no_grad():
+        return model(images, tokens)[0].softmax(dim=-1)[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "tolerance"),  # the first two hold float16 weights, like OpenAI's archive
+    [("ViT-B/32", 2e-4), ("ViT-B-32", 2e-4), ("openai/clip-vit-base-patch32", 2e-4)],
+)
+def test_known_probabilities(picture: Image.Image, name: str, tolerance: float) -> None:
+    model, _ = clipkit.load(name, "cpu")
+    expected = torch.tensor([0.9927937, 0.00421068, 0.00299572])  # openai/CLIP's README, on this picture
+    torch.testing.assert_close(probabilities(model, picture), expected, atol=tolerance, rtol=0.05)
+
+
+def test_known_probabilities_of_openais_archive(
+    picture: Image.Image, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    row = registry.MODELS["ViT-B/32"]
+    assert row.openai is not None
+    file, digest = row.openai
+    archive = hub.fetch_url(registry.OPENAI_ARCHIVES.format(sha256=digest, file=file), digest)
+    model, _ = clipkit.load(archive, "cpu")
+    assert infer.differences(model.config, row.config) == []
+    expected = torch.tensor([0.9927937, 0.00421068, 0.00299572])
+    torch.testing.assert_close(probabilities(model, picture), expected, atol=2e-4, rtol=0.05)
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_published_json_agrees_with_the_row(name: str) -> None:
+    """Configs only. The row is not asked for what the file leaves out, except the activation, which files may omit."""
+    row = registry.MODELS[name]
+    found = [json.loads(hub.fetch_hub(row.hub, (file,)).read_text("utf-8")) for file in _json_files(row)]
+    if _json_files(row) == (OPEN_CLIP_CONFIG,):
+        stated = infer.from_open_clip(found[0], row.config)
+    else:
+        stated = infer.from_transformers(*found)
+    assert infer.differences(stated, row.config) == []
+
+
+def _json_files(row: registry.Model) -> tuple[str, ...]:
+    return TRANSFORMERS[0] if row.files == registry.TRANSFORMERS_FILES else (OPEN_CLIP_CONFIG,)
+
+
+@pytest.mark.parametrize("name", registry.MODELS)
+def test_published_weights_are_where_the_row_says(name: str) -> None:
+    """The repository lists one of the row's files; nothing is downloaded."""
+    from huggingface_hub import file_exists
+
+    row = registry.MODELS[name]
+    assert any(file_exists(row.hub, file) for file in row.files)
+
+
+def test_laion_repository_has_both_layouts(picture: Image.Image) -> None:
+    model = clipkit.CLIP.from_pretrained("laion/CLIP-ViT-B-32-laion2B-s34B-b79K", device="cpu")
+    assert isinstance(model.config.vision, ViTConfig) and model.config.vision.activation == "gelu"
+    assert probabilities(model, picture)[0] > 0.9

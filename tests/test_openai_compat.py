@@ -1,0 +1,172 @@
+"""Programs written for OpenAI's package run with nothing changed but the import."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import clipkit as clip
+
+
+@pytest.fixture(scope="module")
+def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("pictures") / "CLIP.png"
+    pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(path)
+    return path
+
+
+def test_first_program_of_their_readme(picture: Path) -> None:
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model, preprocess = clip.load("tiny", device=device)
+
+    image = preprocess(Image.open(picture)).unsqueeze(0).to(device)
+    text = clip.tokenize(["a diagram", "a dog", "a cat"]).to(device)
+
+    with torch.no_grad():
+        image_features = model.encode_image(image)
+        text_features = model.encode_text(text)
+
+        logits_per_image, logits_per_text = model(image, text)
+        probs = logits_per_image.softmax(dim=-1).cpu().numpy()
+
+    assert text.shape == (3, 77)
+    assert image_features.shape == (1, 256) and text_features.shape == (3, 256)
+    assert logits_per_image.shape == (1, 3) and torch.equal(logits_per_text, logits_per_image.T)
+    assert probs.shape == (1, 3) and abs(probs.sum() - 1) < 1e-3
+
+
+def test_zero_shot_program_of_their_readme(picture: Path) -> None:
+    model, preprocess = clip.load("tiny", "cpu")
+    image_input = preprocess(Image.open(picture)).unsqueeze(0)
+    text_inputs = torch.cat([clip.tokenize(f"a photo of a {c}") for c in ("snake", "frog", "ship")])
+    with torch.no_grad():
+        image_features = model.encode_image(image_input)
+        text_features = model.encode_text(text_inputs)
+        logits = model(image_input, text_inputs)[0]
+    image_features /= image_features.norm(dim=-1, keepdim=True)
+    text_features /= text_features.norm(dim=-1, keepdim=True)
+    similarity = (model.logit_scale.exp() * image_features @ text_features.T).softmax(dim=-1)
+    values, indices = similarity[0].topk(3)
+    assert torch.allclose(similarity, logits.softmax(dim=-1), atol=1e-5)
+    assert values[0] >= values[1] >= values[2] and sorted(indices.tolist()) == [0, 1, 2]
+
+
+def test_linear_probe_program_of_their_readme() -> None:
+    model, preprocess = clip.load("tiny", "cpu")
+    data = [(Image.new("RGB", (70, 90), (10 * n, 0, 0)), n % 2) for n in range(4)]
+
+    class Pictures(torch.utils.data.Dataset):
+        def __len__(self) -> int:
+            return len(data)
+
+        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
+            return preprocess(data[index][0]), data[index][1]
+
+    with torch.no_grad():
+        batches = [
+            (model.encode_image(i), labels) for i, labels in torch.utils.data.DataLoader(Pictures(), batch_size=3)
+        ]
+    features = torch.cat([features for features, _ in batches]).cpu().numpy()
+    assert features.shape == (4, 256) and features.dtype == np.float32
+    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 0, 1]
+
+
+def test_available_models() -> None:
+    assert clip.available_models() == [
+        "RN50",
+        "RN101",
+        "RN50x4",
+        "RN50x16",
+        "RN50x64",
+        "ViT-B/32",
+        "ViT-B/16",
+        "ViT-L/14",
+        "ViT-L/14@336px",
+    ]
+
+
+def test_load_takes_their_arguments(tmp_path: Path) -> None:
+    model, _ = clip.load("tiny", "cpu", False, str(tmp_path))
+    assert not model.training
+    model, _ = clip.load(name="tiny", device=torch.device("cpu"), jit=False, download_root=None)
+    assert model.logit_scale.device.type == "cpu"
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_tokenize_takes_their_arguments() -> None:
+    assert clip.tokenize("a dog").shape == (1, 77)
+    tokens = clip.tokenize(["a dog", "hello world!"], 20, True)
+    assert tokens.shape == (2, 20)
+    assert tokens[1, :6].tolist() == [49406, 3306, 1002, 256, 49407, 0]
+    assert clip.tokenize("word " * 100, truncate=True)[0, -1] == 49407
+    with pytest.raises(ValueError, match="102 tokens, more than context_length=77"):
+        clip.tokenize("word " * 100)
+
+
+def test_attributes_of_the_embedded_model() -> None:
+    model, preprocess = clip.load("tiny", "cpu")
+    assert isinstance(model.visual, torch.nn.Module)
+    assert (model.visual.input_resolution, model.visual.output_dim) == (64, 256)
+    assert (model.context_length, model.vocab_size, model.dtype) == (77, 49408, torch.float32)
+    assert isinstance(model.logit_scale, torch.nn.Parameter) and model.logit_scale.shape == ()
+    size = model.visual.input_resolution
+    assert preprocess(Image.new("RGB", (100, 80))).shape == (3, size, size)
+    images = torch.randn(2, 3, size, size)
+    torch.testing.assert_close(model.visual(images.type(model.dtype)), model.encode_image(images))
+    assert sum(int(np.prod(p.shape)) for p in model.parameters()) > 1_000_000  # as their notebook counts them
+
+
+def test_attributes_of_a_vit(vit: clip.CLIP, tmp_path: Path) -> None:
+    vit.save_pretrained(str(tmp_path))
+    model, _ = clip.load(str(tmp_path), "cpu")
+    assert (model.visual.input_resolution, model.visual.output_dim) == (48, 32)
+    assert (model.context_length, model.vocab_size) == (16, 600)
+    assert model.visual.conv1.weight.shape == (96, 3, 16, 16) and model.visual.proj.shape == (96, 32)
+    assert model.visual.positional_embedding.shape == (10, 96) and model.visual.class_embedding.shape == (96,)
+    assert len(model.visual.transformer.resblocks) == 2
+
+
+def test_feature_map_of_a_resnet(resnet: clip.CLIP, tmp_path: Path) -> None:
+    resnet.save_pretrained(str(tmp_path))
+    for name, channels, size in (("tiny", 1024, 64), (str(tmp_path), 512, 64)):
+        model, _ = clip.load(name, "cpu")
+        images = torch.randn(2, 3, size, size)
+        with torch.no_grad():
+            pooled = model.encode_image(images)
+            pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
+            feature_map = model.encode_image(images)
+        assert feature_map.shape == (2, channels, size // 32, size // 32)
+        torch.testing.assert_close(pool(feature_map), pooled)
+
+
+def test_float_and_half() -> None:
+    model, _ = clip.load("tiny", "cpu")
+    images, tokens = torch.randn(1, 3, 64, 64), clip.tokenize(["a dog", "a cat"])
+    with torch.no_grad():
+        expected = model(images, tokens)[0]
+        assert model.half() is model and model.dtype == torch.float16
+        assert model.encode_image(images).dtype == torch.float16  # whatever dtype the images have
+        assert model.encode_text(tokens).dtype == torch.float16
+        torch.testing.assert_close(model(images.half(), tokens)[0].float(), expected, atol=0.3, rtol=0)
+        assert model.float() is model and model.dtype == torch.float32
+        torch.testing.assert_close(model(images, tokens)[0], expected, atol=1e-4, rtol=0)  # stored in half precision
+
+
+def test_fine_tuning_loop() -> None:
+    """The steps that everyone copies: load with jit=False, to float32, symmetric cross-entropy, save a state dict."""
+    model, _ = clip.load("tiny", device="cpu", jit=False)
+    model = model.float()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
+    images, texts = torch.randn(2, 3, 64, 64), clip.tokenize(["a dog", "a cat"])
+    before = model.visual.conv1.weight.detach().clone()
+    optimizer.zero_grad()
+    logits_per_image, logits_per_text = model(images, texts)
+    truth = torch.arange(2)
+    loss = torch.nn.CrossEntropyLoss()
+    total = (loss(logits_per_image, truth) + loss(logits_per_text, truth)) / 2
+    total.backward()
+    optimizer.step()
+    assert total.isfinite() and not torch.equal(model.visual.conv1.weight, before)
