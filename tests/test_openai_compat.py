@@ -155,18 +155,12 @@ def test_float_and_half() -> None:
         torch.testing.assert_close(model(images, tokens)[0], expected, atol=1e-4, rtol=0)  # stored in half precision
 
 
-def test_fine_tuning_loop() -> None:
-    """The steps that everyone copies: load with jit=False, to float32, symmetric cross-entropy, save a state dict."""
+def test_fine_tuning_step() -> None:
+    """What everyone copies: load with jit=False, to float32, cross-entropy both ways."""
     model, _ = clip.load("tiny", device="cpu", jit=False)
     model = model.float()
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-5, betas=(0.9, 0.98), eps=1e-6, weight_decay=0.2)
-    images, texts = torch.randn(2, 3, 64, 64), clip.tokenize(["a dog", "a cat"])
-    before = model.visual.conv1.weight.detach().clone()
-    optimizer.zero_grad()
-    logits_per_image, logits_per_text = model(images, texts)
-    truth = torch.arange(2)
-    loss = torch.nn.CrossEntropyLoss()
-    total = (loss(logits_per_image, truth) + loss(logits_per_text, truth)) / 2
-    total.backward()
-    optimizer.step()
-    assert total.isfinite() and not torch.equal(model.visual.conv1.weight, before)
+    logits_per_image, logits_per_text = model(torch.randn(2, 3, 64, 64), clip.tokenize(["a dog", "a cat"]))
+    truth, loss = torch.arange(2), torch.nn.CrossEntropyLoss()
+    ((loss(logits_per_image, truth) + loss(logits_per_text, truth)) / 2).backward()
+    for name, parameter in model.named_parameters():
+        assert parameter.requires_grad and parameter.grad is not None and parameter.grad.isfinite().all(), name

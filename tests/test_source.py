@@ -256,6 +256,18 @@ def test_hub_without_a_processor_is_remembered_offline(
     assert resolve(REPO, cache_dir=tmp_path, local_files_only=True).config == config
 
 
+def test_what_was_not_there_before_is_not_asked_for_again(hub: HubServer, contents: Contents, tmp_path: Path) -> None:
+    """Without a network the client tries hard for each file that is not in its cache."""
+    hub.add_repo(REPO, contents("transformers"))
+    source = resolve(REPO, cache_dir=tmp_path)
+    assert asked_for(hub)[:2] == ["open_clip_config.json", "config.json"]
+    hub.requests.clear()
+    assert resolve(REPO, cache_dir=tmp_path) == source
+    assert asked_for(hub) == ["config.json", "preprocessor_config.json", "merges.txt", "model.safetensors"]
+    hub.add_repo(REPO, contents("open_clip"))  # but it is, where what was there is gone
+    assert resolve(REPO, cache_dir=tmp_path).weights.name == "open_clip_model.safetensors"
+
+
 def test_hub_that_loses_a_file_on_the_way_is_no_default(hub: HubServer, contents: Contents, tmp_path: Path) -> None:
     """A processor that could not be fetched must not quietly become OpenAI's."""
     hub.add_repo(REPO, contents("transformers"))

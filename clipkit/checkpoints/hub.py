@@ -51,7 +51,10 @@ def fetch_hub(
         raise CheckpointNotFoundError(f"{repo_id!r} is no hub id such as 'owner/name': {error}") from error
     names = ", ".join(filenames)
     failure: BaseException | str | None = "asked for local files only" if local_files_only else None
-    for filename in [] if local_files_only else filenames:
+    cached = {name: try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision) for name in filenames}
+    # What was not there before is asked for last: without a network the client waits long for what it has not cached.
+    names_to_ask = sorted(filenames, key=lambda name: cached[name] is _CACHED_NO_EXIST)
+    for filename in [] if local_files_only else names_to_ask:
         try:
             return Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache_dir, token=token))
         except RemoteEntryNotFoundError:
@@ -70,11 +73,10 @@ def fetch_hub(
             break  # the other names would wait for the same network
     if failure is None:
         raise CheckpointNotFoundError(f"The hub's {repo_id!r} has none of the files tried: {names}")
-    cached = [try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision) for name in filenames]
-    for path in cached:
+    for path in cached.values():
         if isinstance(path, str):
             return Path(path)
-    if all(path is _CACHED_NO_EXIST for path in cached):  # the hub has said so before
+    if all(path is _CACHED_NO_EXIST for path in cached.values()):  # the hub has said so before
         raise CheckpointNotFoundError(f"The hub's {repo_id!r} had none of the files tried when last asked: {names}")
     cause = failure if isinstance(failure, BaseException) else None
     if getattr(getattr(cause, "response", None), "status_code", None) in (401, 403):

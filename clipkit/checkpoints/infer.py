@@ -164,6 +164,7 @@ def _transformers_activation(section: Mapping[str, Any]) -> Activation:
 
 
 def _transformers_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
+    values = values.get("image_processor") or values  # so it is nested in `processor_config.json`, transformers 5
     resample = values.get("resample", 3)  # PIL's numbers
     if resample not in (2, 3):
         raise UnsupportedCheckpointError(
