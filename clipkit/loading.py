@@ -101,6 +101,9 @@ def load_model(
     Raises:
         As `load`.
     """
+    device = _decide_device(device)
+    if dtype is not None:
+        _check_dtype(dtype)
     source = resolve(
         os.fspath(name),
         revision=revision,
@@ -199,6 +202,17 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def _decide_device(device: str | torch.device | None) -> torch.device:
+    try:
+        decided = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        torch.empty(0, device=decided)
+    except Exception as error:  # torch has no type of its own for this
+        raise ConfigError(
+            f"there is no device {str(device)!r} here ({error}): pass 'cpu', or None to choose"
+        ) from error
+    return decided
+
+
 def _skeleton(config: CLIPConfig, tokenizer: Tokenizer | None = None) -> CLIP:
     with torch.device("meta"), _Uninitialised():
         return CLIP(config, tokenizer)
@@ -208,15 +222,13 @@ def _assemble(
     config: CLIPConfig,
     weights: dict[str, Tensor],
     merges: Path | None,
-    device: str | torch.device | None,
+    device: torch.device,
     dtype: torch.dtype | None,
     resolution: int | tuple[int, int] | None,
 ) -> CLIP:
-    device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
     if dtype is None:
         halves = (w.dtype for w in weights.values() if w.dtype in (torch.float16, torch.bfloat16))
         dtype = next(halves, torch.float16) if device.type == "cuda" else torch.float32
-    _check_dtype(dtype)
 
     expected = _skeleton(config).state_dict()
     for key in expected.keys() - weights.keys():
@@ -232,15 +244,21 @@ def _assemble(
     tokenizer = None
     if merges is not None:
         tokenizer = Tokenizer(merges.read_text("utf-8").splitlines(), config.text.context_length)
-        if tokenizer.vocab_size != config.text.vocab_size:
+        if tokenizer.is_default:
+            tokenizer = None
+        elif tokenizer.vocab_size != config.text.vocab_size:
             raise ConfigError(f"{merges} makes {tokenizer.vocab_size} tokens, the model has {config.text.vocab_size}")
     model = _skeleton(config, tokenizer)
-    ready = {
-        key: value.to(device, dtype if value.is_floating_point() else None).contiguous()
-        for key, value in weights.items()
-    }
+    ready = {key: _cast(key, value, dtype).to(device).contiguous() for key, value in weights.items()}
     model.load_state_dict(ready, assign=True)
     return model.eval()
+
+
+def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
+    """Counters stay integers and the temperature float32: in bfloat16 a scale of 100 would become 98.9."""
+    if not value.is_floating_point():
+        return value
+    return value.to(torch.float32 if key == "logit_scale" else dtype)
 
 
 def _check_dtype(dtype: torch.dtype) -> None:
@@ -288,10 +306,7 @@ def save_pretrained(
     for name in WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]:
         if (folder / name).exists():
             raise ConfigError(f"{folder} holds {name}, which load would take instead: save to another folder")
-    weights = {
-        key: value.to(dtype) if dtype and value.is_floating_point() else value
-        for key, value in model.state_dict().items()
-    }
+    weights = {key: value if dtype is None else _cast(key, value, dtype) for key, value in model.state_dict().items()}
     files.write_weights(layouts.from_canonical(weights, keys), folder / weight_file)
     for name, values in documents.items():
         _write_text(folder / name, json.dumps(values, indent=2) + "\n")

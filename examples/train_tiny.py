@@ -68,7 +68,7 @@ def read_folder(files: list[Path], side: int, cache: Path) -> np.ndarray:
 
 
 class Source:
-    """Pictures with names, drawn so that a batch holds each class once and an epoch holds each picture once."""
+    """Pictures with names, drawn so that a batch holds each class at most once and an epoch repeats no picture."""
 
     def __init__(self, pixels: np.ndarray, labels: list[int], names: list[list[str]]) -> None:
         self.pixels, self.names = torch.from_numpy(pixels), names  # names: for each picture, best first
@@ -197,7 +197,10 @@ def main() -> None:
             state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
             torch.save(state | {"step": step + 1, "seconds": seconds}, checkpoint.with_suffix(".part"))
             os.replace(checkpoint.with_suffix(".part"), checkpoint)
-    model.eval().save_pretrained(str(args.out / "model"), dtype=torch.float16)
+    with torch.no_grad():  # the rows of tokens that no caption has are still noise; zeros say nothing, and compress
+        seen = optimizer.state[model.text.token_embedding.weight]["exp_avg_sq"].sum(dim=1) > 0
+        model.text.token_embedding.weight *= seen[:, None]
+    model.eval().save_pretrained(args.out / "model", dtype=torch.float16)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""CLIP in float64 NumPy, written from the paper (2103.00020), one sample at a time, with loops where they are clearer."""
+"""CLIP in float64 NumPy, written from the paper (2103.00020), one sample at a time; loops where they are clearer."""
 
 import math
 from typing import Any

@@ -28,13 +28,13 @@ def test_ranks_labels_of_a_real_photo(capsys):
 def test_json_of_a_folder_equals_the_library(capsys):
     import clipkit
 
-    assert main(["classify", str(PHOTOS), "--labels", *LABELS, "--json", "--top", "5", "--model", "tiny"]) == 0
+    assert main(["classify", str(PHOTOS), "--labels", *LABELS, "--json", "--model", "tiny", "--device", "cpu"]) == 0
     out, err = capsys.readouterr()
     rows = [json.loads(line) for line in out.splitlines()]
     assert [Path(row["image"]).name for row in rows] == ["cat.jpg", "coffee.jpg", "rocket.jpg"]
     assert err == ""  # the model was named, so there is nothing to say
 
-    model, preprocess = clipkit.load("tiny")
+    model, preprocess = clipkit.load("tiny", "cpu")
     tokens = clipkit.tokenize([f"a photo of a {label}." for label in LABELS])
     for row in rows:
         expected = model(preprocess(row["image"]).unsqueeze(0), tokens)[0].softmax(-1)[0]

@@ -200,7 +200,7 @@ def test_mismatch_prints_as_a_diff() -> None:
     expected = {"a": torch.zeros(2), "b": torch.zeros(3, 4), "c": torch.zeros(())}
     assert describe_mismatch(expected, dict(expected)) is None
     assert describe_mismatch(expected, {"b": torch.zeros(4, 3), "c": torch.zeros(()), "d": torch.zeros(5)}) == (
-        "weights do not fit the model (- missing, + unexpected, ! wrong shape):\n"
+        "weights do not fit the model (- missing, + unexpected, ! wrong):\n"
         "  - a (2,)\n  + d (5,)\n  ! b is (4, 3), the model has (3, 4)"
     )
     lines = (describe_mismatch({str(n): torch.zeros(1) for n in range(25)}, {}) or "").splitlines()

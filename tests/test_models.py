@@ -118,7 +118,7 @@ def transpose_output(model: CLIP) -> None:
 def halve_heads(model: CLIP) -> None:
     for module in model.modules():
         if isinstance(module, Attention):
-            module.heads = 1
+            module.num_heads = 1
 
 
 @pytest.mark.parametrize("change", [swap_queries_and_keys, transpose_output, halve_heads])
@@ -152,15 +152,15 @@ def test_activations() -> None:
 
 
 def test_attention_and_its_single_query_equal_the_oracle() -> None:
-    attention = randomise(Attention(24, 3).double())
+    attention, causal_attention = (randomise(Attention(24, 3, causal).double()) for causal in (False, True))
+    causal_attention.load_state_dict(attention.state_dict())
     w = weights_of(attention)
     x = torch.randn(2, 7, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
     ends = torch.tensor([3, 6])
     with torch.no_grad():
-        found = {causal: attention(x, causal) for causal in (False, True)}
-        visible = torch.arange(7) <= ends[:, None]
-        queries = attention.query(x[torch.arange(2), ends, None], x, visible)
-        unmasked = attention.query(x[:, :1], x)
+        found = {False: attention(x), True: causal_attention(x)}
+        queries = causal_attention(x, ends)
+        unmasked = attention(x, 0)
     for n in range(2):
         projected = np.split(x[n].numpy() @ w["in_proj_weight"].T + w["in_proj_bias"], 3, axis=1)
         for causal in (False, True):
@@ -204,13 +204,12 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> N
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_pooled_transformer_equals_the_full_one(causal: bool) -> None:
-    stack = randomise(Transformer(24, 3, 3, 60, "quick_gelu").double())
+    stack = randomise(Transformer(24, 3, 3, 60, "quick_gelu", causal).double())
     source = nn.Embedding(5 * 9, 24, dtype=torch.float64)  # stands for the input, so that its gradient is compared too
     x = source.weight.view(5, 9, 24)
     at: Tensor | int = torch.tensor([8, 0, 3, 7, 1]) if causal else 0
-    visible = torch.arange(9) <= torch.as_tensor(at)[:, None] if causal else None
-    pooled = stack.pooled(x, at, causal, visible)
-    full = stack(x, causal)[torch.arange(5), at]
+    pooled = stack(x, at)
+    full = stack(x)[torch.arange(5), at]
     assert pooled.shape == (5, 24)
     assert largest(pooled.detach(), full.detach()) < EXACT
     by_pooled = gradients(pooled, stack, source)
@@ -222,7 +221,7 @@ def full_text(model: CLIP, tokens: Tensor) -> Tensor:
     """The text tower with nothing cut: every position through every block."""
     text = model.text
     x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
-    x = text.ln_final(text.transformer(x, causal=True))
+    x = text.ln_final(text.transformer(x))
     return x[torch.arange(len(tokens)), tokens.argmax(dim=-1)] @ text.text_projection
 
 

@@ -49,3 +49,9 @@ def test_bad_input(model, names, templates, message):
 def test_a_prompt_that_is_too_long_is_named(model):
     with pytest.raises(clipkit.errors.TokenizerError, match="very"):
         clipkit.zero_shot_weights(model, ["very " * 90])
+
+
+def test_weights_can_start_a_trainable_head(model):
+    weights = torch.nn.Parameter(clipkit.zero_shot_weights(model, NAMES))
+    (torch.ones(2, 256) @ weights.T).sum().backward()
+    assert torch.equal(weights.grad, torch.full((3, 256), 2.0))

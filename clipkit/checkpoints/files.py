@@ -36,8 +36,8 @@ from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptChec
 
 # Where training loops put the weights: Lightning and open_clip, then the usual names of hand-written loops.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# torch.nn.parallel.DistributedDataParallel and torch.compile wrap a module and so prefix all its names.
-_PREFIXES = ("module.", "_orig_mod.")
+# DistributedDataParallel, torch.compile and Lightning modules wrap a module and so prefix all its names.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 # What training loops store beside the weights.
 _BOOKKEEPING = frozenset(
     "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name optimizer "

@@ -11,7 +11,7 @@ from clipkit.config import Activation, CLIPConfig, PreprocessConfig, ResNetConfi
 from clipkit.errors import ConfigError, CorruptCheckpointError, UnsupportedCheckpointError
 
 # open_clip options that leave the model a plain CLIP whatever their value: they act in training only, or on key names.
-OPEN_CLIP_NEUTRAL = {"custom_text", "init_logit_scale", "patch_dropout", "timm_model_pretrained", "hf_tokenizer_name"}
+OPEN_CLIP_NEUTRAL = {"custom_text", "init_logit_scale", "patch_dropout", "timm_model_pretrained"}
 # open_clip options at these values change nothing; any other value makes another model.
 OPEN_CLIP_PLAIN: dict[str, tuple[Any, ...]] = {
     "pool_type": ("tok", "argmax"),
@@ -29,6 +29,7 @@ OPEN_CLIP_PLAIN: dict[str, tuple[Any, ...]] = {
     "multimodal_cfg": (),
     "timm_model_name": (),
     "hf_model_name": (),
+    "hf_tokenizer_name": ("",),
     "ls_init_value": (),
 }
 
@@ -169,6 +170,13 @@ def _transformers_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
     if resample not in (2, 3):
         raise UnsupportedCheckpointError(
             f"preprocessor_config.json: resample {resample!r} is neither bilinear nor bicubic"
+        )
+    for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop"):
+        if values.get(key) is False and not (key == "do_center_crop" and "shortest_edge" not in values.get("size", {})):
+            raise UnsupportedCheckpointError(f"preprocessor_config.json: {key} is false, but a plain CLIP's is true")
+    if abs(values.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
+        raise UnsupportedCheckpointError(
+            f"preprocessor_config.json: rescale_factor {values['rescale_factor']!r} is not 1/255"
         )
     size = values.get("size", {"shortest_edge": 224})
     squash = isinstance(size, dict) and "shortest_edge" not in size

@@ -156,19 +156,26 @@ def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str
     return out
 
 
+_KINDS = {
+    True: (torch.float16, torch.bfloat16, torch.float32, torch.float64),
+    False: (torch.int64, torch.int32),
+}
+
+
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """A readable diff of names and shapes, or None if they agree. `-` is missing, `+` unexpected, `!` wrong shape."""
+    """A readable diff of names and shapes, or None if they agree. `-` is missing, `+` unexpected, `!` wrong."""
     lines = [f"  - {key} {tuple(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())]
     lines += [f"  + {key} {tuple(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
-    lines += [
-        f"  ! {key} is {tuple(found[key].shape)}, the model has {tuple(expected[key].shape)}"
-        for key in sorted(expected.keys() & found.keys())
-        if expected[key].shape != found[key].shape
-    ]
+    for key in sorted(expected.keys() & found.keys()):
+        ours, theirs = expected[key], found[key]
+        if ours.shape != theirs.shape:
+            lines.append(f"  ! {key} is {tuple(theirs.shape)}, the model has {tuple(ours.shape)}")
+        elif theirs.layout != torch.strided or theirs.is_meta or theirs.dtype not in _KINDS[ours.is_floating_point()]:
+            lines.append(f"  ! {key} holds {theirs.dtype} ({theirs.layout}, on {theirs.device}), not dense numbers")
     if not lines:
         return None
     shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
-    return "\n".join(["weights do not fit the model (- missing, + unexpected, ! wrong shape):", *shown])
+    return "\n".join(["weights do not fit the model (- missing, + unexpected, ! wrong):", *shown])
 
 
 def _rename(key: str, table: Mapping[str, str]) -> str:

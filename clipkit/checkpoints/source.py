@@ -59,10 +59,14 @@ def resolve(
     """
     if name == "tiny":
         return _in_folder(EMBEDDED, ignore_config)
-    path = Path(name).expanduser()
-    if path.is_dir():
+    try:
+        path = Path(name).expanduser()
+        is_folder, exists = path.is_dir(), path.exists()
+    except (OSError, RuntimeError, ValueError) as error:  # too long, of nobody's home, a null byte
+        raise registry.unknown(name) from error
+    if is_folder and name:  # "" is no name, though the path of the current folder
         return _in_folder(path, ignore_config)
-    if path.exists():
+    if exists and name:
         return _at_file(path, ignore_config)
     repo = name.removeprefix("hf-hub:")
     row = registry.find(repo)
@@ -152,7 +156,14 @@ def _read_json(
     if not documents:
         return None, None
     stated, processor = documents[0], documents[1] if len(documents) > 1 else None
-    merges = find((MERGES,)) if stated.get("tokenizer") == MERGES else None
+    merges = None
+    if stated.get("tokenizer") == MERGES:
+        merges = find((MERGES,))
+    elif names[0] == CONFIG:
+        try:
+            merges = find((MERGES,))  # transformers keeps the table beside the weights, the standard one too
+        except CheckpointNotFoundError:
+            pass
     if ignore_config:
         return None, merges
     try:

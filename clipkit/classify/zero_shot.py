@@ -37,7 +37,7 @@ def zero_shot_weights(
         if template.count("{}") != 1:
             raise ConfigError(f"a template needs one {{}} where the class name goes: {template!r}")
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    with torch.inference_mode():
+    with torch.no_grad():
         features = [
             model.encode_text(model.tokenizer(prompts[start : start + CHUNK])).float()
             for start in range(0, len(prompts), CHUNK)

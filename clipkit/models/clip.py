@@ -1,6 +1,7 @@
 """CLIP: an image tower, a text tower and a learned temperature (2103.00020)."""
 
 import math
+import os
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -9,6 +10,7 @@ from torch import Tensor, nn
 
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError, ImageError, TokenizerError
+from clipkit.models.layers import recording
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.text_transformer import TextTransformer
 from clipkit.models.vision_transformer import VisionTransformer
@@ -71,13 +73,13 @@ class CLIP(nn.Module):
         self._tokenizer = tokenizer
 
     @classmethod
-    def from_pretrained(cls, name_or_path: str, **options: Any) -> "CLIP":
+    def from_pretrained(cls, name_or_path: "str | os.PathLike[str]", **options: Any) -> "CLIP":
         """Load a checkpoint in eval mode. See `clipkit.load` for names, layouts, options and errors."""
         from clipkit.loading import load_model
 
         return load_model(name_or_path, **options)
 
-    def save_pretrained(self, folder: str, **options: Any) -> None:
+    def save_pretrained(self, folder: "str | os.PathLike[str]", **options: Any) -> None:
         """Write weights, config and tokenizer into a folder. See `clipkit.loading.save_pretrained`."""
         from clipkit.loading import save_pretrained
 
@@ -158,7 +160,8 @@ class CLIP(nn.Module):
             (N, D), on the model's device and in its dtype.
 
         Raises:
-            TokenizerError: for any other shape or dtype, or ids outside the vocabulary.
+            TokenizerError: for any other shape or dtype, or ids outside the vocabulary (not looked at while a graph is
+                recorded).
         """
         integers = tokens.dtype in (torch.int64, torch.int32)
         if tokens.ndim != 2 or not 1 <= tokens.shape[1] <= self.context_length or not integers:
@@ -166,7 +169,7 @@ class CLIP(nn.Module):
                 f"encode_text needs int64 or int32 token ids of shape (N, 1 to {self.context_length}), not "
                 f"{tokens.dtype} of {tuple(tokens.shape)}: make them with model.tokenizer(texts)"
             )
-        if len(tokens) and not torch.compiler.is_compiling():  # on CUDA an id out of range would kill the process
+        if not recording() and tokens.shape[0]:  # on CUDA an id out of range would kill the process
             low, high = (int(bound) for bound in tokens.aminmax())
             if low < 0 or high >= self.vocab_size:
                 raise TokenizerError(

@@ -23,37 +23,48 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection for queries, keys and values, batch first."""
+    """Multi-head attention with one fused projection for queries, keys and values, batch first.
 
-    def __init__(self, width: int, heads: int) -> None:
+    `causal` hides later tokens from each token.
+    """
+
+    def __init__(self, width: int, num_heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads, self.causal = num_heads, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows in the order q, k, v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(N, L, W) -> (N, L, W). `causal` hides later tokens."""
-        q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
-        return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=causal))
-
-    def query(self, q: Tensor, x: Tensor, visible: Tensor | None = None) -> Tensor:
-        """One query per sample, (N, 1, W), over the tokens x (N, L, W) -> (N, 1, W).
-
-        `visible` (N, L) is True where the query may look.
-        """
+    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
+        """(N, L, W) -> (N, L, W); or only the output at `at`, one position for all or (N,) of them: (N, 1, W)."""
+        if at is None:
+            q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
+            return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
         width = x.shape[-1]
-        (q,) = self._heads(F.linear(q, self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
+        (q,) = self._heads(F.linear(pick(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
         k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
-        mask = None if visible is None else visible[:, None, None, :]  # (N, 1, 1, L), the same for every head
+        mask = None
+        if self.causal:
+            last = torch.as_tensor(at, device=x.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
+            mask = torch.arange(x.shape[1], device=x.device) <= last  # (N or 1, 1, 1, L), the same for every head
         return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
     def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
         """(N, L, parts x W) -> parts tensors of (N, heads, L, W / heads)."""
-        return x.unflatten(-1, (parts, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _merge(self, x: Tensor) -> Tensor:
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, heads, L, W / heads) -> (N, L, W)
+
+
+def pick(x: Tensor, at: Tensor | int) -> Tensor:
+    """One token of each sample, by one position for all or (N,) positions: (N, L, W) -> (N, 1, W)."""
+    return x[torch.arange(x.shape[0], device=x.device), at, None]
+
+
+def recording() -> bool:
+    """Whether torch.compile, torch.export or a tracer records a graph, which must not branch on the data."""
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()
 
 
 class MLP(nn.Module):
@@ -72,37 +83,30 @@ class MLP(nn.Module):
 class ResidualAttentionBlock(nn.Module):
     """A pre-norm transformer block."""
 
-    def __init__(self, width: int, heads: int, mlp_width: int, activation: Activation) -> None:
+    def __init__(self, width: int, num_heads: int, mlp_width: int, activation: Activation, causal: bool) -> None:
         super().__init__()
         self.ln_1 = nn.LayerNorm(width)
-        self.attn = Attention(width, heads)
+        self.attn = Attention(width, num_heads, causal)
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """(N, L, W) -> (N, L, W)."""
-        x = x + self.attn(self.ln_1(x), causal)
+    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
+        """(N, L, W) -> (N, L, W); or, with `at` as in `Attention`, only its output there: (N, 1, W)."""
+        attended = self.attn(self.ln_1(x), at)
+        x = (x if at is None else pick(x, at)) + attended
         return x + self.mlp(self.ln_2(x))
-
-    def pooled(self, x: Tensor, at: Tensor | int, visible: Tensor | None = None) -> Tensor:
-        """The block's output for one token per sample: x (N, L, W) -> (N, W).
-
-        `at` is that token's position, one for all or (N,). `visible` (N, L) says which tokens it may look at.
-        """
-        rows = torch.arange(x.shape[0], device=x.device)
-        h = self.ln_1(x)
-        pooled = x[rows, at, None] + self.attn.query(h[rows, at, None], h, visible)  # (N, 1, W)
-        return (pooled + self.mlp(self.ln_2(pooled))).squeeze(1)
 
 
 class Transformer(nn.Module):
-    """A stack of blocks that ends in one token per sample."""
+    """A stack of blocks, batch first. With `causal`, no token sees a later one."""
 
-    def __init__(self, width: int, layers: int, heads: int, mlp_width: int, activation: Activation) -> None:
+    def __init__(
+        self, width: int, layers: int, heads: int, mlp_width: int, activation: Activation, causal: bool = False
+    ) -> None:
         super().__init__()
         self.width = width
         self.resblocks = nn.ModuleList(
-            ResidualAttentionBlock(width, heads, mlp_width, activation) for _ in range(layers)
+            ResidualAttentionBlock(width, heads, mlp_width, activation, causal) for _ in range(layers)
         )
         self.initialise()
 
@@ -118,17 +122,12 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
-    def forward(self, x: Tensor, causal: bool = False) -> Tensor:
-        """Every token through every block: (N, L, W) -> (N, L, W)."""
-        for block in self.resblocks:
-            x = block(x, causal)
-        return x
+    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
+        """(N, L, W) -> (N, L, W); or, with one position for all or (N,) positions in `at`, only those: (N, W).
 
-    def pooled(self, x: Tensor, at: Tensor | int, causal: bool = False, visible: Tensor | None = None) -> Tensor:
-        """The final state of one token per sample: (N, L, W) -> (N, W), equal to `forward(x, causal)` at that token.
-
-        With `causal`, `visible` (N, L) must hide the tokens after `at`.
+        The result is the same either way: the last block alone leaves out what could not reach it.
         """
-        for block in self.resblocks[:-1]:
-            x = block(x, causal)
-        return self.resblocks[-1].pooled(x, at, visible)  # pyright: ignore[reportCallIssue]
+        *blocks, last = self.resblocks
+        for block in blocks:
+            x = block(x)
+        return last(x) if at is None else last(x, at).squeeze(1)

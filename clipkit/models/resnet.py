@@ -50,7 +50,7 @@ class AttentionPool2d(nn.Module):
 
     def __init__(self, grid: tuple[int, int], width: int, heads: int, output_dim: int) -> None:
         super().__init__()
-        self.heads = heads
+        self.num_heads = heads
         self.positional_embedding = nn.Parameter(torch.empty(grid[0] * grid[1] + 1, width))
         nn.init.normal_(self.positional_embedding, std=width**-0.5)
         self.k_proj = nn.Linear(width, width)
@@ -64,7 +64,7 @@ class AttentionPool2d(nn.Module):
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (N, 1 + HW, C)
         x = x + self.positional_embedding.to(x.dtype)
         q, k, v = (
-            part.unflatten(-1, (self.heads, -1)).transpose(1, 2)  # (N, L, C) -> (N, heads, L, C / heads)
+            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, L, C) -> (N, heads, L, C / heads)
             for part in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
         )
         pooled = F.scaled_dot_product_attention(q, k, v)  # (N, heads, 1, C / heads)

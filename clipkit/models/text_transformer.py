@@ -4,14 +4,15 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.layers import Transformer
+from clipkit.models.layers import Transformer, recording
 
 
 class TextTransformer(nn.Module):
     """Token ids to text features.
 
     The feature is read at the end-of-text token, the highest id of a row (its first occurrence). Attention is causal,
-    so nothing after that token can matter, and nothing after the last one of the batch is computed.
+    so nothing after that token can matter. Nothing after the last one of the batch is computed, unless a graph is being
+    recorded, whose shapes must not depend on the data.
 
     Args:
         context_length: the longest row of ids.
@@ -40,7 +41,7 @@ class TextTransformer(nn.Module):
         self.output_dim = output_dim
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
-        self.transformer = Transformer(width, layers, heads, mlp_width, activation)
+        self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, output_dim))
         self.initialise()
@@ -54,11 +55,9 @@ class TextTransformer(nn.Module):
     def forward(self, tokens: Tensor) -> Tensor:
         """Token ids (N, L), L at most `context_length` -> (N, output_dim)."""
         end = tokens.argmax(dim=-1)  # (N,)
-        if len(tokens) and not torch.compiler.is_compiling():  # a length read from the data would split the graph
+        if not recording() and tokens.shape[0]:
             tokens = tokens[:, : int(end.max()) + 1]
         device, length = self.token_embedding.weight.device, tokens.shape[1]
         tokens, end = tokens.to(device), end.to(device)
         x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (N, L, W)
-        visible = torch.arange(length, device=device) <= end[:, None]  # (N, L)
-        x = self.transformer.pooled(x, at=end, causal=True, visible=visible)  # (N, W)
-        return self.ln_final(x) @ self.text_projection
+        return self.ln_final(self.transformer(x, at=end)) @ self.text_projection

@@ -58,9 +58,9 @@ class VisionTransformer(nn.Module):
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> class token and patch tokens, normed: (N, 1 + patches, W)."""
         patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, W, rows, columns) -> (N, patches, W)
-        class_token = self.class_embedding.to(patches.dtype).expand(len(images), 1, -1)
+        class_token = self.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1)
         return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, output_dim)."""
-        return self.ln_post(self.transformer.pooled(self.embed(images), at=0)) @ self.proj
+        return self.ln_post(self.transformer(self.embed(images), at=0)) @ self.proj

@@ -242,6 +242,8 @@ def test_full_size(name: str, folder: Path) -> None:
     ours.save_pretrained(str(folder / "ours"), layout="open_clip")
     back = open_clip.create_model(f"local-dir:{folder / 'ours'}").eval()
     assert all(torch.equal(*pair) for pair in zip(outputs_of(back, *inputs), expected, strict=True))
+    texts = ["a diagram", "a photo of a dog"]
+    assert torch.equal(open_clip.get_tokenizer(f"local-dir:{folder / 'ours'}")(texts), ours.tokenizer(texts))
     if name == "ViT-B/32":
         del back
         ours.save_pretrained(str(folder / "transformers"), layout="transformers")
@@ -334,8 +336,8 @@ def test_transformers_processor(folder: Path) -> None:
     found = ours.preprocess(picture)
     exact = transformers.CLIPImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt").pixel_values[0]
     fast = processor.image_processor(picture, return_tensors="pt").pixel_values[0]
-    print("largest differences of pixels:", (found - exact).abs().max(), (found - fast).abs().max())
-    assert torch.allclose(found, exact, atol=1e-5)
+    assert torch.equal(found, exact)
+    assert (found - fast).abs().max() < 1.1 / 255 / 0.3  # torchvision's resizing is one grey level off here and there
 
 
 def test_transformers_believes_the_dict_of_old_configs(folder: Path) -> None:
