@@ -850,6 +850,27 @@ def test_own_merges_travel(vit: CLIP, small_tokenizer: Tokenizer, tmp_path: Path
         load_model(tmp_path, **CPU)
 
 
+def test_merges_of_a_transformers_repository(vit: CLIP, small_tokenizer: Tokenizer, tmp_path: Path) -> None:
+    """There, their place beside the weights says that they belong together."""
+    model = copy.deepcopy(vit)
+    model._tokenizer = small_tokenizer
+    save_pretrained(model, tmp_path, layout="transformers")
+    values = json.loads((tmp_path / "config.json").read_text("utf-8"))
+    assert values.pop("tokenizer") == "merges.txt"
+    write_json(tmp_path / "config.json", values)
+    assert load_model(tmp_path, **CPU).tokenizer == small_tokenizer
+
+
+def test_merges_of_a_model_that_lay_there_before_are_not_taken(
+    vit: CLIP, small_tokenizer: Tokenizer, tmp_path: Path
+) -> None:
+    other = copy.deepcopy(vit)
+    other._tokenizer = small_tokenizer
+    save_pretrained(other, tmp_path)
+    save_pretrained(load_model("tiny", **CPU), tmp_path)
+    assert load_model(tmp_path, **CPU).tokenizer.is_default
+
+
 def test_a_vocabulary_without_its_tokenizer(vit: CLIP, tmp_path: Path) -> None:
     save_pretrained(vit, tmp_path)
     with pytest.raises(ConfigError, match="600 tokens and the standard tokenizer 49408"):

@@ -159,7 +159,7 @@ def _read_json(
     merges = None
     if stated.get("tokenizer") == MERGES:
         merges = find((MERGES,))
-    elif names[0] == CONFIG:
+    elif names[0] == CONFIG and stated.get("format") != "clipkit":
         try:
             merges = find((MERGES,))  # transformers keeps the table beside the weights, the standard one too
         except CheckpointNotFoundError:

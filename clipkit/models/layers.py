@@ -64,7 +64,7 @@ def pick(x: Tensor, at: Tensor | int) -> Tensor:
 
 def recording() -> bool:
     """Whether torch.compile, torch.export or a tracer records a graph, which must not branch on the data."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()
+    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
 
 
 class MLP(nn.Module):
