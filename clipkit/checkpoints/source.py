@@ -15,17 +15,13 @@ from clipkit.config import CLIPConfig
 from clipkit.errors import CheckpointNotFoundError, ClipkitError, ConfigError, CorruptCheckpointError, DownloadError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
-OPEN_CLIP_CONFIG, CONFIG, PROCESSOR, MERGES = (
-    "open_clip_config.json",
-    "config.json",
-    "preprocessor_config.json",
-    "merges.txt",
-)
+OPEN_CLIP_CONFIG, CONFIG, MERGES = "open_clip_config.json", "config.json", "merges.txt"
+PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # up to transformers 4, and since 5
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Each layout's JSON files, the config first, and its weight files in the order of preference. clipkit's own has the
-# names of transformers' and tells itself by "format".
-OPEN_CLIP = ((OPEN_CLIP_CONFIG,), registry.OPEN_CLIP_FILES)
-TRANSFORMERS = ((CONFIG, PROCESSOR), (*registry.TRANSFORMERS_FILES, *SHARDS))
+# Each layout's JSON files, the config first, each with its other names, and its weight files in the order of
+# preference. clipkit's own has the names of transformers' and tells itself by "format".
+OPEN_CLIP = (((OPEN_CLIP_CONFIG,),), registry.OPEN_CLIP_FILES)
+TRANSFORMERS = (((CONFIG,), PROCESSORS), (*registry.TRANSFORMERS_FILES, *SHARDS))
 WEIGHT_FILES = (*OPEN_CLIP[1], *TRANSFORMERS[1])
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
@@ -144,13 +140,13 @@ def _find_in(folder: Path, names: Sequence[str]) -> Path:
 
 
 def _read_json(
-    find: Find, names: Sequence[str], row: registry.Model | None, ignore_config: bool
+    find: Find, names: Sequence[Sequence[str]], row: registry.Model | None, ignore_config: bool
 ) -> tuple[CLIPConfig | None, Path | None]:
     """The config that a layout's JSON files state, unless they are missing or to be ignored, and the merges."""
     documents: list[dict[str, Any]] = []
-    for name in names:
+    for spellings in names:
         try:
-            documents.append(_parse(find((name,))))
+            documents.append(_parse(find(spellings)))
         except CheckpointNotFoundError:
             break  # a weight file may come without; old transformers repositories have no processor
     if not documents:
@@ -159,7 +155,7 @@ def _read_json(
     merges = None
     if stated.get("tokenizer") == MERGES:
         merges = find((MERGES,))
-    elif names[0] == CONFIG and stated.get("format") != "clipkit":
+    elif names == TRANSFORMERS[0] and stated.get("format") != "clipkit":
         try:
             merges = find((MERGES,))  # transformers keeps the table beside the weights, the standard one too
         except CheckpointNotFoundError:
@@ -167,7 +163,7 @@ def _read_json(
     if ignore_config:
         return None, merges
     try:
-        if names[0] == OPEN_CLIP_CONFIG:
+        if names == OPEN_CLIP[0]:
             return infer.from_open_clip(stated, row.config if row else None), merges
         if stated.get("format") == "clipkit":
             return CLIPConfig.from_dict(stated.get("model", {})), merges
@@ -175,7 +171,7 @@ def _read_json(
     except ClipkitError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{names[0]} states what no CLIP can be ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{names[0][0]} states what no CLIP can be ({type(error).__name__}: {error})") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:

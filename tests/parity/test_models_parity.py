@@ -1,11 +1,12 @@
 """Models at random weights against open_clip and transformers, through the files of every layout and both ways.
 
 Every family of the registry is compared at a small size that keeps its head width, MLP ratio, patch and activation;
-RN50 and ViT-B/32 also at full size. The configs of the peers are written here by hand, not by clipkit.
+RN50 and ViT-B/32 also at full size.
 """
 
 import json
 import re
+import warnings
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,167 +15,36 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from peers import (
+    FAMILIES,
+    FEATURES,
+    VITS,
+    VOCAB,
+    assert_equal,
+    inputs_for,
+    open_clip,
+    open_clip_config,
+    outputs_of,
+    save_open_clip,
+    save_processor,
+    small,
+    transformers,
+    transformers_config,
+    with_tokenizer,
+)
 from PIL import Image
-from random_weights import assert_distinct, randomise, some_images, some_tokens
-from torch import Tensor, nn
+from random_weights import randomise, some_images
+from torch import nn
 
 import clipkit
 from clipkit import registry
 from clipkit.checkpoints import infer
 from clipkit.checkpoints.layouts import from_canonical
 from clipkit.checkpoints.resize import resize_positions
-from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.config import PreprocessConfig, ViTConfig
 from clipkit.errors import UnsupportedCheckpointError
 from clipkit.models.clip import CLIP
-from clipkit.tokenizer import Tokenizer, default_merges
 from clipkit.training.losses import clip_loss
-
-open_clip = pytest.importorskip("open_clip")
-transformers = pytest.importorskip("transformers")
-from open_clip.push_to_hf_hub import save_config_for_hf  # noqa: E402
-from safetensors.torch import save_file  # noqa: E402
-
-FEATURES, LOGITS = 1e-5, 1e-4  # largest absolute difference of unit vectors, and of logits at a scale of 100
-
-FAMILIES = [
-    *clipkit.available_models(),
-    "ViT-B-32/laion2b_s34b_b79k",
-    "ViT-B-32-256/datacomp_s34b_b86k",
-    "ViT-B-16-plus-240/laion400m_e31",
-    "ViT-L-14/laion2b_s32b_b82k",
-    "ViT-H-14/laion2b_s32b_b79k",
-    "ViT-H-14/dfn5b",
-    "ViT-g-14/laion2b_s34b_b88k",
-    "ViT-bigG-14/laion2b_s39b_b160k",
-    "ViT-bigG-14/metaclip_2pt5b",
-    "TinyCLIP-ViT-8M-16-Text-3M-YFCC15M",
-]
-VITS = [name for name in FAMILIES if isinstance(registry.MODELS[name].config.vision, ViTConfig)]
-VOCAB = 640
-
-
-def small(name: str) -> CLIPConfig:
-    """The family at a quarter of a ResNet's width, or two heads of a ViT's."""
-    config = registry.MODELS[name].config
-    vision, text = config.vision, config.text
-    if isinstance(vision, ResNetConfig):
-        layers: Any = tuple(-(-n // 4) for n in vision.layers)
-        side = 32 * (vision.grid[0] // 3)
-        vision = replace(vision, width=vision.width // 4, layers=layers, resolution=(side, side))
-    else:
-        side = 3 * vision.patch_size + vision.resolution[0] % 5
-        vision = replace(vision, width=2 * vision.head_width, layers=vision.layers // 4, resolution=(side, side))
-    text = replace(text, width=128, layers=text.layers // 3, vocab_size=VOCAB, context_length=24)
-    return replace(config, embed_dim=48, vision=vision, text=text)
-
-
-# What the peers would have written.
-
-
-def open_clip_config(config: CLIPConfig) -> dict[str, Any]:
-    """`model_cfg` as in open_clip's own files, which leave out what is the default."""
-    vision, text = config.vision, config.text
-    heads = {} if vision.head_width == 64 else {"head_width": vision.head_width}
-    if isinstance(vision, ViTConfig):
-        heads |= {} if vision.mlp_ratio == 4.0 else {"mlp_ratio": vision.mlp_ratio}
-    cfg: dict[str, Any] = {
-        "embed_dim": config.embed_dim,
-        "vision_cfg": {
-            "image_size": vision.resolution[0],
-            "layers": list(vision.layers) if isinstance(vision, ResNetConfig) else vision.layers,
-            "width": vision.width,
-            "patch_size": getattr(vision, "patch_size", None),
-            **heads,
-        },
-        "text_cfg": {
-            "context_length": text.context_length,
-            "vocab_size": text.vocab_size,
-            "width": text.width,
-            "heads": text.width // text.head_width,
-            "layers": text.layers,
-        },
-    }
-    return cfg | ({"quick_gelu": True} if text.activation == "quick_gelu" else {})
-
-
-def save_open_clip(model_cfg: dict[str, Any], preprocess: PreprocessConfig, folder: Path, **options: Any) -> nn.Module:
-    """A random model of open_clip's, saved as its `push_to_hf_hub` does."""
-    folder.mkdir()
-    (folder / "open_clip_config.json").write_text(json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}}))
-    model = randomise(open_clip.create_model(f"local-dir:{folder}", load_weights=False, **options))
-    open_clip.model.set_model_preprocess_cfg(model, vars(preprocess))
-    save_config_for_hf(model, folder / "open_clip_config.json", model_cfg)
-    save_file(model.state_dict(), folder / "open_clip_model.safetensors")
-    return model
-
-
-def transformers_config(config: CLIPConfig, eos_token_id: int) -> Any:
-    vision, text = config.vision, config.text
-    assert isinstance(vision, ViTConfig)
-
-    def tower(part: ViTConfig | TextConfig) -> dict[str, Any]:
-        return {
-            "hidden_size": part.width,
-            "intermediate_size": int(part.width * part.mlp_ratio),
-            "num_hidden_layers": part.layers,
-            "num_attention_heads": part.width // part.head_width,
-            "hidden_act": part.activation,
-        }
-
-    side = vision.resolution[0]
-    return transformers.CLIPConfig(
-        projection_dim=config.embed_dim,
-        vision_config=tower(vision) | {"image_size": side, "patch_size": vision.patch_size},
-        text_config=tower(text)
-        | {
-            "vocab_size": text.vocab_size,
-            "max_position_embeddings": text.context_length,
-            "bos_token_id": text.vocab_size - 2,
-            "eos_token_id": eos_token_id,
-            "pad_token_id": text.vocab_size - 1,
-        },
-    )
-
-
-def save_processor(config: CLIPConfig, folder: Path) -> None:
-    preprocess, side = config.preprocess, config.vision.resolution[0]
-    transformers.CLIPImageProcessor(
-        size={"height": side, "width": side} if preprocess.resize_mode == "squash" else {"shortest_edge": side},
-        crop_size={"height": side, "width": side},
-        image_mean=preprocess.mean,
-        image_std=preprocess.std,
-    ).save_pretrained(folder)
-
-
-# The comparison.
-
-Outputs = tuple[Tensor, Tensor, Tensor]  # unit image features, unit text features, logits per image
-
-
-@torch.no_grad()
-def outputs_of(model: Any, images: Tensor, tokens: Tensor) -> Outputs:
-    """Of a model of any of the three libraries."""
-    if isinstance(model, transformers.CLIPModel):
-        out = model(input_ids=tokens, pixel_values=images)
-        return out.image_embeds, out.text_embeds, out.logits_per_image
-    if isinstance(model, CLIP):
-        return model.encode_image(images, normalize=True), model.encode_text(tokens, True), model(images, tokens)[0]
-    image_features, text_features, scale = model(images, tokens)
-    return image_features, text_features, scale * image_features @ text_features.T
-
-
-def inputs_for(config: CLIPConfig, count: int = 4, pad: int = 0) -> tuple[Tensor, Tensor]:
-    images = some_images(count, config.vision.resolution)
-    return images, some_tokens(count, config.text.context_length, config.text.vocab_size, pad=pad)
-
-
-def assert_equal(found: Outputs, expected: Outputs) -> None:
-    for features in expected[:2]:
-        assert_distinct(features)
-    assert expected[2].max() - expected[2].min() > 5
-    differences = [float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)]
-    print("largest differences of image features, text features, logits:", *(f"{value:.1e}" for value in differences))
-    assert max(differences[:2]) < FEATURES and differences[2] < LOGITS, differences
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -196,14 +66,6 @@ def test_open_clip_both_ways(name: str, folder: Path) -> None:
     )
     assert (tuple(cfg.mean), tuple(cfg.std)) == (config.preprocess.mean, config.preprocess.std)
     assert (cfg.interpolation, cfg.resize_mode) == (config.preprocess.interpolation, config.preprocess.resize_mode)
-
-
-def with_tokenizer(model: CLIP) -> CLIP:
-    """The same model with a tokenizer that has as many tokens, which transformers' files name."""
-    tokenizer = Tokenizer(default_merges()[: model.vocab_size - 514], model.context_length)
-    twin = CLIP(model.config, tokenizer)
-    twin.load_state_dict(model.state_dict())
-    return twin.eval()
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -278,6 +140,24 @@ def test_training_checkpoint(name: str, folder: Path) -> None:
     assert_equal(outputs_of(ours, *inputs), outputs_of(peer, *inputs))
 
 
+@pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
+def test_openai_archive(name: str, folder: Path) -> None:
+    """A traced model with OpenAI's three scalars, which say that activation and head width are theirs."""
+    config = small(name)
+    config = replace(config, vision=replace(config.vision, resolution=(96, 96)))
+    peer = save_open_clip(open_clip_config(config), config.preprocess, folder / "theirs")
+    for key, value in (("input_resolution", 96), ("context_length", 24), ("vocab_size", VOCAB)):
+        delattr(peer, key) if hasattr(peer, key) else None
+        peer.register_buffer(key, torch.tensor(value))
+    inputs = inputs_for(config)
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        torch.jit.trace(peer, inputs, check_trace=False).save(str(folder / "archive.pt"))
+    ours, _ = clipkit.load(folder / "archive.pt", "cpu")
+    assert ours.config == config
+    assert_equal(outputs_of(ours, *inputs), outputs_of(peer, *inputs))
+
+
 @pytest.mark.parametrize("name", ["ViT-B/32", "ViT-H-14/laion2b_s32b_b79k"])
 def test_a_wrong_config_is_seen(name: str, folder: Path) -> None:
     config = small(name)
@@ -337,6 +217,11 @@ def test_transformers_processor(folder: Path) -> None:
     exact = transformers.CLIPImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt").pixel_values[0]
     fast = processor.image_processor(picture, return_tensors="pt").pixel_values[0]
     assert torch.equal(found, exact)
+    processor.save_pretrained(folder / "again")  # since transformers 5 in one file of another name
+    transformers.CLIPModel.from_pretrained(folder).save_pretrained(folder / "again")
+    assert not (folder / "again" / "preprocessor_config.json").exists()
+    assert clipkit.load(folder / "again", "cpu")[1] == ours.preprocess
+
     assert (found - fast).abs().max() < 1.1 / 255 / 0.3  # torchvision's resizing is one grey level off here and there
 
 
