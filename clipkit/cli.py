@@ -126,11 +126,13 @@ def _as_text(file: Path, ranked: list[tuple[str, float]]) -> str:
 
 
 def _models(args: argparse.Namespace) -> int:
+    from clipkit.checkpoints.source import resolve
     from clipkit.registry import MODELS
 
+    embedded = resolve("tiny").config
+    rows = [("tiny", embedded, "MIT", "embedded in clipkit")] if embedded else []
+    rows += [(row.name, row.config, row.licence, row.hub) for row in MODELS.values()]
     print(f"{'name':<34}{'input':>7}{'dim':>6}  {'licence':<14}source")
-    print(f"{'tiny':<34}{'64':>7}{'256':>6}  {'MIT':<14}embedded in clipkit")
-    for row in MODELS.values():
-        size = row.config.vision.resolution[0]
-        print(f"{row.name:<34}{size:>7}{row.config.embed_dim:>6}  {row.licence:<14}{row.hub}")
+    for name, config, licence, source in rows:
+        print(f"{name:<34}{config.vision.resolution[0]:>7}{config.embed_dim:>6}  {licence:<14}{source}")
     return 0

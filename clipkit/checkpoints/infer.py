@@ -171,15 +171,15 @@ def _transformers_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
         raise UnsupportedCheckpointError(
             f"preprocessor_config.json: resample {resample!r} is neither bilinear nor bicubic"
         )
-    for key in ("do_resize", "do_rescale", "do_normalize", "do_center_crop"):
-        if values.get(key) is False and not (key == "do_center_crop" and "shortest_edge" not in values.get("size", {})):
+    size = values.get("size", {"shortest_edge": 224})
+    squash = isinstance(size, dict) and "shortest_edge" not in size
+    for key in ("do_resize", "do_rescale", "do_normalize", *(() if squash else ("do_center_crop",))):
+        if values.get(key) is False:
             raise UnsupportedCheckpointError(f"preprocessor_config.json: {key} is false, but a plain CLIP's is true")
     if abs(values.get("rescale_factor", 1 / 255) - 1 / 255) > 1e-6:
         raise UnsupportedCheckpointError(
             f"preprocessor_config.json: rescale_factor {values['rescale_factor']!r} is not 1/255"
         )
-    size = values.get("size", {"shortest_edge": 224})
-    squash = isinstance(size, dict) and "shortest_edge" not in size
     return PreprocessConfig(
         mean=tuple(values.get("image_mean", PreprocessConfig.mean)),
         std=tuple(values.get("image_std", PreprocessConfig.std)),

@@ -48,6 +48,13 @@ TRANSFORMERS_BLOCK = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 TRANSPOSED = {"visual.proj", "text.text_projection"}
+FROM_TRANSFORMERS, FROM_TRANSFORMERS_BLOCK = (
+    {theirs: ours for ours, theirs in table.items()} for table in (TRANSFORMERS, TRANSFORMERS_BLOCK)
+)
+
+# The dtypes in which a weight and a counter may be stored; what is quantised or complex is no plain weight.
+WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+COUNTER_DTYPES = (torch.int64, torch.int32)
 
 # What a key that matches says about the model, for weights that are not a plain CLIP.
 NOT_PLAIN = {
@@ -106,12 +113,12 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         if layout == "openai" and key.startswith(OPENAI_TEXT):
             name = "text." + key
         elif layout == "transformers":
-            name = _rename(key, {theirs: ours for ours, theirs in TRANSFORMERS.items()})
+            name = _rename(key, FROM_TRANSFORMERS)
             split = re.fullmatch(r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name)
             if split:
                 parts.setdefault(f"{split[1]}attn.in_proj_{split[3]}", {})[split[2]] = value
                 continue
-            name = _rename_block(name, {theirs: ours for ours, theirs in TRANSFORMERS_BLOCK.items()})
+            name = _rename_block(name, FROM_TRANSFORMERS_BLOCK)
             value = value.T if name in TRANSPOSED and value.ndim == 2 else value
         if name in out:
             raise StateDictMismatchError(f"two entries of the checkpoint mean {name!r}; the second is {key!r}")
@@ -150,16 +157,10 @@ def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str
                 for part, piece in zip("qkv", value.chunk(3), strict=True):
                     out[f"{fused[1]}.self_attn.{part}_proj.{fused[2]}"] = piece.contiguous()
                 continue
-            name = re.sub(r"(\.layers\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], TRANSFORMERS_BLOCK), name)
+            name = _rename_block(name, TRANSFORMERS_BLOCK)
             value = value.T if key in TRANSPOSED else value
         out[name] = value.contiguous()
     return out
-
-
-_KINDS = {
-    True: (torch.float16, torch.bfloat16, torch.float32, torch.float64),
-    False: (torch.int64, torch.int32),
-}
 
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
@@ -168,9 +169,10 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     lines += [f"  + {key} {tuple(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
     for key in sorted(expected.keys() & found.keys()):
         ours, theirs = expected[key], found[key]
+        dtypes = WEIGHT_DTYPES if ours.is_floating_point() else COUNTER_DTYPES
         if ours.shape != theirs.shape:
             lines.append(f"  ! {key} is {tuple(theirs.shape)}, the model has {tuple(ours.shape)}")
-        elif theirs.layout != torch.strided or theirs.is_meta or theirs.dtype not in _KINDS[ours.is_floating_point()]:
+        elif theirs.layout != torch.strided or theirs.is_meta or theirs.dtype not in dtypes:
             lines.append(f"  ! {key} holds {theirs.dtype} ({theirs.layout}, on {theirs.device}), not dense numbers")
     if not lines:
         return None
@@ -186,7 +188,8 @@ def _rename(key: str, table: Mapping[str, str]) -> str:
 
 
 def _rename_block(key: str, table: Mapping[str, str]) -> str:
-    return re.sub(r"(\.resblocks\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key)
+    """Rename what lies inside a block, the blocks themselves being named in either layout."""
+    return re.sub(r"(\.(?:resblocks|layers)\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key)
 
 
 def _some(keys: list[str]) -> str:
