@@ -43,6 +43,26 @@ def _parser() -> argparse.ArgumentParser:
     classify.add_argument("--json", action="store_true", help="print one JSON object for each image")
     classify.set_defaults(run=_classify)
 
+    train = commands.add_parser("train", help="train as a JSON file says; under torchrun on many processes")
+    train.add_argument("config", type=Path, help="fields of clipkit.training.run.RunConfig")
+    train.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
+    train.set_defaults(run=_train)
+
+    finetune = commands.add_parser("finetune", help="adapt a model to your captioned pictures or class folders")
+    finetune.add_argument(
+        "data", type=Path, help="a .csv or .jsonl of paths and captions, a folder with one, or class folders"
+    )
+    finetune.add_argument("-o", "--out", type=Path, required=True, help="folder for the model, the log and checkpoints")
+    finetune.add_argument("--model", default="tiny", help="what to start from (default: tiny)")
+    finetune.add_argument("--epochs", type=int, default=10, help="passes over the pictures (default: 10)")
+    finetune.add_argument("--batch-size", type=int, default=64, help="pictures of a step (default: 64)")
+    finetune.add_argument("--blocks", type=int, help="with classes: train so many last blocks (default: all)")
+    finetune.add_argument("--alpha", type=float, default=0.5, help="0 keeps the old weights, 1 the new (default: 0.5)")
+    finetune.add_argument("--held-out", type=float, default=0.1, help="share to measure on (default: 0.1)")
+    finetune.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
+    finetune.add_argument("--device", help="cpu, cuda, cuda:1 ... (default: CUDA if there is one)")
+    finetune.set_defaults(run=_finetune)
+
     models = commands.add_parser("models", help="list the checkpoints that can be loaded by name")
     models.set_defaults(run=_models)
     return parser
@@ -123,6 +143,33 @@ def _as_json(file: Path, ranked: list[tuple[str, float]]) -> str:
 def _as_text(file: Path, ranked: list[tuple[str, float]]) -> str:
     width = max(len(label) for label, _ in ranked)
     return "\n".join([str(file), *(f"  {label:<{width}}  {probability:7.2%}" for label, probability in ranked)])
+
+
+def _train(args: argparse.Namespace) -> int:
+    from clipkit.training import distributed
+    from clipkit.training.run import RunConfig, train
+
+    try:
+        train(RunConfig.read(args.config), args.device)
+    finally:
+        distributed.stop()
+    return 0
+
+
+def _finetune(args: argparse.Namespace) -> int:
+    import torch
+
+    from clipkit.loading import load_model
+    from clipkit.training.run import finetune_from
+
+    model = load_model(args.model, device=args.device, dtype=torch.float32)
+    names = ("epochs", "batch_size", "blocks", "alpha", "held_out", "workers")
+    figures = finetune_from(args.data, args.out, model, **{name: getattr(args, name) for name in names})
+    print(f"{'on held-out pictures':<22}{'before':>9}{'after':>9}")
+    for name, (before, after) in figures.items():
+        print(f"{name:<22}{before:>9.1%}{after:>9.1%}")
+    print(f"Saved to {args.out / 'model'}; load it with clipkit.load({str(args.out / 'model')!r}).")
+    return 0
 
 
 def _models(args: argparse.Namespace) -> int:

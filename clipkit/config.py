@@ -6,7 +6,7 @@ never guessed. `CLIPConfig.to_dict` and `CLIPConfig.from_dict` are the JSON form
 
 import math
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal, TypeVar
+from typing import Any, Literal
 
 from clipkit.errors import ConfigError
 
@@ -17,8 +17,6 @@ Interpolation = Literal["bicubic", "bilinear"]
 # Pixel statistics that OpenAI normalises with (openai/CLIP, clip.py).
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
-
-T = TypeVar("T")
 
 
 def _is_positive(value: Any) -> bool:
@@ -32,39 +30,25 @@ def _pair(value: Any, name: str) -> tuple[int, int]:
     return pair[0], pair[1]
 
 
-def _check_positive(config: Any, *names: str) -> None:
+def check_positive(config: Any, *names: str) -> None:
+    """Raise `ConfigError` unless these fields are integers above 0."""
     for name in names:
         value = getattr(config, name)
         if not _is_positive(value):
             raise ConfigError(f"{type(config).__name__}.{name} must be a positive integer, not {value!r}")
 
 
-def _check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+    """Raise `ConfigError` unless this field is one of the choices."""
     if getattr(config, name) not in choices:
         raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}")
 
 
-def _check_transformer(config: Any) -> None:
-    _check_positive(config, "width", "layers", "head_width")
-    _check_choice(config, "activation", ("quick_gelu", "gelu"))
-    if config.width % config.head_width:
-        raise ConfigError(
-            f"{type(config).__name__}: width {config.width} is not a multiple of head_width {config.head_width}"
-        )
-    if not isinstance(config.mlp_ratio, int | float) or not 1 / config.width <= config.mlp_ratio < math.inf:
-        raise ConfigError(
-            f"{type(config).__name__}.mlp_ratio must be a positive number that leaves the MLPs a width, "
-            f"not {config.mlp_ratio!r}"
-        )
-
-
-def _build(cls: type[T], values: Any) -> T:
+def build(cls: Any, values: dict[str, Any]) -> Any:
     """Make `cls` from a dict, with unknown and missing keys named."""
-    if not isinstance(values, dict):
-        raise ConfigError(f"{cls.__name__} needs a mapping of its fields, not {values!r}")
-    unknown = set(values) - {f.name for f in fields(cls)}  # pyright: ignore[reportArgumentType]
-    if unknown:
-        raise ConfigError(f"{cls.__name__} has no field {sorted(unknown)}; it has {[f.name for f in fields(cls)]}")  # pyright: ignore[reportArgumentType]
+    names = [f.name for f in fields(cls)]
+    if unknown := sorted(set(values) - set(names)):
+        raise ConfigError(f"{cls.__name__} has no field {unknown}; it has {names}")
     try:
         return cls(**values)
     except TypeError as error:
@@ -72,11 +56,9 @@ def _build(cls: type[T], values: Any) -> T:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ViTConfig:
-    """A vision transformer. `resolution` is (height, width) in pixels and may be given as one integer."""
+class TransformerConfig:
+    """What the two transformers share. `head_width` is of one attention head, and must divide `width`."""
 
-    resolution: tuple[int, int]
-    patch_size: int
     width: int
     layers: int
     activation: Activation
@@ -84,16 +66,38 @@ class ViTConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", _pair(self.resolution, "ViTConfig.resolution"))
-        _check_transformer(self)
-        _check_positive(self, "patch_size")
-        if any(side < self.patch_size for side in self.resolution):
-            raise ConfigError(f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}")
+        name, ratio = type(self).__name__, self.mlp_ratio
+        check_positive(self, "width", "layers", "head_width")
+        check_choice(self, "activation", ("quick_gelu", "gelu"))
+        if self.width % self.head_width:
+            raise ConfigError(f"{name}: width {self.width} is not a multiple of head_width {self.head_width}")
+        if not isinstance(ratio, int | float) or not 1 / self.width <= ratio < math.inf:
+            raise ConfigError(f"{name}.mlp_ratio must be a positive number that leaves the MLPs a width, not {ratio!r}")
+
+    @property
+    def heads(self) -> int:
+        """Attention heads."""
+        return self.width // self.head_width
 
     @property
     def mlp_width(self) -> int:
         """Hidden width of the MLPs: 1408 x 4.3637 stands for 6144, and 6144 / 1408 must give it too."""
         return int(self.width * self.mlp_ratio + 1e-6)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ViTConfig(TransformerConfig):
+    """A vision transformer. `resolution` is (height, width) in pixels and may be given as one integer."""
+
+    resolution: tuple[int, int]
+    patch_size: int
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "resolution", _pair(self.resolution, "ViTConfig.resolution"))
+        super().__post_init__()
+        check_positive(self, "patch_size")
+        if any(side < self.patch_size for side in self.resolution):
+            raise ConfigError(f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}")
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -112,7 +116,7 @@ class ResNetConfig:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
-        _check_positive(self, "width", "head_width")
+        check_positive(self, "width", "head_width")
         layers = self.layers
         if not isinstance(layers, list | tuple) or len(layers) != 4 or not all(_is_positive(n) for n in layers):
             raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {layers!r}")
@@ -130,31 +134,26 @@ class ResNetConfig:
         return self.width * 32
 
     @property
+    def heads(self) -> int:
+        """Heads of the attention pool."""
+        return self.pool_width // self.head_width
+
+    @property
     def grid(self) -> tuple[int, int]:
         """Rows and columns of the last feature map: the first of its five halvings rounds up, the others down."""
         return (self.resolution[0] + 1) // 32, (self.resolution[1] + 1) // 32
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextConfig:
+class TextConfig(TransformerConfig):
     """The causal text transformer. The end-of-text token is the highest id of the vocabulary."""
 
-    width: int
-    layers: int
-    activation: Activation
     context_length: int = 77
     vocab_size: int = 49408
-    head_width: int = 64
-    mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        _check_transformer(self)
-        _check_positive(self, "context_length", "vocab_size")
-
-    @property
-    def mlp_width(self) -> int:
-        """Hidden width of the MLPs: 1408 x 4.3637 stands for 6144, and 6144 / 1408 must give it too."""
-        return int(self.width * self.mlp_ratio + 1e-6)
+        super().__post_init__()
+        check_positive(self, "context_length", "vocab_size")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -175,8 +174,8 @@ class PreprocessConfig:
             object.__setattr__(self, name, tuple(values))
         if min(self.std) <= 0:
             raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
-        _check_choice(self, "interpolation", ("bicubic", "bilinear"))
-        _check_choice(self, "resize_mode", ("shortest", "longest", "squash"))
+        check_choice(self, "interpolation", ("bicubic", "bilinear"))
+        check_choice(self, "resize_mode", ("shortest", "longest", "squash"))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -189,7 +188,7 @@ class CLIPConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        _check_positive(self, "embed_dim")
+        check_positive(self, "embed_dim")
         parts = {"vision": (ViTConfig, ResNetConfig), "text": (TextConfig,), "preprocess": (PreprocessConfig,)}
         for name, kinds in parts.items():
             if not isinstance(getattr(self, name), kinds):
@@ -207,17 +206,11 @@ class CLIPConfig:
         """Read the JSON form. Raises `ConfigError` that names any unknown, missing or impossible field."""
         if not isinstance(values, dict):
             raise ConfigError(f"CLIPConfig needs a mapping of its fields, not {values!r}")
-        values = dict(values)
-        towers: dict[str, type] = {"vit": ViTConfig, "resnet": ResNetConfig}
-        vision = values.get("vision")
-        if isinstance(vision, dict):
-            vision = dict(vision)
-            kind = vision.pop("type", None)
-            if kind not in towers:
+        parts = {name: dict(part) for name, part in values.items() if isinstance(part, dict)}
+        kinds: dict[str, type] = {"text": TextConfig, "preprocess": PreprocessConfig}
+        if "vision" in parts:
+            kind = parts["vision"].pop("type", None)
+            if kind not in ("vit", "resnet"):
                 raise ConfigError(f"CLIPConfig.vision.type must be 'vit' or 'resnet', not {kind!r}")
-            values["vision"] = _build(towers[kind], vision)
-        if isinstance(values.get("text"), dict):
-            values["text"] = _build(TextConfig, values["text"])
-        if isinstance(values.get("preprocess"), dict):
-            values["preprocess"] = _build(PreprocessConfig, values["preprocess"])
-        return _build(cls, values)
+            kinds["vision"] = ViTConfig if kind == "vit" else ResNetConfig
+        return build(cls, values | {name: build(kinds[name], part) for name, part in parts.items() if name in kinds})

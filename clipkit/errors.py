@@ -11,7 +11,9 @@ ClipkitError
 │   └── StateDictMismatchError            missing, unexpected or wrong-shaped weights, as a diff
 ├── DownloadError (RuntimeError)          the network failed; says what was tried and how to go on offline
 ├── TokenizerError (ValueError)           text or token ids that cannot be used
-└── ImageError (ValueError)               an image that cannot be read or is out of range
+├── ImageError (ValueError)               an image that cannot be read or is out of range
+├── DataError (ValueError)                a data set that cannot be read or used
+└── TrainingError (RuntimeError)          training that cannot go on
 """
 
 
@@ -61,3 +63,11 @@ class TokenizerError(ClipkitError, ValueError):
 
 class ImageError(ClipkitError, ValueError):
     """An image cannot be decoded or its values are out of range."""
+
+
+class DataError(ClipkitError, ValueError):
+    """A folder, table or shard of training data cannot be read, or not used as asked."""
+
+
+class TrainingError(ClipkitError, RuntimeError):
+    """Training cannot go on: the loss is no longer finite, or a checkpoint belongs to another run."""

@@ -28,9 +28,6 @@ from clipkit.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from clipkit.preprocess import Preprocess
 
-# What OpenAI's own archives hold beside the weights.
-OPENAI_SCALARS = {"input_resolution", "context_length", "vocab_size"}
-
 
 def load(
     name: str | os.PathLike[str],
@@ -84,7 +81,7 @@ def load_model(
     token: str | bool | None = None,
     local_files_only: bool = False,
 ) -> CLIP:
-    """Load a checkpoint as one object that carries its tokenizer, preprocessing and config.
+    """Load a checkpoint as one object that carries its tokenizer, preprocessing and config. Raises as `load`.
 
     Args:
         name, device, dtype: as in `load`.
@@ -97,13 +94,9 @@ def load_model(
         cache_dir: where downloads are kept; by default the hub's own cache, and ~/.cache/clip for OpenAI's archives.
         token: for private and gated repositories.
         local_files_only: use what is cached, ask no network.
-
-    Raises:
-        As `load`.
     """
-    device = _decide_device(device)
-    if dtype is not None:
-        _check_dtype(dtype)
+    device = decide_device(device)
+    _check_dtype(dtype)
     source = resolve(
         os.fspath(name),
         revision=revision,
@@ -142,7 +135,7 @@ def _stated_config(
         )
     if row or source.config:
         return source.config or (row and row.config)
-    if OPENAI_SCALARS <= found.keys():  # only OpenAI's own archives hold them; all nine models are alike in this
+    if files.OPENAI_SCALARS <= found.keys():  # all nine of OpenAI's models are alike in this
         return infer.from_shapes(weights, "quick_gelu", 64)
     return None
 
@@ -159,37 +152,26 @@ def _decide_config(
     Never a guess: weights alone reveal neither.
     """
     if stated is not None:
-        if conflict := infer.differences(stated, _replace(stated, activation, head_width)):
-            raise ConfigError(
-                f"the checkpoint contradicts what was asked for (checkpoint / asked): {'; '.join(conflict)}"
-            )
+        asked = [("vision.activation", activation), ("vision.head_width", head_width), ("text.activation", activation)]
+        conflict = []
+        for name, value in asked:
+            tower, field = name.split(".")
+            has = getattr(getattr(stated, tower), field, value)  # a ResNet has no activation to choose
+            if value is not None and has != value:
+                conflict.append(f"{name}: {has!r} / {value!r}")
+        if conflict:
+            raise ConfigError(f"the checkpoint contradicts what was asked (checkpoint / asked): {'; '.join(conflict)}")
         return stated
     if activation is not None and head_width is not None:
         return infer.from_shapes(weights, activation, head_width)
     shapes = infer.from_shapes(weights, "gelu", 1, 1)
-    fitting = [
-        row.name
-        for row in registry.MODELS.values()
-        if not infer.differences(replace(_replace(row.config, "gelu", 1, 1), preprocess=shapes.preprocess), shapes)
-    ]
-    hint = f" (of this shape are {', '.join(fitting)})" if fitting else ""
+    unknown = ("activation", "head_width", "preprocess")
+    alike = [row.name for row in registry.MODELS.values() if not infer.differences(row.config, shapes, ignore=unknown)]
+    hint = f" (of this shape are {', '.join(alike)})" if alike else ""
     raise ConfigError(
         f"{source.weights.name} comes without a config, and weights reveal neither activation nor head width: pass "
         f"config= with the published name that it derives from{hint}, or activation= and head_width="
     )
-
-
-def _replace(
-    config: CLIPConfig, activation: Activation | None, head_width: int | None, text_head_width: int | None = None
-) -> CLIPConfig:
-    """The config with those of the three that are given."""
-    vision, text = config.vision, config.text
-    text = replace(text, activation=activation or text.activation, head_width=text_head_width or text.head_width)
-    if isinstance(vision, ResNetConfig):
-        vision = replace(vision, head_width=head_width or vision.head_width)
-    else:
-        vision = replace(vision, activation=activation or vision.activation, head_width=head_width or vision.head_width)
-    return replace(config, vision=vision, text=text)
 
 
 class _Uninitialised(TorchFunctionMode):
@@ -202,14 +184,13 @@ class _Uninitialised(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
-def _decide_device(device: str | torch.device | None) -> torch.device:
+def decide_device(device: str | torch.device | None) -> torch.device:
+    """The device asked for, or CUDA if there is one. Raises `ConfigError` if it cannot be used."""
     try:
         decided = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=decided)
     except Exception as error:  # torch has no type of its own for this
-        raise ConfigError(
-            f"there is no device {str(device)!r} here ({error}): pass 'cpu', or None to choose"
-        ) from error
+        raise ConfigError(f"there is no device {str(device)!r} here ({error}): pass 'cpu' or None") from error
     return decided
 
 
@@ -261,8 +242,8 @@ def _cast(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(torch.float32 if key == "logit_scale" else dtype)
 
 
-def _check_dtype(dtype: torch.dtype) -> None:
-    if not isinstance(dtype, torch.dtype) or not dtype.is_floating_point:
+def _check_dtype(dtype: torch.dtype | None) -> None:
+    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
         raise ConfigError(f"dtype must be a float dtype such as torch.float32 or torch.bfloat16, not {dtype!r}")
 
 
@@ -301,23 +282,15 @@ def save_pretrained(
         raise ConfigError(f"layout must be 'clipkit', 'open_clip' or 'transformers', not {layout!r}")
     if own:
         documents[next(iter(documents))]["tokenizer"] = MERGES
-    if dtype is not None:
-        _check_dtype(dtype)
+    _check_dtype(dtype)
     for name in WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]:
         if (folder / name).exists():
             raise ConfigError(f"{folder} holds {name}, which load would take instead: save to another folder")
     weights = {key: value if dtype is None else _cast(key, value, dtype) for key, value in model.state_dict().items()}
     files.write_weights(layouts.from_canonical(weights, keys), folder / weight_file)
-    for name, values in documents.items():
-        _write_text(folder / name, json.dumps(values, indent=2) + "\n")
+    texts = {name: json.dumps(values, indent=2) for name, values in documents.items()}
     if own or layout == "transformers":  # whose tokenizer cannot do without
-        _write_text(folder / MERGES, "\n".join(["#version: 0.2", *model.tokenizer.merges]) + "\n")
-
-
-def _write_text(path: Path, text: str) -> None:
-    partial = path.with_name(f".{path.name}.tmp")
-    try:
-        partial.write_text(text, "utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
+        texts[MERGES] = "\n".join(["#version: 0.2", *model.tokenizer.merges])
+    for name, text in texts.items():
+        with files.replacing(folder / name) as partial:
+            partial.write_text(text + "\n", "utf-8")

@@ -14,7 +14,7 @@ Resize, CenterCrop, RGB, ToTensor, Normalize) and, in the other resize modes, as
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -80,7 +80,7 @@ class Preprocess:
         from PIL.Image import Image
 
         if isinstance(image, Image | str | os.PathLike):
-            return self._from_picture(_read(image))
+            return self._from_picture(read_image(image))
         if isinstance(image, np.ndarray):
             raise ImageError(
                 f"Preprocess takes no NumPy array ({image.dtype}, shape {image.shape}), its layout would be a guess. "
@@ -162,14 +162,20 @@ def _start(size: int, target: int) -> int:
     return round((size - target) / 2) if size >= target else -((target - size) // 2)
 
 
-def _read(image: "Image | str | os.PathLike[str]") -> "Image":
-    """Decode, turn upright, and reduce to 8-bit L, RGB or CMYK. Raises `ImageError`, chained."""
+def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
+    """Decode a path, an open file or a PIL image, turn it upright, and reduce it to 8-bit L, RGB or CMYK.
+
+    Raises:
+        ImageError: if it cannot be read; chained to the reason.
+    """
     from PIL import Image
 
     if isinstance(image, Image.Image):
         name = f"the PIL image (mode {image.mode}, size {image.size})"
+    elif hasattr(image, "read"):
+        name = "the image in the open file"
     else:
-        name = f"the image at the path {os.fspath(image)!r}"
+        name = f"the image at the path {os.fspath(image)!r}"  # pyright: ignore[reportArgumentType]
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)
@@ -222,7 +228,11 @@ def _upright(image: "Image") -> "Image":
         turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except Exception:  # the pixels are loaded and sound: broken metadata is no reason to lose them
         return image
-    return image.transpose(Transpose[turn]) if turn else image
+    if not turn:
+        return image
+    image = image.transpose(Transpose[turn])
+    image.info = {key: image.info[key] for key in ("transparency",) if key in image.info}  # or it would turn again
+    return image
 
 
 def _check_tensor(image: torch.Tensor) -> None:

@@ -7,8 +7,9 @@ the hub repositories named in the rows. Activations and head widths cannot be re
 import difflib
 import re
 from dataclasses import dataclass, replace
+from typing import Any, Literal
 
-from clipkit.config import Activation, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
 
 OPENAI_ARCHIVES = "https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
@@ -19,23 +20,15 @@ class Model:
     """A published checkpoint.
 
     `hub` is a repository in open_clip's layout, or in transformers' where that is the only one; `openai` is the
-    (file, sha256) of OpenAI's own archive; `files` are the names to try in the repository, in order.
+    (file, sha256) of OpenAI's own archive.
     """
 
     name: str
     config: CLIPConfig
     hub: str
-    files: tuple[str, ...]
-    licence: str
+    licence: str = "MIT"
+    layout: Literal["open_clip", "transformers"] = "open_clip"
     openai: tuple[str, str] | None = None
-
-
-OPEN_CLIP_FILES = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
-TRANSFORMERS_FILES = ("model.safetensors", "pytorch_model.bin")
-
-HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
-SQUASH = PreprocessConfig(resize_mode="squash")
-OPENAI = PreprocessConfig()
 
 
 def _resnet(embed: int, layers: tuple[int, int, int, int], width: int, size: int, text: int) -> CLIPConfig:
@@ -47,169 +40,118 @@ def _resnet(embed: int, layers: tuple[int, int, int, int], width: int, size: int
 
 
 def _vit(
-    embed: int,
-    width: int,
-    layers: int,
-    patch: int,
-    text: int,
-    *,
-    text_layers: int = 12,
-    size: int = 224,
-    head_width: int = 64,
-    mlp_ratio: float = 4.0,
-    activation: Activation = "quick_gelu",
-    preprocess: PreprocessConfig = OPENAI,
+    embed: int, width: int, layers: int, patch: int, text: int, text_layers: int = 12, size: int = 224, **vision: Any
 ) -> CLIPConfig:
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig(
-            resolution=(size, size),
-            patch_size=patch,
-            width=width,
-            layers=layers,
-            head_width=head_width,
-            mlp_ratio=mlp_ratio,
-            activation=activation,
+            resolution=(size, size), patch_size=patch, width=width, layers=layers, activation="quick_gelu", **vision
         ),
-        text=TextConfig(width=text, layers=text_layers, activation=activation),
-        preprocess=preprocess,
+        text=TextConfig(width=text, layers=text_layers, activation="quick_gelu"),
     )
 
 
-def _gelu(config: CLIPConfig, preprocess: PreprocessConfig = OPENAI) -> CLIPConfig:
-    assert isinstance(config.vision, ViTConfig)
-    return replace(
-        config,
-        vision=replace(config.vision, activation="gelu"),
-        text=replace(config.text, activation="gelu"),
-        preprocess=preprocess,
-    )
+def _gelu(config: CLIPConfig) -> CLIPConfig:
+    vision, text = (replace(tower, activation="gelu") for tower in (config.vision, config.text))
+    return replace(config, vision=vision, text=text)
 
 
 RN50 = _resnet(1024, (3, 4, 6, 3), 64, 224, 512)
 RN101 = _resnet(512, (3, 4, 23, 3), 64, 224, 512)
+RN50X4 = _resnet(640, (4, 6, 10, 6), 80, 288, 640)
+RN50X16 = _resnet(768, (6, 8, 18, 8), 96, 384, 768)
+RN50X64 = _resnet(1024, (3, 15, 36, 10), 128, 448, 1024)
 B32 = _vit(512, 768, 12, 32, 512)
+B32_256 = _vit(512, 768, 12, 32, 512, size=256)
 B16 = _vit(512, 768, 12, 16, 512)
+B16_PLUS = _vit(640, 896, 12, 16, 640, size=240)
 L14 = _vit(768, 1024, 24, 14, 768)
-H14 = _vit(1024, 1280, 32, 14, 1024, text_layers=24, head_width=80)
-G14 = _vit(1024, 1408, 40, 14, 1024, text_layers=24, head_width=88, mlp_ratio=4.3637, activation="gelu")
-BIGG14 = _vit(1280, 1664, 48, 14, 1280, text_layers=32, head_width=104, mlp_ratio=4.9231)
-B16_PLUS = _vit(640, 896, 12, 16, 640, size=240, activation="gelu")
+L14_336 = _vit(768, 1024, 24, 14, 768, size=336)
+H14 = _vit(1024, 1280, 32, 14, 1024, 24, head_width=80)
+H14_378 = _vit(1024, 1280, 32, 14, 1024, 24, size=378, head_width=80)
+G14 = _vit(1024, 1408, 40, 14, 1024, 24, head_width=88, mlp_ratio=4.3637)
+BIGG14 = _vit(1280, 1664, 48, 14, 1280, 32, head_width=104, mlp_ratio=4.9231)
+
+HALF = PreprocessConfig(mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5))
+SQUASH = PreprocessConfig(resize_mode="squash")
+NC = "CC-BY-NC-4.0"
+
+# SHA-256 of OpenAI's nine archives (github.com/openai/CLIP, clip/clip.py)
+SHA256 = {
+    "RN50": "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762",
+    "RN101": "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599",
+    "RN50x4": "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
+    "RN50x16": "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
+    "RN50x64": "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
+    "ViT-B/32": "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
+    "ViT-B/16": "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
+    "ViT-L/14": "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
+    "ViT-L/14@336px": "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
+}
 
 
-def _openai(name: str, config: CLIPConfig, hub: str, sha256: str) -> Model:
-    file = name.replace("/", "-").replace("@", "-") + ".pt"
-    return Model(name, config, f"timm/{hub}.openai", OPEN_CLIP_FILES, "MIT", (file, sha256))
-
-
-def _open(name: str, config: CLIPConfig, hub: str, licence: str = "MIT") -> Model:
-    return Model(name, config, hub, OPEN_CLIP_FILES, licence)
+def _openai(name: str, config: CLIPConfig, hub: str) -> Model:
+    file = re.sub("[/@]", "-", name) + ".pt"
+    return Model(name, config, f"timm/{hub}.openai", openai=(file, SHA256[name]))
 
 
 _ROWS = (
-    # OpenAI's nine (github.com/openai/CLIP, clip/clip.py)
-    _openai("RN50", RN50, "resnet50_clip", "afeb0e10f9e5a86da6080e35cf09123aca3b358a0c3e3b6c78a7b63bc04b6762"),
-    _openai("RN101", RN101, "resnet101_clip", "8fa8567bab74a42d41c5915025a8e4538c3bdbe8804a470a72f30b0d94fab599"),
-    _openai(
-        "RN50x4",
-        _resnet(640, (4, 6, 10, 6), 80, 288, 640),
-        "resnet50x4_clip",
-        "7e526bd135e493cef0776de27d5f42653e6b4c8bf9e0f653bb11773263205fdd",
-    ),
-    _openai(
-        "RN50x16",
-        _resnet(768, (6, 8, 18, 8), 96, 384, 768),
-        "resnet50x16_clip",
-        "52378b407f34354e150460fe41077663dd5b39c54cd0bfd2b27167a4a06ec9aa",
-    ),
-    _openai(
-        "RN50x64",
-        _resnet(1024, (3, 15, 36, 10), 128, 448, 1024),
-        "resnet50x64_clip",
-        "be1cfb55d75a9666199fb2206c106743da0f6468c9d327f3e0d0a543a9919d9c",
-    ),
-    _openai(
-        "ViT-B/32",
-        B32,
-        "vit_base_patch32_clip_224",
-        "40d365715913c9da98579312b702a82c18be219cc2a73407c4526f58eba950af",
-    ),
-    _openai(
-        "ViT-B/16",
-        B16,
-        "vit_base_patch16_clip_224",
-        "5806e77cd80f8b59890b7e101eabd078d9fb84e6937f9e85e4ecb61988df416f",
-    ),
-    _openai(
-        "ViT-L/14",
-        L14,
-        "vit_large_patch14_clip_224",
-        "b8cca3fd41ae0c99ba7e8951adf17d267cdb84cd88be6f7c2e0eca1737a03836",
-    ),
-    _openai(
-        "ViT-L/14@336px",
-        replace(L14, vision=replace(L14.vision, resolution=(336, 336))),
-        "vit_large_patch14_clip_336",
-        "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
-    ),
+    # OpenAI (2103.00020)
+    _openai("RN50", RN50, "resnet50_clip"),
+    _openai("RN101", RN101, "resnet101_clip"),
+    _openai("RN50x4", RN50X4, "resnet50x4_clip"),
+    _openai("RN50x16", RN50X16, "resnet50x16_clip"),
+    _openai("RN50x64", RN50X64, "resnet50x64_clip"),
+    _openai("ViT-B/32", B32, "vit_base_patch32_clip_224"),
+    _openai("ViT-B/16", B16, "vit_base_patch16_clip_224"),
+    _openai("ViT-L/14", L14, "vit_large_patch14_clip_224"),
+    _openai("ViT-L/14@336px", L14_336, "vit_large_patch14_clip_336"),
     # LAION-400M, YFCC15M, CC12M (open_clip; the B/32 runs used QuickGELU, the others did not)
-    _open("ViT-B-32/laion400m_e31", B32, "timm/vit_base_patch32_clip_224.laion400m_e31"),
-    _open("ViT-B-32/laion400m_e32", B32, "timm/vit_base_patch32_clip_224.laion400m_e32"),
-    _open("ViT-B-16/laion400m_e31", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e31"),
-    _open("ViT-B-16/laion400m_e32", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e32"),
-    _open("ViT-L-14/laion400m_e31", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e31"),
-    _open("ViT-L-14/laion400m_e32", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e32"),
-    _open("ViT-B-16-plus-240/laion400m_e31", B16_PLUS, "timm/vit_base_patch16_plus_clip_240.laion400m_e31"),
-    _open("RN50/yfcc15m", RN50, "timm/resnet50_clip.yfcc15m"),
-    _open("RN50/cc12m", RN50, "timm/resnet50_clip.cc12m"),
-    _open("RN101/yfcc15m", RN101, "timm/resnet101_clip.yfcc15m"),
+    Model("ViT-B-32/laion400m_e31", B32, "timm/vit_base_patch32_clip_224.laion400m_e31"),
+    Model("ViT-B-32/laion400m_e32", B32, "timm/vit_base_patch32_clip_224.laion400m_e32"),
+    Model("ViT-B-16/laion400m_e31", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e31"),
+    Model("ViT-B-16/laion400m_e32", _gelu(B16), "timm/vit_base_patch16_clip_224.laion400m_e32"),
+    Model("ViT-L-14/laion400m_e31", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e31"),
+    Model("ViT-L-14/laion400m_e32", _gelu(L14), "timm/vit_large_patch14_clip_224.laion400m_e32"),
+    Model("ViT-B-16-plus-240/laion400m_e31", _gelu(B16_PLUS), "timm/vit_base_patch16_plus_clip_240.laion400m_e31"),
+    Model("RN50/yfcc15m", RN50, "timm/resnet50_clip.yfcc15m"),
+    Model("RN50/cc12m", RN50, "timm/resnet50_clip.cc12m"),
+    Model("RN101/yfcc15m", RN101, "timm/resnet101_clip.yfcc15m"),
     # LAION-2B (laion.ai; L/14 alone was trained with mean = std = 0.5)
-    _open("ViT-B-32/laion2b_s34b_b79k", _gelu(B32), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
-    _open("ViT-B-16/laion2b_s34b_b88k", _gelu(B16), "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
-    _open("ViT-L-14/laion2b_s32b_b82k", _gelu(L14, HALF), "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"),
-    _open("ViT-H-14/laion2b_s32b_b79k", _gelu(H14), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
-    _open("ViT-g-14/laion2b_s12b_b42k", G14, "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"),
-    _open("ViT-g-14/laion2b_s34b_b88k", G14, "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"),
-    _open("ViT-bigG-14/laion2b_s39b_b160k", _gelu(BIGG14), "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
+    Model("ViT-B-32/laion2b_s34b_b79k", _gelu(B32), "laion/CLIP-ViT-B-32-laion2B-s34B-b79K"),
+    Model("ViT-B-16/laion2b_s34b_b88k", _gelu(B16), "laion/CLIP-ViT-B-16-laion2B-s34B-b88K"),
+    Model("ViT-L-14/laion2b_s32b_b82k", replace(_gelu(L14), preprocess=HALF), "laion/CLIP-ViT-L-14-laion2B-s32B-b82K"),
+    Model("ViT-H-14/laion2b_s32b_b79k", _gelu(H14), "laion/CLIP-ViT-H-14-laion2B-s32B-b79K"),
+    Model("ViT-g-14/laion2b_s12b_b42k", _gelu(G14), "laion/CLIP-ViT-g-14-laion2B-s12B-b42K"),
+    Model("ViT-g-14/laion2b_s34b_b88k", _gelu(G14), "laion/CLIP-ViT-g-14-laion2B-s34B-b88K"),
+    Model("ViT-bigG-14/laion2b_s39b_b160k", _gelu(BIGG14), "laion/CLIP-ViT-bigG-14-laion2B-39B-b160k"),
     # DataComp (2304.14108)
-    _open("ViT-B-32/datacomp_xl_s13b_b90k", _gelu(B32), "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"),
-    _open(
-        "ViT-B-32-256/datacomp_s34b_b86k",
-        _vit(512, 768, 12, 32, 512, size=256, activation="gelu"),
-        "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K",
-    ),
-    _open("ViT-B-16/datacomp_xl_s13b_b90k", _gelu(B16), "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
-    _open("ViT-L-14/datacomp_xl_s13b_b90k", _gelu(L14), "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K"),
+    Model("ViT-B-32/datacomp_xl_s13b_b90k", _gelu(B32), "laion/CLIP-ViT-B-32-DataComp.XL-s13B-b90K"),
+    Model("ViT-B-32-256/datacomp_s34b_b86k", _gelu(B32_256), "laion/CLIP-ViT-B-32-256x256-DataComp-s34B-b86K"),
+    Model("ViT-B-16/datacomp_xl_s13b_b90k", _gelu(B16), "laion/CLIP-ViT-B-16-DataComp.XL-s13B-b90K"),
+    Model("ViT-L-14/datacomp_xl_s13b_b90k", _gelu(L14), "laion/CLIP-ViT-L-14-DataComp.XL-s13B-b90K"),
     # DFN (2309.17425); DFN2B ViT-B/16 is left out because its sources disagree on the activation
-    _open("ViT-L-14/dfn2b", L14, "apple/DFN2B-CLIP-ViT-L-14", "Apple"),
-    _open("ViT-L-14/dfn2b_s39b", _gelu(L14), "apple/DFN2B-CLIP-ViT-L-14-39B", "Apple"),
-    _open("ViT-H-14/dfn5b", replace(H14, preprocess=SQUASH), "apple/DFN5B-CLIP-ViT-H-14", "Apple"),
-    _open(
-        "ViT-H-14-378/dfn5b",
-        replace(H14, vision=replace(H14.vision, resolution=(378, 378)), preprocess=SQUASH),
-        "apple/DFN5B-CLIP-ViT-H-14-378",
-        "Apple",
-    ),
+    Model("ViT-L-14/dfn2b", L14, "apple/DFN2B-CLIP-ViT-L-14", "Apple"),
+    Model("ViT-L-14/dfn2b_s39b", _gelu(L14), "apple/DFN2B-CLIP-ViT-L-14-39B", "Apple"),
+    Model("ViT-H-14/dfn5b", replace(H14, preprocess=SQUASH), "apple/DFN5B-CLIP-ViT-H-14", "Apple"),
+    Model("ViT-H-14-378/dfn5b", replace(H14_378, preprocess=SQUASH), "apple/DFN5B-CLIP-ViT-H-14-378", "Apple"),
     # MetaCLIP (2309.16671)
+    Model("ViT-B-32/metaclip_400m", B32, "timm/vit_base_patch32_clip_224.metaclip_400m", NC),
+    Model("ViT-B-32/metaclip_2pt5b", B32, "timm/vit_base_patch32_clip_224.metaclip_2pt5b", NC),
+    Model("ViT-B-16/metaclip_400m", B16, "timm/vit_base_patch16_clip_224.metaclip_400m", NC),
+    Model("ViT-B-16/metaclip_2pt5b", B16, "timm/vit_base_patch16_clip_224.metaclip_2pt5b", NC),
+    Model("ViT-L-14/metaclip_400m", L14, "timm/vit_large_patch14_clip_224.metaclip_400m", NC),
+    Model("ViT-L-14/metaclip_2pt5b", L14, "timm/vit_large_patch14_clip_224.metaclip_2pt5b", NC),
+    Model("ViT-H-14/metaclip_2pt5b", H14, "timm/vit_huge_patch14_clip_224.metaclip_2pt5b", NC),
+    Model("ViT-bigG-14/metaclip_2pt5b", BIGG14, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", NC),
+    # TinyCLIP (2309.12314; configs in github.com/microsoft/Cream, trained without QuickGELU)
     *(
-        _open(f"{name}/metaclip_{data}", config, f"timm/{hub}.metaclip_{data}", "CC-BY-NC-4.0")
-        for name, config, hub in (
-            ("ViT-B-32", B32, "vit_base_patch32_clip_224"),
-            ("ViT-B-16", B16, "vit_base_patch16_clip_224"),
-            ("ViT-L-14", L14, "vit_large_patch14_clip_224"),
-        )
-        for data in ("400m", "2pt5b")
-    ),
-    _open("ViT-H-14/metaclip_2pt5b", H14, "timm/vit_huge_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
-    _open("ViT-bigG-14/metaclip_2pt5b", BIGG14, "timm/vit_gigantic_patch14_clip_224.metaclip_2pt5b", "CC-BY-NC-4.0"),
-    # TinyCLIP (2309.12314; configs in github.com/microsoft/Cream, trained without QuickGELU); transformers' layout
-    *(
-        Model(f"TinyCLIP-ViT-{name}", config, f"wkcn/TinyCLIP-ViT-{name}", TRANSFORMERS_FILES, "MIT")
+        Model(f"TinyCLIP-ViT-{name}", _gelu(config), f"wkcn/TinyCLIP-ViT-{name}", layout="transformers")
         for name, config in (
-            ("8M-16-Text-3M-YFCC15M", _vit(512, 256, 10, 16, 256, text_layers=3, activation="gelu")),
-            ("39M-16-Text-19M-YFCC15M", _vit(512, 512, 12, 16, 512, text_layers=6, activation="gelu")),
-            ("40M-32-Text-19M-LAION400M", _vit(512, 512, 12, 32, 512, text_layers=6, activation="gelu")),
-            ("61M-32-Text-29M-LAION400M", _vit(512, 640, 12, 32, 512, text_layers=9, activation="gelu")),
+            ("8M-16-Text-3M-YFCC15M", _vit(512, 256, 10, 16, 256, 3)),
+            ("39M-16-Text-19M-YFCC15M", _vit(512, 512, 12, 16, 512, 6)),
+            ("40M-32-Text-19M-LAION400M", _vit(512, 512, 12, 32, 512, 6)),
+            ("61M-32-Text-29M-LAION400M", _vit(512, 640, 12, 32, 512, 9)),
         )
     ),
 )

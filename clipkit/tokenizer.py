@@ -35,14 +35,10 @@ SEPARATOR = "\n"  # stands between texts; cleaning leaves none inside them
 
 
 @functools.cache
-def _table() -> str:
-    data = resources.files("clipkit").joinpath("assets/merges.txt.gz").read_bytes()
-    return gzip.decompress(data).decode("utf-8")
-
-
-def default_merges() -> list[str]:
+def default_merges() -> tuple[str, ...]:
     """The 48,894 merges "a b" of every published plain CLIP, in rank order."""
-    return _table().split("\n")
+    data = resources.files("clipkit").joinpath("assets/merges.txt.gz").read_bytes()
+    return tuple(gzip.decompress(data).decode("utf-8").split("\n"))
 
 
 @functools.cache
@@ -112,7 +108,7 @@ class Tokenizer:
 
     def __init__(self, merges: Iterable[str] | None = None, context_length: int = 77) -> None:
         self.context_length = _check_length(context_length)
-        self.merges: tuple[str, ...] = tuple(default_merges()) if merges is None else _check_merges(merges)
+        self.merges = default_merges() if merges is None else _check_merges(merges)
         self.vocab_size = 512 + len(self.merges) + 2
         self.sot_token, self.eot_token = self.vocab_size - 2, self.vocab_size - 1
         self._ranks = dict(zip(self.merges, range(len(self.merges)), strict=True))
@@ -126,7 +122,7 @@ class Tokenizer:
     @property
     def is_default(self) -> bool:
         """Whether the table is CLIP's own."""
-        return "\n".join(self.merges) == _table()
+        return self.merges == default_merges()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
@@ -144,11 +140,12 @@ class Tokenizer:
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
         """Ids of `text`, without start and end. Raises `TokenizerError` if it is no string."""
+        _check_texts([text])
         words = self._words[allow_special]
-        return list(chain.from_iterable(map(words.__getitem__, _clean(_check_text(text)).lower().split(" "))))
+        return list(chain.from_iterable(map(words.__getitem__, _clean(text).lower().split(" "))))
 
     def count(self, text: str) -> int:
-        """Tokens of `text`, start and end included."""
+        """Tokens of `text`, start and end included: what must not exceed `context_length`."""
         return len(self.encode(text)) + 2
 
     def decode(self, ids: Iterable[int] | torch.Tensor | np.ndarray) -> str:
@@ -205,7 +202,12 @@ class Tokenizer:
 
         too_long = np.flatnonzero(counts > length)
         if len(too_long) and not truncate:
-            raise self._overflow(rows[too_long[0]], int(counts[too_long[0]]), length)
+            text = rows[too_long[0]]
+            shown = text if len(text) <= 60 else text[:57] + "..."
+            raise TokenizerError(
+                f"text has {counts[too_long[0]]} tokens, more than context_length={length}: "
+                f"{shown!r}; shorten it, or pass truncate=True to cut it"
+            )
         row_starts = np.arange(len(rows)) * length
         places = np.arange(len(flat)) + np.repeat(row_starts - starts, counts)
         if len(too_long):
@@ -215,13 +217,6 @@ class Tokenizer:
         tokens.reshape(-1)[places] = flat
         tokens[too_long, -1] = self.eot_token
         return torch.from_numpy(tokens)
-
-    def _overflow(self, text: str, count: int, length: int) -> TokenizerError:
-        shown = text if len(text) <= 60 else text[:57] + "..."
-        return TokenizerError(
-            f"text has {count} tokens, more than context_length={length}: {shown!r}; "
-            "shorten it, or pass truncate=True to cut it"
-        )
 
     def _encode_word(self, word: str, allow_special: bool) -> tuple[int, ...]:
         """Ids of one cleaned word between spaces; the separator gives -1 and the start of the next text."""
@@ -256,9 +251,7 @@ class Tokenizer:
         return ids
 
 
-@functools.cache
-def _default() -> Tokenizer:
-    return Tokenizer()
+_default = functools.cache(Tokenizer)  # built at first use
 
 
 def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
@@ -269,18 +262,13 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
     return _default()(texts, context_length, truncate)
 
 
-def _check_text(text: Any) -> str:
-    if not isinstance(text, str):
-        raise TokenizerError(f"a text must be a string, not {type(text).__name__} {text!r:.60}")
-    return text
-
-
 def _check_texts(texts: Any) -> list[str]:
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TokenizerError(f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}")
     texts = list(texts)
     for text in texts:
-        _check_text(text)
+        if not isinstance(text, str):
+            raise TokenizerError(f"a text must be a string, not {type(text).__name__} {text!r:.60}")
     return texts
 
 

@@ -1,13 +1,17 @@
 """The command line, run as a user runs it."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
+from toy_data import caption_table, colour_folders, toy_config
 
+from clipkit import CLIP
 from clipkit.cli import main
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
@@ -78,6 +82,85 @@ def test_more_images_than_one_batch(tmp_path, capsys):
 def test_what_cannot_run_exits_2_with_one_line(arguments, message, capsys):
     assert main(["classify", *arguments]) == 2
     assert message in capsys.readouterr().err
+
+
+@pytest.fixture
+def toy(tmp_path, small_tokenizer) -> Path:
+    """A folder with a small model, class folders and captioned pictures."""
+    torch.manual_seed(0)
+    CLIP(toy_config(), small_tokenizer).save_pretrained(tmp_path / "start")
+    colour_folders(tmp_path / "pictures", each=5)
+    caption_table(tmp_path / "captioned")
+    return tmp_path
+
+
+def test_train_does_what_the_file_says_and_goes_on(toy):
+    values = {"data": "captioned", "out": "run", "batch_size": 8, "init": "start", "augment": {"area": 0.5}}
+    for steps in (2, 3):
+        settings = {"steps": steps, "lr": 1e-3, "warm_up": 1, "log_every": 1}
+        (toy / "train.json").write_text(json.dumps(values | {"train": settings}))
+        assert main(["train", str(toy / "train.json"), "--device", "cpu"]) == 0
+        rows = [json.loads(line) for line in (toy / "run" / "log.jsonl").read_text().splitlines()]
+        assert [row["step"] for row in rows] == list(range(1, steps + 1))
+    model = CLIP.from_pretrained(toy / "run" / "model", device="cpu")
+    assert model.config == toy_config() and not torch.equal(
+        model.logit_scale, CLIP.from_pretrained(toy / "start", device="cpu").logit_scale
+    )
+
+
+def test_finetune_on_class_folders_prints_a_table(toy, capsys):
+    options = ["--model", str(toy / "start"), "--held-out", "0.2", "--epochs", "2", "--batch-size", "8"]
+    options += ["--alpha", "1", "--blocks", "1", "--device", "cpu"]
+    assert main(["finetune", str(toy / "pictures"), "-o", str(toy / "out"), *options]) == 0
+    head, row, last = capsys.readouterr().out.splitlines()
+    assert head.split() == ["on", "held-out", "pictures", "before", "after"]
+    name, before, after = row.split()
+    assert name == "accuracy" and float(before[:-1]) % 25 == float(after[:-1]) % 25 == 0 and len(head) == len(row)
+    assert str(toy / "out" / "model") in last
+    assert {"model", "head.safetensors", "labels.json", "log.jsonl"} <= {file.name for file in (toy / "out").iterdir()}
+    start, tuned = (CLIP.from_pretrained(toy / name, device="cpu").state_dict() for name in ("start", "out/model"))
+    assert torch.equal(start["visual.conv1.weight"], tuned["visual.conv1.weight"])  # for only a block was asked for
+    assert not torch.equal(start["visual.proj"], tuned["visual.proj"])
+
+
+def test_finetune_on_captions_prints_recall_both_ways(toy, capsys):
+    options = ["--model", str(toy / "start"), "--held-out", "0.25", "--epochs", "1", "--device", "cpu"]
+    assert main(["finetune", str(toy / "captioned" / "captions.jsonl"), "--out", str(toy / "out"), *options]) == 0
+    rows = capsys.readouterr().out.splitlines()[1:-1]
+    assert [row[:17] for row in rows] == [
+        f"{a} to {b} R@{k}" for a, b in (("image", "text"), ("text", "image")) for k in (1, 5)
+    ]
+    assert all(row.count("%") == 2 for row in rows)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["train", "{}/missing.json"], "cannot read {}/missing.json"),
+        (["train", "{}/start/config.json"], "has no field"),
+        (["finetune", "{}/nowhere"], "no file or folder {}/nowhere"),
+        (["finetune", "{}/start"], "start holds no folders of pictures"),
+        (["finetune", "{}/pictures", "--model", "ViT-B/23"], "ViT-B/23"),
+        (["finetune", "{}/pictures", "--held-out", "1"], "held_out must be a share .* is 1.0 of 20"),
+        (["finetune", "{}/pictures", "--alpha", "2"], "alpha must be .* not 2.0"),
+        (["finetune", "{}/captioned", "--alpha", "-1"], "alpha must be .* not -1.0"),
+        (["finetune", "{}/pictures", "--batch-size", "0"], "batch_size 0"),
+        (["finetune", "{}/captioned", "--batch-size", "0"], "batch_size 0"),
+        (["finetune", "{}/pictures", "--workers", "-1"], "workers .* not -1"),
+        (["finetune", "{}/pictures", "--epochs", "-1"], "steps must be a positive integer"),
+        (["finetune", "{}/captioned", "--epochs", "0"], "steps must be a positive integer"),
+        (["finetune", "{}/pictures", "--blocks", "9"], "9 of them cannot be trained"),
+    ],
+)
+def test_what_cannot_be_trained_exits_2_with_one_line(toy, arguments, message, capsys):
+    arguments = [argument.replace("{}", str(toy)) for argument in arguments]
+    if arguments[0] == "finetune":
+        arguments += ["--out", str(toy / "out"), "--device", "cpu"]
+        arguments += [] if "--model" in arguments else ["--model", str(toy / "start")]
+    assert main(arguments) == 2
+    err = capsys.readouterr().err.splitlines()[-1]
+    assert err.startswith("clipkit: ") and re.search(message.replace("{}", str(toy)), err)
+    assert not (toy / "out" / "model").exists()
 
 
 def test_templates_change_the_answer(capsys):

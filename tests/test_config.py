@@ -96,6 +96,10 @@ def test_grids() -> None:
     assert ResNetConfig(**RESNET).pool_width == 2048
 
 
+def test_heads() -> None:
+    assert (ViTConfig(**VIT).heads, TextConfig(**TEXT).heads, ResNetConfig(**RESNET).heads) == (12, 8, 32)
+
+
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_published_configs_survive_json(name: str) -> None:
     config = registry.MODELS[name].config

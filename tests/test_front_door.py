@@ -32,7 +32,7 @@ seen, imported = list(events), sorted(set(sys.modules) - before)
 present = [name for name in UNWANTED if name in sys.modules]
 
 from clipkit import tokenizer
-built = [f.cache_info().currsize for f in (tokenizer._default, tokenizer._table, tokenizer._pattern)]
+built = [f.cache_info().currsize for f in (tokenizer._default, tokenizer.default_merges, tokenizer._pattern)]
 environment_unchanged = dict(os.environ) == environment
 
 model, _ = clipkit.load("tiny", "cpu")
@@ -108,6 +108,7 @@ ROWS = [
         "clipkit.classify.classifier",
         "clipkit.training.loop",
         "clipkit.training.finetune",
+        "clipkit.training.run",
         "clipkit.inspect",
         "clipkit.search",
     ],
@@ -116,6 +117,7 @@ ROWS = [
     [
         *("clipkit.models", "clipkit.checkpoints", "clipkit.registry", "clipkit.tokenizer", "clipkit.preprocess"),
         *("clipkit.classify.heads", "clipkit.classify.prompts", "clipkit.classify.metrics", "clipkit.training.losses"),
+        *("clipkit.training.data", "clipkit.training.optimizer", "clipkit.training.checkpointing"),
     ],
     ["clipkit.config", "clipkit.training.distributed", "clipkit.errors"],
 ]

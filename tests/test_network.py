@@ -11,7 +11,7 @@ from PIL import Image
 import clipkit
 from clipkit import registry
 from clipkit.checkpoints import hub, infer
-from clipkit.checkpoints.source import OPEN_CLIP_CONFIG, TRANSFORMERS
+from clipkit.checkpoints.source import CONFIG, LAYOUTS, OPEN_CLIP_CONFIG, PROCESSORS
 from clipkit.config import ViTConfig
 
 pytestmark = pytest.mark.network
@@ -64,16 +64,17 @@ def test_published_json_agrees_with_the_row(name: str) -> None:
 
 
 def _json_files(row: registry.Model) -> tuple[str, ...]:
-    return TRANSFORMERS[0] if row.files == registry.TRANSFORMERS_FILES else (OPEN_CLIP_CONFIG,)
+    return (OPEN_CLIP_CONFIG,) if row.layout == "open_clip" else (CONFIG, PROCESSORS[0])
 
 
 @pytest.mark.parametrize("name", registry.MODELS)
 def test_published_weights_are_where_the_row_says(name: str) -> None:
-    """The repository lists one of the row's files; nothing is downloaded."""
+    """The repository lists one of its layout's files; nothing is downloaded."""
     from huggingface_hub import file_exists
 
     row = registry.MODELS[name]
-    assert any(file_exists(row.hub, file) for file in row.files)
+    files = LAYOUTS[_json_files(row)[0]]
+    assert any(file_exists(row.hub, file) for file in files)
 
 
 def test_laion_repository_has_both_layouts(picture: Image.Image) -> None:

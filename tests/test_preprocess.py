@@ -20,7 +20,7 @@ from torchvision.transforms import CenterCrop, Compose, InterpolationMode, Norma
 
 from clipkit.config import PreprocessConfig
 from clipkit.errors import ConfigError, ImageError
-from clipkit.preprocess import Preprocess
+from clipkit.preprocess import Preprocess, read_image
 
 MEAN = (0.48145466, 0.4578275, 0.40821073)
 STD = (0.26862954, 0.26130258, 0.27577711)
@@ -185,6 +185,74 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
     result = make((16, 16))(path)
     assert torch.equal(result, make((16, 16))(upright))
     assert torch.equal(result, make((16, 16))(plain)) == (orientation == 1)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_turned_picture_is_turned_once(tmp_path, orientation):
+    """What read_image gives may be cropped and preprocessed, or read again."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    path = tmp_path / "turned.jpg"
+    picture(31, 20).save(path, exif=exif)
+    once = read_image(path)
+    assert once.size == ((20, 31) if orientation > 4 else (31, 20))
+    with Image.open(path) as image:
+        assert once.tobytes() == ImageOps.exif_transpose(image).tobytes()
+    for again in (read_image(once), once.copy(), once.crop((0, 0, *once.size))):
+        assert torch.equal(make((16, 16))(again), make((16, 16))(path))
+
+
+def test_a_picture_turned_by_its_xmp_is_turned_once():
+    image = picture(31, 20)
+    image.info["XML:com.adobe.xmp"] = '<rdf:Description tiff:Orientation="6"/>'
+    once = read_image(image)
+    assert once.size == (20, 31)
+    assert read_image(once).tobytes() == once.tobytes() == image.transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+def test_a_turned_picture_keeps_its_transparent_colour(tmp_path):
+    image, exif = Image.new("P", (8, 4), 0), Image.Exif()
+    image.putpalette([0, 0, 255, 255, 0, 0])
+    image.paste(1, (0, 0, 4, 4))
+    exif[0x0112] = 6
+    image.save(tmp_path / "icon.png", transparency=1, exif=exif)
+    pixels = np.asarray(read_image(tmp_path / "icon.png"))
+    assert pixels.shape == (8, 4, 3) and (pixels[:4] == 255).all() and (pixels[4:] == (0, 0, 255)).all()
+
+
+def test_open_files_are_read_and_left_open(tmp_path):
+    path = tmp_path / "photo.png"
+    picture(31, 20).save(path)
+    expected = picture(31, 20).tobytes()
+    with path.open("rb") as file:
+        memory = io.BytesIO(path.read_bytes())
+        for source in (file, memory, path, str(path), picture(31, 20)):
+            image = read_image(source)
+            assert image.mode == "RGB" and image.tobytes() == expected
+        assert not file.closed and not memory.closed
+
+
+@pytest.mark.parametrize("content", [b"", b"no picture", b"half"])
+def test_an_open_file_that_cannot_be_read_is_an_image_error(content):
+    if content == b"half":
+        whole = io.BytesIO()
+        picture(31, 20).save(whole, "png")
+        content = whole.getvalue()[:900]
+    with pytest.raises(ImageError, match="cannot read the image in the open file: .*Is it complete"):
+        read_image(io.BytesIO(content))
+
+
+@pytest.mark.parametrize(
+    "mode, result",
+    [
+        *[("RGB", "RGB"), ("L", "L"), ("CMYK", "CMYK"), ("1", "L"), ("P", "RGB"), ("RGBA", "RGB"), ("LA", "RGB")],
+        *[("YCbCr", "RGB"), ("I;16", "L"), ("I", "L"), ("HSV", "RGB")],
+    ],
+)
+def test_pictures_become_8_bit_l_rgb_or_cmyk(mode, result):
+    once = read_image(Image.new(mode, (5, 4)))
+    assert once.mode == result and once.size == (5, 4)
+    assert read_image(once).tobytes() == once.tobytes()
 
 
 @pytest.mark.parametrize("block", [b"Exif\0\0no header, no tags", b"Exif\0\0MM\0*\0\0e"])

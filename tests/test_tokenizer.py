@@ -44,7 +44,7 @@ def test_table(tokenizer):
     assert hashlib.sha256(text).hexdigest() == "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
     assert len(default_merges()) == 48894 and len(set(tokenizer._symbols)) == 49406
     assert (tokenizer.vocab_size, tokenizer.sot_token, tokenizer.eot_token) == (49408, 49406, 49407)
-    assert tokenizer.is_default and tokenizer.merges == tuple(default_merges())
+    assert tokenizer.is_default and tokenizer.merges == default_merges()
 
 
 @pytest.mark.parametrize("text", GOLDEN)

@@ -25,6 +25,7 @@ import uuid
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO
@@ -43,22 +44,17 @@ _BOOKKEEPING = frozenset(
     "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name optimizer "
     "optimizer_state_dict optimizer_states scaler scheduler step".split()
 )
-# OpenAI's archives hold these beside the weights, as tensors or as plain integers.
-_SCALARS = ("input_resolution", "context_length", "vocab_size")
+# OpenAI's own archives, and no others, hold these beside the weights, as tensors or as plain integers.
+OPENAI_SCALARS = {"input_resolution", "context_length", "vocab_size"}
 
-_STORAGES = {
-    "DoubleStorage": torch.float64,
-    "FloatStorage": torch.float32,
-    "HalfStorage": torch.float16,
-    "BFloat16Storage": torch.bfloat16,
-    "LongStorage": torch.int64,
-    "IntStorage": torch.int32,
-    "ShortStorage": torch.int16,
-    "CharStorage": torch.int8,
-    "ByteStorage": torch.uint8,
-    "BoolStorage": torch.bool,
-}
-# Names that pickles of tensors and plain data contain, next to storages and dtypes.
+# Names in pickles, and what stands for them; a storage is told by its dtype.
+_BUILT: dict[str, Any] = {
+    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool, "collections.OrderedDict": OrderedDict,
+}  # fmt: skip
+# Names that pickles of tensors and plain data contain beside those, other storages and dtypes.
 _HARMLESS = frozenset(
     "__builtin__.bytearray __builtin__.complex __builtin__.set _codecs.encode builtins.bytearray builtins.complex "
     "builtins.set collections.Counter torch.Size torch.Tensor torch.device torch._tensor._rebuild_from_type_v2 "
@@ -100,10 +96,9 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def unwrap_state_dict(obj: Any) -> dict[str, Tensor]:
     """Find the state dict in what a training loop saved; the argument is never changed.
 
-    Takes a state dict, or a dict that holds one under "state_dict", "model_state_dict" or "model" (also nested),
-    and removes the prefixes "module." and "_orig_mod." where all names share them. Tensors share memory with
-    those given and require no gradient. Raises `CorruptCheckpointError` when there are no tensors, or entries
-    that are neither tensors nor known bookkeeping such as "epoch".
+    It may lie under "state_dict", "model_state_dict" or "model" (also nested). Prefixes that all names share are
+    removed. Tensors share memory with those given and require no gradient. Raises `CorruptCheckpointError` when there
+    are no tensors, or entries that are neither tensors nor known bookkeeping such as "epoch".
     """
     for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
         if isinstance(obj, Mapping):
@@ -135,29 +130,31 @@ def shard_names(index: str | os.PathLike[str]) -> list[str]:
     return names
 
 
-def write_weights(
-    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
-) -> None:
-    """Write tensors as safetensors, all or nothing: a failure leaves the old file, or none, at `path`.
-
-    Missing folders are made. `metadata` is stored in the header, beside the `format` that transformers asks for.
-    """
+def write_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
+    """Write tensors as safetensors, all or nothing (`replacing`)."""
     from safetensors.torch import save_file
 
-    path = Path(path)
     seen: set[int] = set()
     dense = {}
     for name, tensor in tensors.items():
         tensor = tensor.detach().cpu().contiguous()
         dense[name] = tensor.clone() if tensor.data_ptr() in seen else tensor  # the format cannot share memory
         seen.add(tensor.data_ptr())
+    with replacing(path) as partial:
+        partial.touch()
+        mode = partial.stat().st_mode  # what the umask grants; safetensors narrows it to the owner alone
+        save_file(dense, partial, metadata={"format": "pt"})  # which transformers asks for
+        partial.chmod(mode)
+
+
+@contextmanager
+def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
+    """A file to write, which replaces the one at `path` at the end, or not at all. Missing folders are made."""
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
     try:
-        partial.touch()
-        mode = partial.stat().st_mode  # what the umask grants; safetensors narrows it to the owner alone
-        save_file(dense, partial, metadata={"format": "pt", **(metadata or {})})
-        partial.chmod(mode)
+        yield partial
         os.replace(partial, path)
     finally:
         partial.unlink(missing_ok=True)
@@ -172,16 +169,7 @@ def sha256(path: str | os.PathLike[str]) -> str:
     return digest.hexdigest()
 
 
-def verify_sha256(path: str | os.PathLike[str], expected: str) -> None:
-    """Raise `CorruptCheckpointError` unless the file's SHA-256 digest is `expected` (hexadecimal)."""
-    actual = sha256(path)
-    if actual != expected.lower():
-        raise _corrupt(Path(path), f"has the SHA-256 digest {actual}, but {expected.lower()} was expected")
-
-
-def _corrupt(
-    path: Path, reason: str, remedy: str = "Delete it and download or copy it again."
-) -> CorruptCheckpointError:
+def _corrupt(path: Path, reason: str, remedy: str = "Delete it and download or copy it again.") -> CheckpointError:
     return CorruptCheckpointError(f"{path} ({path.stat().st_size:,} bytes) {reason}. {remedy}")
 
 
@@ -242,11 +230,9 @@ def _read_zip(path: Path) -> Any:
 
 def _read_legacy(path: Path) -> Any:
     with path.open("rb") as file:
-        if file.read(1) != b"\x80":  # opens every pickle that torch writes
-            file.seek(0)
+        if file.peek(1)[:1] != b"\x80":  # opens every pickle that torch writes
             _refuse_unsafe(file, path)
             raise ValueError("neither safetensors nor anything that torch.save writes")
-        file.seek(0)
         return _torch_load(path, file, mmap=False)
 
 
@@ -313,12 +299,10 @@ class _InertUnpickler(pickle._Unpickler):  # pure Python: its C twin allocates w
 
     def find_class(self, module: str, name: str) -> Any:
         full = f"{module}.{name}"
-        if full == "collections.OrderedDict":
-            return OrderedDict
         if full == "torch._utils._rebuild_tensor_v2":
             return _TensorSpec
-        if module == "torch" and name in _STORAGES:
-            return _STORAGES[name]
+        if full in _BUILT:
+            return _BUILT[full]
         if module == "torch" and (name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)):
             return _Inert
         if full in _HARMLESS or full.startswith(("__torch__.", "torch.jit._pickle.")):
@@ -349,7 +333,7 @@ def _read_torchscript(path: Path, records: dict[str, zipfile.ZipInfo], root: Any
                 raise ValueError("the modules nest without end")
             if isinstance(node, _TensorSpec):
                 yield name, _build_tensor(node, file, records, whole)
-            elif name in _SCALARS and isinstance(node, int):
+            elif name in OPENAI_SCALARS and isinstance(node, int):
                 yield name, torch.tensor(node)
             elif isinstance(node, _Inert) and isinstance(node.state, dict):
                 pending += [(f"{name}.{key}" if name else key, child) for key, child in reversed(node.state.items())]

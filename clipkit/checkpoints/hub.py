@@ -35,36 +35,27 @@ def fetch_hub(
     Raises `CheckpointNotFoundError` when there is no such repository, revision or file, and `DownloadError` when
     access is refused or the network fails.
     """
-    from huggingface_hub import _CACHED_NO_EXIST, hf_hub_download, try_to_load_from_cache
-    from huggingface_hub.errors import (
-        GatedRepoError,
-        HFValidationError,
-        RemoteEntryNotFoundError,
-        RepositoryNotFoundError,
-        RevisionNotFoundError,
-    )
-    from huggingface_hub.utils import validate_repo_id
+    from huggingface_hub import _CACHED_NO_EXIST, errors, hf_hub_download, try_to_load_from_cache
 
     try:
-        validate_repo_id(repo_id)
-    except HFValidationError as error:
+        cached = {name: try_to_load_from_cache(repo_id, name, cache_dir, revision) for name in filenames}
+    except errors.HFValidationError as error:
         raise CheckpointNotFoundError(f"{repo_id!r} is no hub id such as 'owner/name': {error}") from error
     names = ", ".join(filenames)
     failure: BaseException | str | None = "asked for local files only" if local_files_only else None
-    cached = {name: try_to_load_from_cache(repo_id, name, cache_dir=cache_dir, revision=revision) for name in filenames}
     # What was not there before is asked for last: without a network the client waits long for what it has not cached.
     names_to_ask = sorted(filenames, key=lambda name: cached[name] is _CACHED_NO_EXIST)
     for filename in [] if local_files_only else names_to_ask:
         try:
             return Path(hf_hub_download(repo_id, filename, revision=revision, cache_dir=cache_dir, token=token))
-        except RemoteEntryNotFoundError:
+        except errors.RemoteEntryNotFoundError:
             continue
-        except RevisionNotFoundError as error:
+        except errors.RevisionNotFoundError as error:
             raise CheckpointNotFoundError(f"The hub's {repo_id!r} has no revision {revision!r}") from error
-        except GatedRepoError as error:
+        except errors.GatedRepoError as error:
             failure = error
             break
-        except RepositoryNotFoundError as error:
+        except errors.RepositoryNotFoundError as error:
             raise CheckpointNotFoundError(
                 f"The hub has no repository {repo_id!r}, or it is private; for a private one pass token=..."
             ) from error
@@ -90,13 +81,7 @@ def fetch_hub(
     ) from cause
 
 
-def fetch_url(
-    url: str,
-    digest: str,
-    cache_dir: str | Path | None = None,
-    *,
-    local_files_only: bool = False,
-) -> Path:
+def fetch_url(url: str, digest: str, cache_dir: str | Path | None = None, *, local_files_only: bool = False) -> Path:
     """Path of the file at `url` in `cache_dir` (default: `OPENAI_CACHE`), downloaded unless it is there.
 
     `digest` is its SHA-256 in hexadecimal. A file of another digest is never used: it is downloaded anew, and

@@ -89,7 +89,10 @@ def detect(state_dict: Mapping[str, Tensor]) -> Layout:
         missing = "text" if vision else "image"
         raise UnsupportedCheckpointError(f"these weights have no {missing} tower: a CLIP needs both")
     if not vision:
-        raise CorruptCheckpointError(f"these are not the weights of a CLIP: {_some(sorted(state_dict))}")
+        shown = ", ".join(sorted(state_dict)[:5]) + (
+            f", ... ({len(state_dict)} entries)" if len(state_dict) > 5 else ""
+        )
+        raise CorruptCheckpointError(f"these are not the weights of a CLIP: {shown}")
     if any(key.startswith("vision_model.") for key in state_dict):
         return "transformers"
     return "canonical" if any(key.startswith("text.") for key in state_dict) else "openai"
@@ -136,11 +139,7 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 
 def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Rename canonical weights into a layout, the inverse of `to_canonical`. Tensors are contiguous.
-
-    Raises:
-        UnsupportedCheckpointError: for a ResNet in transformers' layout, which has none.
-    """
+    """Rename canonical weights into a layout, the inverse of `to_canonical`. Tensors are contiguous."""
     out: dict[str, Tensor] = {}
     for key, value in state_dict.items():
         name = key
@@ -148,10 +147,6 @@ def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str
             name = key.removeprefix("text.")
         elif layout == "transformers":
             name = _rename(key, TRANSFORMERS)
-            if name == key and key != "logit_scale":
-                raise UnsupportedCheckpointError(
-                    f"transformers has no CLIP with {key!r} (no ResNets): save in the open_clip layout instead"
-                )
             fused = re.fullmatch(r"(.+)\.attn\.in_proj_(weight|bias)", name)
             if fused:
                 for part, piece in zip("qkv", value.chunk(3), strict=True):
@@ -190,7 +185,3 @@ def _rename(key: str, table: Mapping[str, str]) -> str:
 def _rename_block(key: str, table: Mapping[str, str]) -> str:
     """Rename what lies inside a block, the blocks themselves being named in either layout."""
     return re.sub(r"(\.(?:resblocks|layers)\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key)
-
-
-def _some(keys: list[str]) -> str:
-    return ", ".join(keys[:5]) + (f", ... ({len(keys)} entries)" if len(keys) > 5 else "")

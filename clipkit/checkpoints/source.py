@@ -18,11 +18,12 @@ EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 OPEN_CLIP_CONFIG, CONFIG, MERGES = "open_clip_config.json", "config.json", "merges.txt"
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # up to transformers 4, and since 5
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Each layout's JSON files, the config first, each with its other names, and its weight files in the order of
-# preference. clipkit's own has the names of transformers' and tells itself by "format".
-OPEN_CLIP = (((OPEN_CLIP_CONFIG,),), registry.OPEN_CLIP_FILES)
-TRANSFORMERS = (((CONFIG,), PROCESSORS), (*registry.TRANSFORMERS_FILES, *SHARDS))
-WEIGHT_FILES = (*OPEN_CLIP[1], *TRANSFORMERS[1])
+# Each layout's weight files in the order of preference, and by the name of its config. clipkit's own has the names of
+# transformers' and tells itself by "format".
+OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+TRANSFORMERS = ("model.safetensors", "pytorch_model.bin", *SHARDS)
+LAYOUTS = {OPEN_CLIP_CONFIG: OPEN_CLIP, CONFIG: TRANSFORMERS}
+WEIGHT_FILES = OPEN_CLIP + TRANSFORMERS
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
 # The first of these names that exists. Raises `CheckpointNotFoundError` if none does.
@@ -57,13 +58,11 @@ def resolve(
         return _in_folder(EMBEDDED, ignore_config)
     try:
         path = Path(name).expanduser()
-        is_folder, exists = path.is_dir(), path.exists()
+        exists = name != "" and path.exists()  # "" is no name, though the path of the current folder
     except (OSError, RuntimeError, ValueError) as error:  # too long, of nobody's home, a null byte
         raise registry.unknown(name) from error
-    if is_folder and name:  # "" is no name, though the path of the current folder
-        return _in_folder(path, ignore_config)
-    if exists and name:
-        return _at_file(path, ignore_config)
+    if exists:
+        return _in_folder(path, ignore_config) if path.is_dir() else _at_file(path, ignore_config)
     repo = name.removeprefix("hf-hub:")
     row = registry.find(repo)
     if row is None:
@@ -72,14 +71,9 @@ def resolve(
         registry.refuse(repo)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or registry.LIKE_PUBLISHED.match(repo):
             raise registry.unknown(name)
-    cache = None if cache_dir is None else Path(cache_dir)
+    repo, cache = row.hub if row else repo, None if cache_dir is None else Path(cache_dir)
     find = partial(
-        hub.fetch_hub,
-        row.hub if row else repo,
-        revision=revision,
-        cache_dir=cache,
-        token=token,
-        local_files_only=local_files_only,
+        hub.fetch_hub, repo, revision=revision, cache_dir=cache, token=token, local_files_only=local_files_only
     )
     try:
         return _on_hub(find, row, ignore_config)
@@ -97,11 +91,11 @@ def resolve(
 def _on_hub(find: Find, row: registry.Model | None, ignore_config: bool) -> Source:
     """The layout that the registry or else the repository's JSON tells, open_clip's first."""
     if row is not None:
-        layout = OPEN_CLIP if row.files == OPEN_CLIP[1] else TRANSFORMERS
+        document = OPEN_CLIP_CONFIG if row.layout == "open_clip" else CONFIG
     else:
-        layout = OPEN_CLIP if find((OPEN_CLIP_CONFIG, CONFIG)).name == OPEN_CLIP_CONFIG else TRANSFORMERS
-    config, merges = _read_json(find, layout[0], row, ignore_config)
-    weights = find(layout[1])
+        document = find((OPEN_CLIP_CONFIG, CONFIG)).name
+    config, merges = _read_json(find, document, row, ignore_config)
+    weights = find(LAYOUTS[document])
     if weights.name in SHARDS:
         for shard in files.shard_names(weights):
             find((shard,))
@@ -119,16 +113,15 @@ def _in_folder(folder: Path, ignore_config: bool) -> Source:
         raise CheckpointNotFoundError(
             f"the folder {folder} holds {inside}: expected one of {', '.join(WEIGHT_FILES)}. Pass the path of a file"
         )
-    layout = OPEN_CLIP if (folder / OPEN_CLIP_CONFIG).exists() else TRANSFORMERS
-    config, merges = _read_json(partial(_find_in, folder), layout[0], None, ignore_config)
-    return Source(others[0], config, merges)
+    document = OPEN_CLIP_CONFIG if (folder / OPEN_CLIP_CONFIG).exists() else CONFIG
+    return Source(others[0], *_read_json(partial(_find_in, folder), document, None, ignore_config))
 
 
 def _at_file(path: Path, ignore_config: bool) -> Source:
     """A weight file; JSON beside it counts only where the file has the name that goes with it."""
-    for jsons, names in (OPEN_CLIP, TRANSFORMERS):
+    for document, names in LAYOUTS.items():
         if path.name in names:
-            return Source(path, *_read_json(partial(_find_in, path.parent), jsons, None, ignore_config))
+            return Source(path, *_read_json(partial(_find_in, path.parent), document, None, ignore_config))
     return Source(path)
 
 
@@ -139,39 +132,39 @@ def _find_in(folder: Path, names: Sequence[str]) -> Path:
     raise CheckpointNotFoundError(f"the folder {folder} has no {' or '.join(names)}")
 
 
+def _find_any(find: Find, names: Sequence[str]) -> Path | None:
+    try:
+        return find(names)
+    except CheckpointNotFoundError:
+        return None
+
+
 def _read_json(
-    find: Find, names: Sequence[Sequence[str]], row: registry.Model | None, ignore_config: bool
+    find: Find, document: str, row: registry.Model | None, ignore_config: bool
 ) -> tuple[CLIPConfig | None, Path | None]:
     """The config that a layout's JSON files state, unless they are missing or to be ignored, and the merges."""
-    documents: list[dict[str, Any]] = []
-    for spellings in names:
-        try:
-            documents.append(_parse(find(spellings)))
-        except CheckpointNotFoundError:
-            break  # a weight file may come without; old transformers repositories have no processor
-    if not documents:
-        return None, None
-    stated, processor = documents[0], documents[1] if len(documents) > 1 else None
-    merges = None
+    path = _find_any(find, (document,))
+    if path is None:
+        return None, None  # a weight file may come without
+    stated = _parse(path)
+    transformers = document == CONFIG and stated.get("format") != "clipkit"
+    # Old repositories have no processor. transformers keeps the merges beside the weights, the standard ones too.
+    processor = _find_any(find, PROCESSORS) if transformers else None
+    merges = _find_any(find, (MERGES,)) if transformers else None
     if stated.get("tokenizer") == MERGES:
         merges = find((MERGES,))
-    elif names == TRANSFORMERS[0] and stated.get("format") != "clipkit":
-        try:
-            merges = find((MERGES,))  # transformers keeps the table beside the weights, the standard one too
-        except CheckpointNotFoundError:
-            pass
     if ignore_config:
         return None, merges
     try:
-        if names == OPEN_CLIP[0]:
+        if document == OPEN_CLIP_CONFIG:
             return infer.from_open_clip(stated, row.config if row else None), merges
-        if stated.get("format") == "clipkit":
-            return CLIPConfig.from_dict(stated.get("model", {})), merges
-        return infer.from_transformers(stated, processor), merges
+        if transformers:
+            return infer.from_transformers(stated, _parse(processor) if processor else None), merges
+        return CLIPConfig.from_dict(stated.get("model", {})), merges
     except ClipkitError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{names[0][0]} states what no CLIP can be ({type(error).__name__}: {error})") from error
+        raise ConfigError(f"{document} states what no CLIP can be ({type(error).__name__}: {error})") from error
 
 
 def _parse(path: Path) -> dict[str, Any]:

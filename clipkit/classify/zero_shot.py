@@ -2,14 +2,12 @@
 
 from collections.abc import Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.errors import ConfigError
+from clipkit.features import embed_texts
 from clipkit.models.clip import CLIP
-
-CHUNK = 256  # prompts encoded at once
 
 
 def zero_shot_weights(
@@ -37,10 +35,5 @@ def zero_shot_weights(
         if template.count("{}") != 1:
             raise ConfigError(f"a template needs one {{}} where the class name goes: {template!r}")
     prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    with torch.no_grad():
-        features = [
-            model.encode_text(model.tokenizer(prompts[start : start + CHUNK])).float()
-            for start in range(0, len(prompts), CHUNK)
-        ]
-        grouped = F.normalize(torch.cat(features), dim=-1).unflatten(0, (len(class_names), -1))  # (C, templates, D)
-        return F.normalize(grouped.mean(dim=1), dim=-1)
+    features = embed_texts(model, prompts).unflatten(0, (len(class_names), -1))  # (C, templates, D)
+    return F.normalize(features.mean(dim=1), dim=-1)

@@ -20,40 +20,24 @@ if TYPE_CHECKING:
     from clipkit.tokenizer import Tokenizer
 
 
+STACK = ("width", "layers", "heads", "mlp_width", "activation")  # what each transformer is made of
+
+
+def _arguments(config: Any, *names: str) -> dict[str, Any]:
+    """Arguments of a tower, which configs have under the same names."""
+    return {name: getattr(config, name) for name in names}
+
+
 def build_visual(config: ViTConfig | ResNetConfig, embed_dim: int) -> VisionTransformer | ModifiedResNet:
     """The image tower that a config describes."""
     if isinstance(config, ResNetConfig):
-        return ModifiedResNet(
-            resolution=config.resolution,
-            layers=config.layers,
-            width=config.width,
-            heads=config.pool_width // config.head_width,
-            output_dim=embed_dim,
-        )
-    return VisionTransformer(
-        resolution=config.resolution,
-        patch_size=config.patch_size,
-        width=config.width,
-        layers=config.layers,
-        heads=config.width // config.head_width,
-        mlp_width=config.mlp_width,
-        activation=config.activation,
-        output_dim=embed_dim,
-    )
+        return ModifiedResNet(**_arguments(config, "resolution", "layers", "width", "heads"), output_dim=embed_dim)
+    return VisionTransformer(**_arguments(config, "resolution", "patch_size", *STACK), output_dim=embed_dim)
 
 
 def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
     """The text tower that a config describes."""
-    return TextTransformer(
-        context_length=config.context_length,
-        vocab_size=config.vocab_size,
-        width=config.width,
-        layers=config.layers,
-        heads=config.width // config.head_width,
-        mlp_width=config.mlp_width,
-        activation=config.activation,
-        output_dim=embed_dim,
-    )
+    return TextTransformer(**_arguments(config, "context_length", "vocab_size", *STACK), output_dim=embed_dim)
 
 
 class CLIP(nn.Module):

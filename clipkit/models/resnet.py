@@ -6,6 +6,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.models.vision_transformer import ImageTower
+
 EXPANSION = 4  # of a bottleneck's width into its output channels
 
 
@@ -27,15 +29,8 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride > 1 or channels != out:
-            self.downsample = nn.Sequential(
-                OrderedDict(
-                    [
-                        ("-1", nn.AvgPool2d(stride)),
-                        ("0", nn.Conv2d(channels, out, 1, bias=False)),
-                        ("1", nn.BatchNorm2d(out)),
-                    ]
-                )
-            )
+            conv, norm = nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out)
+            self.downsample = nn.Sequential(OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": norm}))
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, 4 x width, H / stride, W / stride)."""
@@ -71,7 +66,7 @@ class AttentionPool2d(nn.Module):
         return self.c_proj(pooled.transpose(1, 2).flatten(1))
 
 
-class ModifiedResNet(nn.Module):
+class ModifiedResNet(ImageTower):
     """The convolutional image tower.
 
     Replace `attnpool` by `torch.nn.Identity()` for the feature map (N, 32 x width, H / 32, W / 32).
@@ -85,17 +80,9 @@ class ModifiedResNet(nn.Module):
     """
 
     def __init__(
-        self,
-        *,
-        resolution: tuple[int, int],
-        layers: tuple[int, int, int, int],
-        width: int,
-        heads: int,
-        output_dim: int,
+        self, *, resolution: tuple[int, int], layers: tuple[int, int, int, int], width: int, heads: int, output_dim: int
     ) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.output_dim = output_dim
+        super().__init__(resolution, output_dim)
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(width // 2)
         self.relu1 = nn.ReLU(inplace=True)
@@ -127,12 +114,6 @@ class ModifiedResNet(nn.Module):
             if isinstance(module, AttentionPool2d):
                 for linear in (module.q_proj, module.k_proj, module.v_proj, module.c_proj):
                     nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-
-    @property
-    def input_resolution(self) -> int | tuple[int, int]:
-        """The side of a square input, or (height, width)."""
-        height, width = self.resolution
-        return height if height == width else self.resolution
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, output_dim), or the feature map where `attnpool` is an `Identity`."""

@@ -17,9 +17,7 @@ class TextTransformer(nn.Module):
     Args:
         context_length: the longest row of ids.
         vocab_size: number of tokens.
-        width, layers, heads: of the transformer.
-        mlp_width: hidden width of the MLPs.
-        activation: of the MLPs.
+        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden width of its MLPs.
         output_dim: width D of the feature.
     """
 
@@ -36,9 +34,7 @@ class TextTransformer(nn.Module):
         output_dim: int,
     ) -> None:
         super().__init__()
-        self.context_length = context_length
-        self.vocab_size = vocab_size
-        self.output_dim = output_dim
+        self.context_length, self.vocab_size, self.output_dim = context_length, vocab_size, output_dim
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)

@@ -7,15 +7,23 @@ from clipkit.config import Activation
 from clipkit.models.layers import Transformer
 
 
-class VisionTransformer(nn.Module):
+class ImageTower(nn.Module):
+    """What both image towers tell of themselves: (height, width) of the input in pixels, and the feature's width D."""
+
+    def __init__(self, resolution: tuple[int, int], output_dim: int) -> None:
+        super().__init__()
+        self.resolution, self.output_dim = resolution, output_dim
+        height, width = resolution
+        self.input_resolution = height if height == width else resolution  # OpenAI's name, and its form for a square
+
+
+class VisionTransformer(ImageTower):
     """Patches and a class token through a transformer; the class token, normed and projected, is the feature.
 
     Args:
         resolution: (height, width) of its input in pixels.
         patch_size: side of a square patch in pixels; a rest at the right and bottom edge is not seen.
-        width, layers, heads: of the transformer.
-        mlp_width: hidden width of the MLPs.
-        activation: of the MLPs.
+        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden width of its MLPs.
         output_dim: width D of the feature.
     """
 
@@ -31,9 +39,7 @@ class VisionTransformer(nn.Module):
         activation: Activation,
         output_dim: int,
     ) -> None:
-        super().__init__()
-        self.resolution = resolution
-        self.output_dim = output_dim
+        super().__init__(resolution, output_dim)
         patches = (resolution[0] // patch_size) * (resolution[1] // patch_size)
         self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
         self.class_embedding = nn.Parameter(torch.empty(width))
@@ -48,12 +54,6 @@ class VisionTransformer(nn.Module):
         """Embeddings and projection as in CLIP; the transformer initialises itself."""
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
             nn.init.normal_(parameter, std=self.transformer.width**-0.5)
-
-    @property
-    def input_resolution(self) -> int | tuple[int, int]:
-        """The side of a square input, or (height, width)."""
-        height, width = self.resolution
-        return height if height == width else self.resolution
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> class token and patch tokens, normed: (N, 1 + patches, W)."""

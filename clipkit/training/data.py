@@ -1,0 +1,369 @@
+"""Training data: pictures with captions, from folders, tables or tar shards, as batches that depend on the step alone.
+
+A trainer asks for batches by calling `batches(step)`, and gets an iterator over that step and all that follow. Nothing
+else decides what comes, neither the number of workers nor an interruption, so a resumed run sees the same batches. A
+picture that cannot be read is named in the batch, and another takes its place.
+"""
+
+import csv
+import importlib
+import io
+import json
+import math
+import random
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+
+from clipkit.errors import ConfigError, DataError, ImageError
+from clipkit.preprocess import Preprocess, read_image
+from clipkit.tokenizer import Tokenizer
+from clipkit.training import distributed
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
+CAPTION_COLUMNS = ("caption", "captions", "text", "title")
+TRIES = 100  # pictures in a row that cannot be read before that is an error
+
+
+class Batch(NamedTuple):
+    """What one process gets for one step; `inputs` are what a task takes, images and token ids or labels."""
+
+    inputs: tuple[Tensor, ...]
+    names: Sequence[str] = ()  # of its pictures, for messages
+    skipped: Sequence[str] = ()  # pictures that could not be read, and why
+
+
+Batches = Callable[[int], Iterator[Batch]]
+
+
+@dataclass(frozen=True)
+class Pairs:
+    """Pictures and, for each, its captions, of which one is drawn at random each time; and its class, if it has one."""
+
+    files: list[Path]
+    captions: list[list[str]]
+    labels: list[int] | None = None
+
+    def __len__(self) -> int:
+        return len(self.files)
+
+    def select(self, indices: Sequence[int]) -> "Pairs":
+        """Those of the indices, in their order."""
+        labels = None if self.labels is None else [self.labels[i] for i in indices]
+        return Pairs([self.files[i] for i in indices], [self.captions[i] for i in indices], labels)
+
+    def split(self, held_out: int, seed: int = 0) -> tuple["Pairs", "Pairs"]:
+        """All but `held_out` random pictures, and those."""
+        order = np.random.default_rng(seed).permutation(len(self))
+        return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
+
+
+def read_folder(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) -> tuple[Pairs, list[str]]:
+    """Class folders: `root/golden_retriever/*.jpg` are captioned by the templates around "golden retriever".
+
+    Returns:
+        The pairs, and the class names that their labels count through.
+
+    Raises:
+        DataError: if there is no folder with a picture.
+    """
+    found = [(d, sorted(p for p in d.rglob("*") if p.suffix.lower() in SUFFIXES)) for d in sorted(root.glob("*/"))]
+    found = [(folder.name.replace("_", " "), files) for folder, files in found if files]
+    if not found:
+        raise DataError(f"{root} holds no folders of pictures: one folder for each class is needed")
+    captions = [[template.replace("{}", name) for template in templates] for name, files in found for _ in files]
+    labels = [label for label, (_, files) in enumerate(found) for _ in files]
+    return Pairs([file for _, files in found for file in files], captions, labels), [name for name, _ in found]
+
+
+def read_table(table: Path) -> Pairs:
+    """A `.csv` or `.tsv` with a header, or a `.jsonl`: in each row a path, relative to the table, and its caption(s).
+
+    The columns go by the names of `PATH_COLUMNS` and `CAPTION_COLUMNS`. Rows of one path are joined.
+
+    Raises:
+        DataError: if the file is missing, not such a table, or a row lacks a path or a caption.
+    """
+    rows: dict[str, list[str]] = {}
+    try:
+        with table.open(encoding="utf-8-sig", newline="") as file:
+            if table.suffix == ".jsonl":
+                records = [_record(line) for line in file if line.strip()]
+            elif table.suffix in (".csv", ".tsv"):
+                records = list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
+            else:
+                raise DataError(f"{table} is no .csv, .tsv or .jsonl file")
+    except (OSError, ValueError, csv.Error) as error:
+        raise error if isinstance(error, DataError) else DataError(f"cannot read {table}: {error}") from error
+    for number, record in enumerate(records, start=1):
+        path, captions = _value(record, PATH_COLUMNS), _captions(record)
+        if not path or not isinstance(path, str) or not captions:
+            raise DataError(
+                f"row {number} of {table} needs a path (a column named {', '.join(PATH_COLUMNS)}) and a caption "
+                f"({', '.join(CAPTION_COLUMNS)}), but is {record!r}"
+            )
+        rows.setdefault(path, []).extend(captions)
+    if not rows:
+        raise DataError(f"{table} holds no rows under its header")
+    return Pairs([table.parent / path for path in rows], list(rows.values()))
+
+
+def _record(line: str) -> Any:
+    try:
+        return json.loads(line)
+    except ValueError:
+        return line  # which is then refused by its number; the reader of JSON would call each line the first
+
+
+def _value(record: Any, columns: Sequence[str]) -> Any:
+    return next((record[key] for key in columns if key in record), None) if isinstance(record, dict) else None
+
+
+def _captions(record: Any) -> list[str]:
+    """Those of a record, a text or a list of texts; none if they are missing or anything else."""
+    captions = _value(record, CAPTION_COLUMNS)
+    captions = captions if isinstance(captions, list) else [captions]
+    return captions if all(isinstance(caption, str) and caption.strip() for caption in captions) else []
+
+
+@dataclass(frozen=True)
+class Augment:
+    """A random crop of at least `area` of the picture, squashed to the input's size, and mirrored half of the time.
+
+    CLIP trains with crops alone (2103.00020, section 2.4), for "left" and "right" are words.
+    """
+
+    area: float = 0.9
+    mirror: bool = False
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.area, int | float) or not 0 < self.area <= 1 or not isinstance(self.mirror, bool):
+            raise ConfigError(f"Augment needs an area above 0 and up to 1, and mirror true or false, not {self}")
+
+    def __call__(self, image: "Image", preprocess: Preprocess, rng: random.Random) -> Tensor:
+        """The picture, cropped and preprocessed: (3, H, W) float32."""
+        from PIL.Image import Transpose
+
+        ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
+        area = rng.uniform(self.area, 1)
+        wide = min(max(math.sqrt(area) * ratio, area), 1)  # neither this share of a side nor the other exceeds 1
+        width, height = (round(part * side) or 1 for part, side in ((wide, image.width), (area / wide, image.height)))
+        left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
+        image = image.crop((left, top, left + width, top + height))
+        if self.mirror and rng.random() < 0.5:
+            image = image.transpose(Transpose.FLIP_LEFT_RIGHT)
+        return replace(preprocess, config=replace(preprocess.config, resize_mode="squash"))(image)
+
+
+@dataclass(frozen=True)
+class PairBatches:
+    """Batches of `Pairs`: every epoch in a new order, that spreads the pictures of a class over it.
+
+    Args:
+        pairs: what to draw from.
+        batch_size: of all processes together; what is left of an epoch beyond full batches is not used in it.
+        preprocess, tokenizer: of the model. Without a tokenizer the labels take the place of token ids.
+        augment: how pictures vary; None for not at all.
+        workers: processes that read ahead; 0 for none.
+        seed: of all that is random.
+    """
+
+    pairs: Pairs
+    batch_size: int
+    preprocess: Preprocess
+    tokenizer: Tokenizer | None
+    augment: Augment | None = Augment()
+    workers: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranks = distributed.world_size()
+        if not ranks <= self.batch_size <= len(self.pairs) or self.batch_size % ranks:
+            raise DataError(
+                f"batch_size {self.batch_size} must be a multiple of the {ranks} process(es) and at most the "
+                f"{len(self.pairs)} pictures"
+            )
+        if self.tokenizer is None and self.pairs.labels is None:
+            raise DataError("these pictures have no classes: give a tokenizer to train on their captions")
+        _check_workers(self.workers)
+
+    def __call__(self, step: int) -> Iterator[Batch]:
+        """The batches of this process, from a step on, without end."""
+        samples = _Samples(self)
+        options: dict[str, Any] = {"prefetch_factor": 4} if self.workers else {}
+        return iter(
+            DataLoader(
+                samples,
+                batch_sampler=self._indices(step),  # pyright: ignore[reportArgumentType]
+                num_workers=self.workers,
+                collate_fn=_collate,
+                pin_memory=torch.cuda.is_available(),
+                **options,
+            )
+        )
+
+    def _indices(self, step: int) -> Iterator[list[tuple[int, int]]]:
+        """For each step this process's pictures, each with the seed of what is random about it."""
+        per_epoch, share = len(self.pairs) // self.batch_size, self.batch_size // distributed.world_size()
+        first = distributed.rank() * share
+        while True:
+            epoch, within = divmod(step, per_epoch)
+            order = self._order(np.random.default_rng([self.seed, epoch]))
+            for batch in order[: per_epoch * self.batch_size].reshape(per_epoch, -1)[within:, first : first + share]:
+                seed = (self.seed << 64) + (step << 32)
+                yield [(int(index), seed + place) for place, index in enumerate(batch, start=first)]
+                step += 1
+
+    def _order(self, rng: np.random.Generator) -> np.ndarray:
+        """Indices in random order; with classes, in rounds that take one picture of each class that has any left."""
+        order = rng.permutation(len(self.pairs))
+        if self.pairs.labels is None:
+            return order
+        labels = np.array(self.pairs.labels)[order]
+        grouped = np.argsort(labels, kind="stable")
+        starts = np.searchsorted(labels[grouped], labels[grouped])
+        rounds = np.empty(len(order), dtype=np.int64)  # how many of its class come before each
+        rounds[grouped] = np.arange(len(order)) - starts
+        return order[np.argsort(rounds, kind="stable")]
+
+
+class _Samples(Dataset):
+    """(index, seed) -> (image, tokens or label, name, skipped)."""
+
+    def __init__(self, source: PairBatches) -> None:
+        self.source = source
+
+    def __getitem__(self, place: tuple[int, int]) -> tuple[Tensor, Tensor, str, list[str]]:
+        index, seed = place
+        source, pairs, skipped = self.source, self.source.pairs, []
+        for _ in range(TRIES):
+            rng = random.Random(seed)
+            try:
+                image = _image(pairs.files[index], source.preprocess, source.augment, rng)
+            except ImageError as error:
+                skipped.append(str(error))
+                index = (index + 1) % len(pairs)
+                continue
+            if source.tokenizer is None:
+                target = torch.tensor(pairs.labels[index])  # pyright: ignore[reportOptionalSubscript]
+            else:
+                target = source.tokenizer(rng.choice(pairs.captions[index]), truncate=True)[0]
+            return image, target, str(pairs.files[index]), skipped
+        raise DataError(f"{TRIES} pictures in a row cannot be read. The last one: {skipped[-1]}")
+
+
+def _image(file: Any, preprocess: Preprocess, augment: Augment | None, rng: random.Random) -> Tensor:
+    image = read_image(file)
+    return preprocess(image) if augment is None else augment(image, preprocess, rng)
+
+
+def _check_workers(workers: Any) -> None:
+    if not isinstance(workers, int) or workers < 0:
+        raise DataError(f"workers must be an integer of at least 0, not {workers!r}")
+
+
+def _collate(samples: list[tuple[Tensor, Tensor, str, list[str]]]) -> Batch:
+    images, targets, names, skipped = zip(*samples, strict=True)
+    return Batch((torch.stack(images), torch.stack(targets)), names, [reason for some in skipped for reason in some])
+
+
+@dataclass(frozen=True)
+class ShardBatches:
+    """Batches from WebDataset tar shards, read as a stream: shards drawn with replacement, then a shuffle buffer.
+
+    A sample is a picture (`.jpg`, `.png`, `.webp`, ...) with a `.txt`, or a `.json` that holds a caption or several
+    under one of `CAPTION_COLUMNS`. Every process and worker draws for itself, from the seed and the step that it starts
+    at: a resumed run goes on with fresh draws, not with those that an uninterrupted one would have seen.
+
+    Args:
+        urls: paths or addresses of shards, with braces for many: "data/{000..127}.tar".
+        batch_size, preprocess, tokenizer, augment, workers, seed: as in `PairBatches`.
+        buffer: samples to shuffle among.
+    """
+
+    urls: str | Sequence[str]
+    batch_size: int
+    preprocess: Preprocess
+    tokenizer: Tokenizer
+    augment: Augment | None = Augment()
+    workers: int = 0
+    seed: int = 0
+    buffer: int = 2000
+
+    def __post_init__(self) -> None:
+        ranks = distributed.world_size()
+        if self.batch_size < ranks or self.batch_size % ranks:
+            raise DataError(f"batch_size {self.batch_size} must be a multiple of the {ranks} process(es)")
+        _check_workers(self.workers)
+
+    def __call__(self, step: int) -> Iterator[Batch]:
+        """The batches of this process, from a step on, without end. `DataError` without the webdataset package."""
+        try:
+            import webdataset  # noqa: F401  # pyright: ignore[reportMissingImports]
+        except ImportError as error:
+            raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'") from error
+        loader = DataLoader(
+            _Stream(self, step), batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
+        )
+        return iter(loader)
+
+
+class _Stream(IterableDataset):
+    def __init__(self, source: ShardBatches, step: int) -> None:
+        self.source, self.seeds = source, [source.seed, step, distributed.rank()]
+        self.share = source.batch_size // distributed.world_size()  # asked here: a worker need not know the others
+
+    def __iter__(self) -> Iterator[Batch]:
+        webdataset: Any = importlib.import_module("webdataset")  # whose names are not known before it runs
+        source, worker = self.source, get_worker_info()
+        seed = int(np.random.SeedSequence([*self.seeds, worker.id if worker else 0]).generate_state(1)[0])
+        rng, skipped = random.Random(seed), []
+
+        def skip(error: Exception) -> bool:
+            skipped.append(str(error))
+            return True
+
+        def stored() -> Iterator[dict[str, Any]]:
+            barren = 0  # shards in a row without a sample
+            for shard in webdataset.ResampledShards(source.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
+                barren += 1
+                for sample in webdataset.tarfile_to_samples(handler=skip)([shard]):
+                    barren = 0
+                    yield sample
+                if barren == TRIES:
+                    raise DataError(f"{TRIES} shards in a row hold no samples. {(skipped or [shard['url']])[-1]}")
+
+        def read() -> Iterator[tuple[Tensor, Tensor, str, list[str]]]:
+            unusable = 0  # samples in a row
+            for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(stored()):
+                try:
+                    picture = next((v for k, v in sample.items() if f".{k}" in SUFFIXES), None)
+                    text = {"text": sample["txt"].decode()} if "txt" in sample else None
+                    captions = _captions(text or json.loads(sample.get("json", "0")))
+                    if picture is None or not captions:
+                        raise DataError("it needs a picture and a caption")
+                    image = _image(io.BytesIO(picture), source.preprocess, source.augment, rng)
+                except ValueError as error:  # of which ImageError and broken JSON are kinds
+                    skip(DataError(f"{sample['__url__']}, {sample['__key__']}: {error}"))
+                    unusable += 1
+                    if unusable == TRIES:
+                        raise DataError(f"{TRIES} samples in a row cannot be used. {skipped[-1]}") from error
+                    continue
+                reasons, unusable = skipped[:], 0
+                skipped.clear()
+                yield image, source.tokenizer(rng.choice(captions), truncate=True)[0], sample["__key__"], reasons
+
+        samples = read()
+        while True:
+            yield _collate(list(islice(samples, self.share)))

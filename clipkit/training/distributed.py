@@ -1,0 +1,66 @@
+"""What a process knows of the others that `torchrun` started, and the two collectives that carry gradients."""
+
+import os
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+
+def start() -> str | None:
+    """Join the processes of `torchrun`, if it started this one. The name of the CUDA device that is its own, if any."""
+    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
+    if device is not None:
+        torch.cuda.set_device(device)
+    if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and not dist.is_initialized():
+        dist.init_process_group("gloo" if device is None else "nccl")
+    return device
+
+
+def stop() -> None:
+    """Leave the other processes, if there are any."""
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def group() -> dist.ProcessGroup | None:
+    """The group of all processes, or None if this is the only one."""
+    return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
+
+
+def rank() -> int:
+    """Of this process; 0 is the one that writes."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world_size() -> int:
+    """The number of processes."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The rows of every rank, in order: (N, ...) -> (ranks x N, ...). Its gradient is summed over the ranks."""
+    if group is None:
+        return x
+    import torch.distributed.nn.functional as collectives
+
+    return torch.cat(collectives.all_gather(x, group))
+
+
+def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    """The sum, on every rank. Its gradient is multiplied by their number, for DistributedDataParallel to average."""
+    return x if group is None else _Sum.apply(x, group)
+
+
+class _Sum(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.ranks = dist.get_world_size(group)
+        x = x.clone()
+        dist.all_reduce(x, group=group)
+        return x
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        return grad * ctx.ranks, None

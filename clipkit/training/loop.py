@@ -1,0 +1,365 @@
+"""The training loop: from one process on a laptop to `torchrun` on many machines.
+
+Everything that is random in a step is seeded by the step, and batches are functions of the step. So a checkpoint needs
+no more than weights, optimiser and step to be complete: a run that was killed goes on, on one process to the bit.
+"""
+
+import json
+import math
+import os
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from clipkit.checkpoints.files import replacing
+from clipkit.errors import ConfigError, TrainingError
+from clipkit.loading import decide_device
+from clipkit.models.clip import CLIP
+from clipkit.models.layers import ResidualAttentionBlock
+from clipkit.models.resnet import ModifiedResNet
+from clipkit.training import distributed
+from clipkit.training.checkpointing import cached_features, checkpoint_blocks
+from clipkit.training.data import Batch, Batches
+from clipkit.training.losses import clip_logit_scale_, clip_loss
+from clipkit.training.optimizer import TrainConfig, adamw, cosine, lock, train_mode
+
+
+class ContrastiveTask(nn.Module):
+    """A CLIP and the loss that trains it on images and token ids; any loss of the signature of `clip_loss` will do."""
+
+    def __init__(self, model: CLIP, loss: Callable[..., Tensor] = clip_loss) -> None:
+        super().__init__()
+        self.model, self.loss = model, loss
+        self.micro_batch: int | None = None
+
+    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
+        """(N, 3, H, W), (N, L) -> the loss over the pairs of all processes."""
+        encoders = ((self.model.encode_image, images), (self.model.encode_text, tokens))
+        chunk = self.micro_batch
+        features = (
+            encode(x) if chunk is None or len(x) <= chunk else cached_features(encode, x, chunk)
+            for encode, x in encoders
+        )
+        return self.loss(*features, self.model.logit_scale, distributed.group())
+
+
+class Trainer:
+    """Trains a CLIP, or another task, in place.
+
+    Args:
+        task: a CLIP, trained by `clip_loss`; or a module that holds one as `model`, whose forward maps the inputs of a
+            batch to a loss, averaged over the batch of this process or, as `clip_loss` does, over all.
+        batches: see `clipkit.training.data`.
+        config: how to train.
+        out: folder for `checkpoint.pt`, `log.jsonl`, the events of TensorBoard where it is installed, and in the end
+            the `model`. A run that has a checkpoint there goes on from it.
+        optimizers: makes optimisers in place of AdamW, from the task; the schedule scales the rates they start with.
+        evaluate: maps the model, in eval mode, to figures that are logged.
+        device: as in `clipkit.load`; under `torchrun` each process takes its own.
+
+    Raises:
+        ConfigError: if the weights are not float32, or nothing is left to train.
+    """
+
+    def __init__(
+        self,
+        task: nn.Module,
+        batches: Batches,
+        config: TrainConfig,
+        out: str | os.PathLike[str],
+        *,
+        optimizers: Callable[[nn.Module], list[Optimizer]] | None = None,
+        evaluate: Callable[[CLIP], dict[str, float]] | None = None,
+        device: str | torch.device | None = None,
+    ) -> None:
+        self.config, self.batches, self.evaluate, self.out = config, batches, evaluate, Path(out)
+        self.device = decide_device(device or distributed.start())
+        self.task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
+        self.model: CLIP = self.task.model  # pyright: ignore[reportAttributeAccessIssue]
+        if any(p.dtype != torch.float32 for p in self.task.parameters()):
+            raise ConfigError(
+                f"training keeps float32 weights, but the model has {self.model.dtype}: call model.float()"
+            )
+        lock(self.model.visual, config.image_blocks)
+        lock(self.model.text, config.text_blocks)
+        if hasattr(self.task, "micro_batch"):
+            self.task.micro_batch = config.micro_batch
+        if isinstance(self.model.visual, ModifiedResNet):  # whose convolutions are faster so
+            self.model.visual.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        self.average = None
+        if config.ema is not None:
+            from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+            self.average = AveragedModel(self.task, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+        if config.gradient_checkpointing:
+            checkpoint_blocks(self.task)
+        self.wrapped = self._wrap()
+        make = optimizers or (
+            lambda task: [adamw(task, config.lr, config.weight_decay, config.layer_decay, config.betas)]
+        )
+        self.optimizers = make(self.task)
+        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.step, self.losses, self.counted, self.skipped = 0, 0.0, 0, 0
+        self._resume()
+
+    def _wrap(self) -> nn.Module:
+        """The task as it is called: compiled, and copied to or split over the processes."""
+        wrapped: Any = self.task
+        if self.config.shard and distributed.group() is not None:
+            from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
+
+            half = torch.bfloat16 if self.config.precision == "bfloat16" else None
+            policy = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
+            for block in [m for m in self.task.modules() if isinstance(m, ResidualAttentionBlock)]:
+                fully_shard(block, mp_policy=policy)
+            scale = {self.model.logit_scale}  # a scalar cannot be split
+            fully_shard(self.task, mp_policy=policy, ignored_params=scale)
+        elif distributed.group() is not None:
+            wrapped = nn.parallel.DistributedDataParallel(
+                self.task, device_ids=[self.device] if self.device.type == "cuda" else None
+            )
+        return torch.compile(wrapped) if self.config.compile else wrapped
+
+    def fit(self) -> CLIP:
+        """Train to the last step, save, and give the model, in eval mode and with every parameter unlocked.
+
+        Raises:
+            TrainingError: if the loss or a gradient is not finite. The checkpoint from before is left as it is.
+            SystemExit: after SIGTERM, once the step is done and saved.
+        """
+        from tqdm import tqdm
+
+        main = distributed.rank() == 0
+        self.out.mkdir(parents=True, exist_ok=True)
+        board, batches = _board(self.out, self.step) if main else None, self.batches(self.step)
+        with (
+            _sigterm() as stopped,
+            tqdm(total=self.config.steps, initial=self.step, disable=None if main else True, unit="step") as progress,
+        ):
+            started, since = time.perf_counter(), self.step
+            train_mode(self.task)
+            told: set[str] = set()
+            while self.step < self.config.steps:
+                batch = next(batches)
+                loss, stop = self._train_step(batch, stopped.is_set())
+                self.step += 1
+                self.losses += loss
+                self.counted += 1
+                self.skipped += len(batch.skipped)
+                for reason in set(batch.skipped) - told:
+                    progress.write(f"skipped: {reason}")
+                told.update(batch.skipped)
+                last, row = self.step == self.config.steps, {}
+                if _due(self.step, self.config.log_every) or last:
+                    pace = (self.step - since) * len(batch.inputs[0]) * distributed.world_size()
+                    row = self._row(pace / (time.perf_counter() - started))
+                    progress.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "scale", "images_per_second")})
+                if self.evaluate and (_due(self.step, self.config.evaluate_every) or last):
+                    row |= self._evaluate()
+                if row and main:
+                    _log(self.out, board, {"step": self.step, **row})
+                if row:
+                    started, since = time.perf_counter(), self.step
+                if _due(self.step, self.config.save_every) or last or stop:
+                    self._save()
+                progress.update()
+                if stop and not last:
+                    raise SystemExit(128 + signal.SIGTERM)
+        return self._finish()
+
+    def _train_step(self, batch: Batch, stopped: bool) -> tuple[float, bool]:
+        """One step of the optimisers. The mean loss of the processes, and whether one of them was told to stop."""
+        config = self.config
+        torch.manual_seed((config.seed << 40) % 2**63 + self.step * distributed.world_size() + distributed.rank())
+        factor = cosine(self.step, config.steps, config.warm_up)
+        for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
+            for group, rate in zip(optimizer.param_groups, rates, strict=True):
+                group["lr"] = rate * factor
+        inputs = [x.to(self.device, non_blocking=True) for x in batch.inputs]
+        half = config.precision == "bfloat16" and not config.shard  # whose policy casts by itself
+        with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
+            loss = self.wrapped(*inputs)
+        loss.backward()
+        if config.shard and (grad := self.model.logit_scale.grad) is not None and distributed.group() is not None:
+            dist.all_reduce(grad.div_(distributed.world_size()))  # the one that FSDP does not know
+        parameters = [p for p in self.task.parameters() if p.grad is not None and not (config.shard and p.ndim == 0)]
+        norm = nn.utils.clip_grad_norm_(parameters, torch.inf if config.clip_grad is None else config.clip_grad)
+        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
+        report = torch.stack([loss.detach().float(), norm, torch.tensor(float(stopped), device=self.device)])
+        if distributed.group() is not None:
+            dist.all_reduce(report)
+        mean_loss, mean_norm, stops = (x / distributed.world_size() for x in report.tolist())
+        if not math.isfinite(mean_loss + mean_norm):
+            pictures = ", ".join(batch.names[:8]) + (", ..." if len(batch.names) > 8 else "")
+            raise TrainingError(
+                f"step {self.step}: the loss is {mean_loss} and the gradient's norm {mean_norm}. The weights and the "
+                f"checkpoint are from before it. Process {distributed.rank()} had {pictures or 'unnamed pictures'}. "
+                "Try a lower lr, a longer warm_up or precision='float32'"
+            )
+        for optimizer in self.optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+        clip_logit_scale_(self.model.logit_scale)
+        if self.average is not None:
+            self.average.update_parameters(self.task)
+        return mean_loss, stops > 0
+
+    def _row(self, pace: float) -> dict[str, float]:
+        row = {
+            "loss": self.losses / self.counted,
+            "scale": self.model.logit_scale.exp().item(),
+            "lr": self.optimizers[0].param_groups[-1]["lr"],
+            "images_per_second": pace,
+            "skipped": self.skipped,
+        }
+        self.losses, self.counted = 0.0, 0
+        return row
+
+    def _averaged(self) -> CLIP:
+        return self.model if self.average is None else self.average.module.model
+
+    def _evaluate(self) -> dict[str, float]:
+        assert self.evaluate is not None
+        model = self._averaged().eval()
+        with torch.no_grad():
+            figures = self.evaluate(model)
+        train_mode(self.task)
+        return figures
+
+    def _state(self) -> dict[str, Any]:
+        if self.config.shard and distributed.group() is not None:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+
+            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+            weights, moments = get_state_dict(self.task, self.optimizers, options=options)
+        else:
+            weights, moments = self.task.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
+        average = None if self.average is None else self.average.state_dict()
+        return {"config": asdict(self.config), "task": weights, "optimizers": moments, "average": average} | {
+            name: getattr(self, name) for name in _COUNTERS
+        }
+
+    def _save(self) -> None:
+        """Write the checkpoint, whole or not at all."""
+        state = self._state()  # by all processes
+        if distributed.rank() == 0:
+            for left in self.out.glob(".checkpoint.pt.*.tmp"):  # by a process that was killed while it wrote
+                left.unlink()
+            with replacing(self.out / "checkpoint.pt") as partial, partial.open("wb") as file:
+                torch.save(state, file)
+                file.flush()
+                os.fsync(file.fileno())
+
+    def _resume(self) -> None:
+        checkpoint = self.out / "checkpoint.pt"
+        if not checkpoint.exists():
+            return
+        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+        now, free = asdict(self.config), {"steps", "log_every", "save_every", "evaluate_every", "compile"}
+        if changed := [key for key in now if key not in free and now[key] != state["config"].get(key)]:
+            values = ", ".join(f"{key} {state['config'].get(key)!r} there, {now[key]!r} here" for key in changed)
+            raise TrainingError(
+                f"{checkpoint} is of another run ({values}): give out= another folder, or the same config"
+            )
+        if self.config.shard and distributed.group() is not None:
+            from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
+
+            options = StateDictOptions(full_state_dict=True)
+            set_state_dict(
+                self.task,
+                self.optimizers,
+                model_state_dict=state["task"],
+                optim_state_dict=state["optimizers"],
+                options=options,
+            )
+        else:
+            self.task.load_state_dict(state["task"])
+            for optimizer, values in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(values)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        for name in _COUNTERS:
+            setattr(self, name, state[name])
+        if distributed.rank() == 0:
+            _forget(self.out / "log.jsonl", self.step)
+
+    def _finish(self) -> CLIP:
+        """Undo what training did to the module, write `out/model`, and give the model."""
+        for module in self.task.modules():
+            module.__dict__.pop("forward", None)  # checkpoint_blocks put it there
+        self.task.requires_grad_(True).eval()
+        if self.average is not None:
+            self.task.load_state_dict(self.average.module.state_dict())
+        model, sharded = self.model, self.config.shard and distributed.group() is not None
+        if sharded:
+            weights = self._state()["task"]  # by all processes; only the first gets them
+            model = CLIP(self.model.config, self.model.tokenizer)
+            if weights:
+                model.load_state_dict(
+                    {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+                )
+        if distributed.rank() == 0:
+            model.save_pretrained(self.out / "model")
+        if distributed.group() is not None:
+            dist.barrier()
+        return CLIP.from_pretrained(self.out / "model", device=self.device) if sharded else model.eval()
+
+
+_COUNTERS = ("step", "losses", "counted", "skipped")  # of a Trainer, kept in its checkpoint
+
+
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
+
+
+@contextmanager
+def _sigterm() -> Iterator[threading.Event]:
+    """An event that SIGTERM sets, instead of killing the process. Only the main thread may listen to signals."""
+    told = threading.Event()
+    if threading.current_thread() is not threading.main_thread():
+        yield told
+        return
+    before = signal.signal(signal.SIGTERM, lambda *_: told.set())
+    try:
+        yield told
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+def _board(folder: Path, step: int) -> Any:
+    """A writer for TensorBoard, if that is installed."""
+    try:
+        from torch.utils.tensorboard.writer import SummaryWriter
+    except ImportError:
+        return None
+    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
+
+
+def _log(folder: Path, board: Any, row: dict[str, Any]) -> None:
+    with (folder / "log.jsonl").open("a") as log:
+        log.write(json.dumps(row) + "\n")
+    for key, value in row.items():
+        if board is not None and key != "step":
+            board.add_scalar(key, value, row["step"])
+    if board is not None:
+        board.flush()
+
+
+def _forget(log: Path, step: int) -> None:
+    """Drop the rows after a step, which will be made again, and a last one that was cut off."""
+    if log.exists():
+        rows = [
+            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
+        ]
+        with replacing(log) as partial:
+            partial.write_text("".join(row + "\n" for row in rows))

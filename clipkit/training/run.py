@@ -1,0 +1,197 @@
+"""What `clipkit train` and `clipkit finetune` do: from a small validated file, or from a folder, to a trained model."""
+
+import json
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import registry
+from clipkit.classify.metrics import recall_at_k
+from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.config import CLIPConfig, build, check_positive
+from clipkit.errors import ConfigError, DataError
+from clipkit.features import embed_images, embed_texts
+from clipkit.loading import load_model
+from clipkit.models.clip import CLIP
+from clipkit.training.data import Augment, PairBatches, Pairs, ShardBatches, read_folder, read_table
+from clipkit.training.finetune import finetune, finetune_captions
+from clipkit.training.loop import Trainer
+from clipkit.training.optimizer import TrainConfig
+
+TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+TEMPLATES = ("a photo of a {}.",)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunConfig:
+    """The file that `clipkit train` reads, as JSON; paths in it are relative to it.
+
+    Args:
+        model: a published name, whose architecture to use, or a CLIPConfig as a mapping.
+        data: a folder of class folders, a table of captions (.csv, .tsv, .jsonl), or tar shards.
+        out: folder for the run.
+        batch_size: pairs of a step, over all processes.
+        train: fields of TrainConfig.
+        init: a name or path to start from in place of random weights; `model` is then not needed.
+        templates: captions of class folders.
+        augment: fields of Augment.
+        workers: processes that read ahead.
+        evaluate: a folder of class folders whose zero-shot accuracy is logged every `evaluate_every` steps.
+    """
+
+    data: str
+    out: str
+    batch_size: int
+    train: TrainConfig
+    model: str | CLIPConfig | None = None
+    init: str | None = None
+    templates: tuple[str, ...] = TEMPLATES
+    augment: Augment = field(default_factory=Augment)
+    workers: int = 0
+    evaluate: str | None = None
+
+    def __post_init__(self) -> None:
+        check_positive(self, "batch_size")
+        for name, kinds in {"data": str, "out": str, "init": str | None, "evaluate": str | None}.items():
+            if not isinstance(getattr(self, name), kinds):
+                raise ConfigError(f"RunConfig.{name} must be a text, not {getattr(self, name)!r}")
+        if not isinstance(self.model, str | CLIPConfig | None):
+            raise ConfigError(f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}")
+        texts = self.templates
+        if not isinstance(texts, list | tuple) or not texts or any(str(text).count("{}") != 1 for text in texts):
+            raise ConfigError(f"RunConfig.templates must be a list of texts with one {{}} each, not {texts!r}")
+        object.__setattr__(self, "templates", tuple(texts))
+        if (self.model is None) == (self.init is None):
+            raise ConfigError(
+                "RunConfig needs either model, to start from random weights, or init, to start from others"
+            )
+
+    @classmethod
+    def read(cls, path: Path) -> "RunConfig":
+        """Read and check the file. Raises `ConfigError` that names what is wrong."""
+        try:
+            values = json.loads(path.read_text("utf-8"))
+        except (OSError, ValueError) as error:
+            raise ConfigError(f"cannot read {path} as JSON: {error}") from error
+        if not isinstance(values, dict):
+            raise ConfigError(f"{path} must hold a JSON object, not {values!r}")
+        for name, kind in (("train", TrainConfig), ("augment", Augment)):
+            if not isinstance(values.get(name, {}), dict):
+                raise ConfigError(f"{path}: {name} must be an object, not {values[name]!r}")
+            if name in values:
+                values[name] = build(kind, values[name])
+        if isinstance(values.get("model"), dict):
+            values["model"] = CLIPConfig.from_dict(values["model"])
+        config = build(cls, values)
+        beside = {
+            name: str(path.parent / value)
+            for name in ("data", "out", "evaluate", "init")
+            if (value := getattr(config, name)) and "://" not in value
+        }
+        if config.init == "tiny" or not Path(beside.get("init", "")).exists():
+            beside.pop("init", None)  # for it is a name
+        return replace(config, **beside)
+
+
+def train(config: RunConfig, device: str | None = None) -> CLIP:
+    """Train as the file says, or go on where an earlier run of it stopped."""
+    if config.init is not None:
+        model = load_model(config.init, device="cpu", dtype=torch.float32)
+    else:
+        architecture = config.model
+        if isinstance(architecture, str):
+            row = registry.find(architecture)
+            if row is None:
+                raise registry.unknown(architecture)
+            architecture = row.config
+        assert architecture is not None
+        torch.manual_seed(config.train.seed)
+        model = CLIP(architecture)
+    options: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "preprocess": model.preprocess,
+        "tokenizer": model.tokenizer,
+        "augment": config.augment,
+        "workers": config.workers,
+        "seed": config.train.seed,
+    }
+    shards = config.data.endswith((".tar", ".tgz", ".tar.gz"))
+    batches = (
+        ShardBatches(config.data, **options)
+        if shards
+        else PairBatches(read_pairs(Path(config.data), config.templates)[0], **options)
+    )
+    evaluate = None
+    if config.evaluate is not None:
+        held_out, names = read_folder(Path(config.evaluate))
+        evaluate = lambda model: {"accuracy": accuracy(model, held_out, names, config.templates)}  # noqa: E731
+    return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
+
+
+def read_pairs(data: Path, templates: tuple[str, ...] = TEMPLATES) -> tuple[Pairs, list[str]]:
+    """A table of captions, a folder that holds one by a name of `TABLES`, or a folder of class folders.
+
+    Returns:
+        The pairs and the class names; captions that are written out have none.
+    """
+    if data.is_dir():
+        table = next((data / name for name in TABLES if (data / name).is_file()), None)
+        return read_folder(data, templates) if table is None else (read_table(table), [])
+    if not data.exists():
+        raise DataError(f"there is no file or folder {data}")
+    return read_table(data), []
+
+
+def accuracy(model: CLIP, pairs: Pairs, class_names: list[str], templates: tuple[str, ...] = TEMPLATES) -> float:
+    """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
+    weights = zero_shot_weights(model, class_names, templates).cpu()
+    predicted = (embed_images(model, pairs.files) @ weights.T).argmax(dim=1)
+    return (predicted == torch.tensor(pairs.labels)).double().mean().item()
+
+
+def retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
+    """Recall at 1 and 5 between pictures and their first captions, both ways, 0 to 1."""
+    images = embed_images(model, pairs.files)
+    texts = embed_texts(model, [captions[0] for captions in pairs.captions], truncate=True).cpu()
+    return {
+        f"{name} R@{k}": recall_at_k(queries, keys, k)
+        for name, queries, keys in (("image to text", images, texts), ("text to image", texts, images))
+        for k in (1, 5)
+    }
+
+
+def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, **options: Any) -> dict[str, Any]:
+    """Fine-tune on what `read_pairs` finds in `data`, and measure on a share of it that is held out.
+
+    Args:
+        data, out, model: see `read_pairs`, `finetune`.
+        held_out: share of the pictures to measure on, chosen at random.
+        options: of `finetune` or `finetune_captions`.
+
+    Returns:
+        For each figure its value before and after: accuracy with classes, recall at 1 and 5 with captions.
+
+    Raises:
+        DataError: if that share leaves nothing to train on, or nothing to measure on.
+    """
+    pairs, names = read_pairs(data)
+    count = round(len(pairs) * held_out) if 0 <= held_out <= 1 else 0
+    if not 0 < count < len(pairs):
+        raise DataError(
+            f"held_out must be a share that leaves some pictures to train on and some to measure on, but is {held_out} "
+            f"of {len(pairs)}"
+        )
+    training, rest = pairs.split(count)
+    if names:
+        before = {"accuracy": accuracy(model, rest, names)}  # first, so that a broken picture shows before the training
+        tuned, head = finetune(model, training, names, out, **options)
+        with torch.no_grad():
+            predicted = head(embed_images(tuned, rest.files).to(tuned.device)).argmax(dim=1).cpu()
+        after = {"accuracy": (predicted == torch.tensor(rest.labels)).double().mean().item()}
+    else:
+        options.pop("blocks", None)
+        before = retrieval(model, rest)
+        after = retrieval(finetune_captions(model, training, out, **options), rest)
+    return {name: (before[name], after[name]) for name in before}

@@ -1,0 +1,566 @@
+"""clipkit.training.data: what is read, and that batches depend on the seed and the step alone."""
+
+import csv
+import io
+import json
+import random
+import re
+import signal
+import sys
+import tarfile
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from toy_data import colour_folders, toy_config
+
+from clipkit import PreprocessConfig
+from clipkit.errors import ConfigError, DataError
+from clipkit.preprocess import Preprocess
+from clipkit.training import distributed
+from clipkit.training.data import TRIES, Augment, Batch, PairBatches, Pairs, ShardBatches, read_folder, read_table
+
+# webdataset leaves it to the garbage collector to close a shard that it has not read to the end
+pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar'>:ResourceWarning")
+
+PREPROCESS = Preprocess((32, 32), toy_config().preprocess)
+
+
+def take(batches: Any, steps: int, start: int = 0) -> list[Batch]:
+    return list(islice(batches(start), steps))
+
+
+def assert_equal(first: list[Batch], second: list[Batch]) -> None:
+    assert [list(batch.names) for batch in first] == [list(batch.names) for batch in second]
+    for a, b in zip(first, second, strict=True):
+        for x, y in zip(a.inputs, b.inputs, strict=True):
+            assert torch.equal(x, y)
+        assert list(a.skipped) == list(b.skipped)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail, instead of waiting for ever."""
+
+    def stop(*_):
+        pytest.fail(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    return colour_folders(tmp_path_factory.mktemp("colours"), each=5)
+
+
+@pytest.fixture
+def pairs(folder) -> Pairs:
+    """20 pictures of 4 classes; three captions each, no two alike."""
+    read, _ = read_folder(folder)
+    captions = [[f"{file.parent.name} {file.stem} {word}" for word in ("x", "y", "z")] for file in read.files]
+    return Pairs(read.files, captions, read.labels)
+
+
+@pytest.fixture
+def make(pairs, small_tokenizer):
+    def make(batch_size=6, source=pairs, tokenizer=small_tokenizer, **options) -> PairBatches:
+        return PairBatches(source, batch_size, PREPROCESS, tokenizer, **options)
+
+    return make
+
+
+# Batches of pairs
+
+
+def test_batches_depend_on_seed_and_step_alone(make):
+    """Not on the workers, nor on where an iterator started; three steps are an epoch."""
+    plain = take(make(seed=3), 8)
+    assert_equal(plain, take(make(seed=3, workers=2), 8))
+    for start in (1, 3, 5):
+        assert_equal(plain[start:], take(make(seed=3), 8 - start, start))
+    assert_equal(plain[4:], take(make(seed=3, workers=2), 4, 4))
+    images, tokens = plain[0].inputs
+    assert images.shape == (6, 3, 32, 32) and images.dtype == torch.float32
+    assert tokens.shape == (6, 16) and tokens.dtype == torch.int64
+    other = take(make(seed=4), 1)[0]
+    assert list(other.names) != list(plain[0].names) and not torch.equal(other.inputs[0], images)
+
+
+def test_what_is_random_about_a_picture_differs_from_step_to_step(make, pairs):
+    batches = take(make(batch_size=20), 2)
+    first, second = ({n: x for n, x in zip(b.names, b.inputs[0], strict=True)} for b in batches)
+    assert first.keys() == second.keys() and len(first) == 20
+    assert not any(torch.equal(first[name], second[name]) for name in first)
+    assert len({tuple(x.flatten()[:50].tolist()) for x in first.values()}) == 20
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_shares_of_the_ranks_are_the_batch_of_one_process(make, monkeypatch, ranks):
+    whole = take(make(), 5, 1)
+    monkeypatch.setattr(distributed, "world_size", lambda: ranks)
+    shares = []
+    for rank in range(ranks):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        shares.append(take(make(), 5, 1))
+    joined = [
+        Batch(
+            tuple(torch.cat(parts) for parts in zip(*(share.inputs for share in step), strict=True)),
+            [name for share in step for name in share.names],
+        )
+        for step in zip(*shares, strict=True)
+    ]
+    assert_equal(whole, joined)
+
+
+def test_an_epoch_takes_every_picture_once_in_a_new_order(make, pairs):
+    names = [[name for batch in take(make(batch_size=5), 4, start) for name in batch.names] for start in (0, 4, 8)]
+    for epoch in names:
+        assert sorted(epoch) == sorted(map(str, pairs.files))
+    assert names[0] != names[1] != names[2]
+    short = [name for batch in take(make(batch_size=6), 3) for name in batch.names]
+    assert len(set(short)) == 18  # the rest of the epoch is left out
+
+
+@pytest.mark.parametrize("batch_size", [2, 4])
+def test_no_class_comes_twice_in_a_batch(make, batch_size):
+    for batch in take(make(batch_size, tokenizer=None), 20 // batch_size * 3):
+        assert len(set(batch.inputs[1].tolist())) == batch_size
+
+
+def test_a_class_with_more_pictures_than_the_others_still_appears_whole(make, pairs):
+    source = pairs.select([0, 1, 2, 3, 4, 5, 10])
+    epoch = [name for batch in take(make(1, source), 7) for name in batch.names]
+    assert sorted(epoch) == sorted(map(str, source.files))
+
+
+def test_without_a_tokenizer_come_the_labels(make, pairs):
+    images, labels = take(make(20, tokenizer=None), 1)[0].inputs
+    assert images.shape[0] == 20 and labels.dtype == torch.int64
+    assert Counter(labels.tolist()) == {0: 5, 1: 5, 2: 5, 3: 5}
+
+
+def test_pictures_keep_their_captions_and_labels(make, pairs, small_tokenizer):
+    for tokenizer in (small_tokenizer, None):
+        for batch in take(make(tokenizer=tokenizer, augment=None), 4):
+            for image, target, name in zip(*batch.inputs, batch.names, strict=True):
+                index = [str(file) for file in pairs.files].index(name)
+                assert torch.equal(image, PREPROCESS(name))
+                allowed = (
+                    small_tokenizer(pairs.captions[index]) if tokenizer else torch.tensor(pairs.labels)[index, None]
+                )
+                assert any(torch.equal(target, one) for one in allowed)
+
+
+def test_captions_are_drawn_evenly_among_several(make, pairs, small_tokenizer):
+    texts = {tuple(row.tolist()): i % 3 for i, row in enumerate(small_tokenizer(sum(pairs.captions, [])))}
+    drawn = Counter(texts[tuple(row.tolist())] for batch in take(make(20), 15) for row in batch.inputs[1])
+    assert sum(drawn.values()) == 300 and all(75 < drawn[i] < 125 for i in range(3)), drawn
+
+
+def test_long_captions_are_cut(make, pairs):
+    source = Pairs(pairs.files, [["word " * 100]] * 20)
+    assert take(make(source=source), 1)[0].inputs[1].shape == (6, 16)
+
+
+def test_a_broken_picture_is_skipped_named_and_replaced(make, pairs, tmp_path):
+    broken, lost = tmp_path / "broken.png", tmp_path / "lost.png"
+    broken.write_bytes(pairs.files[0].read_bytes()[:90])
+    source = Pairs([broken, lost, *pairs.files[2:]], pairs.captions, pairs.labels)
+    for workers in (0, 2):
+        (batch,) = take(make(20, source, tokenizer=None, workers=workers), 1)
+        assert len(batch.inputs[0]) == len(batch.names) == 20
+        assert Counter(batch.names)[str(pairs.files[2])] == 3  # for itself and for both
+        assert torch.bincount(batch.inputs[1]).tolist() == [5, 5, 5, 5]
+        reasons = Counter(next(n for n in ("broken.png", "lost.png") if n in reason) for reason in batch.skipped)
+        assert reasons == {"broken.png": 1, "lost.png": 2}
+
+
+def test_only_broken_pictures_are_an_error(make, tmp_path):
+    files = [tmp_path / f"{i}.png" for i in range(6)]
+    batches = make(source=Pairs(files, [["a"]] * 6))
+    with pytest.raises(DataError, match=f"{TRIES} pictures in a row cannot be read.*[0-5].png"), within(30):
+        take(batches, 1)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"batch_size": 21}, "batch_size 21 must be .* at most the 20 pictures"),
+        ({"batch_size": 0}, "batch_size 0"),
+        ({"batch_size": -2}, "batch_size -2"),
+        ({"workers": -1}, "workers .* not -1"),
+        ({"workers": "2"}, "workers .* not '2'"),
+    ],
+)
+def test_refuses_impossible_sizes(make, options, message):
+    with pytest.raises(DataError, match=message):
+        make(**options)
+
+
+def test_refuses_a_batch_that_the_processes_cannot_share(make, monkeypatch, small_tokenizer):
+    monkeypatch.setattr(distributed, "world_size", lambda: 4)
+    with pytest.raises(DataError, match="batch_size 6 must be a multiple of the 4 process"):
+        make()
+    for size in (6, 2):
+        with pytest.raises(DataError, match=f"batch_size {size} must be a multiple of the 4 process"):
+            ShardBatches("x.tar", size, PREPROCESS, small_tokenizer)
+
+
+def test_refuses_labels_that_are_not_there(make, pairs):
+    with pytest.raises(DataError, match="no classes: give a tokenizer"):
+        make(source=Pairs(pairs.files, pairs.captions), tokenizer=None)
+
+
+def test_split_holds_out_a_random_share(pairs):
+    rest, held = pairs.split(6)
+    assert len(rest) == 14 and len(held) == 6
+    assert sorted(rest.files + held.files) == sorted(pairs.files)
+    assert held.files == pairs.split(6)[1].files != pairs.split(6, seed=1)[1].files
+    for part in (rest, held):
+        for file, captions, label in zip(part.files, part.captions, part.labels or [], strict=True):
+            index = pairs.files.index(file)
+            assert captions == pairs.captions[index] and pairs.labels and label == pairs.labels[index]
+
+
+# Augmentation
+
+
+@dataclass(frozen=True)
+class Spy(Preprocess):
+    """Keeps what it is given."""
+
+    seen = []  # of the class
+
+    def __call__(self, image):
+        self.seen.append(image)
+        return super().__call__(image)
+
+
+def crops(augment: Augment, count: int, size=(200, 100)) -> np.ndarray:
+    """(count, 5): left, top, width, height and whether mirrored, of crops of a picture whose pixels are coordinates."""
+    y, x = np.mgrid[: size[1], : size[0]]
+    image = Image.fromarray(np.stack([x, y, 0 * x], axis=-1).astype(np.uint8))
+    Spy.seen.clear()
+    spy, rng = Spy((32, 32), PreprocessConfig()), random.Random(0)
+    rows = []
+    for _ in range(count):
+        assert augment(image, spy, rng).shape == (3, 32, 32)
+        part = np.asarray(Spy.seen[-1]).astype(int)
+        (left, top), (right, bottom) = part[0, 0, :2], part[-1, -1, :2]
+        mirrored = left > right or (left == right and part.shape[1] > 1)
+        left, right = sorted((left, right))
+        assert part.shape[:2] == (bottom - top + 1, right - left + 1)
+        rows.append((left, top, part.shape[1], part.shape[0], mirrored))
+    return np.array(rows)
+
+
+@pytest.mark.parametrize("area", [0.3, 0.9])
+def test_crops_keep_their_bounds(area):
+    left, top, width, height, mirrored = crops(Augment(area), 400).T
+    shares = width * height / 20_000
+    assert area - 0.01 < shares.min() < area + 0.05 and 0.95 < shares.max() <= 1
+    ratios = (width / 200) / (height / 100)
+    assert 0.74 < ratios.min() < 0.95 and 1.05 < ratios.max() < 1.35
+    for start, length, side in ((left, width, 200), (top, height, 100)):
+        assert start.min() == 0 and (start + length).max() == side
+        assert len(set(start)) > 5
+    assert not mirrored.any()
+
+
+def test_half_of_the_pictures_are_mirrored_if_asked():
+    assert 160 < crops(Augment(0.5, mirror=True), 400)[:, 4].sum() < 240
+
+
+def test_an_area_of_1_keeps_all_of_the_picture():
+    rows = crops(Augment(1.0), 50)
+    assert (rows == [0, 0, 200, 100, 0]).all()
+    image = Image.effect_noise((70, 50), 90).convert("RGB")
+    shortest = Preprocess((32, 32), PreprocessConfig())
+    squash = Preprocess((32, 32), PreprocessConfig(resize_mode="squash"))
+    assert torch.equal(Augment(1.0)(image, shortest, random.Random(0)), squash(image))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 60), (60, 1), (2, 3)])
+def test_tiny_pictures_are_cropped_too(size):
+    rows = crops(Augment(0.05, mirror=True), 40, size)
+    assert rows[:, 2:4].min() >= 1
+
+
+def test_augmentation_is_a_function_of_its_seed():
+    image, augment = Image.effect_noise((70, 50), 90).convert("RGB"), Augment(0.5, mirror=True)
+    results = [augment(image, PREPROCESS, random.Random(seed)) for seed in (1, 1, 2)]
+    assert torch.equal(results[0], results[1]) and not torch.equal(results[0], results[2])
+    assert torch.equal(PREPROCESS(image), PREPROCESS(image.copy()))  # the picture is as it was
+
+
+@pytest.mark.parametrize("options", [{"area": 0}, {"area": 1.5}, {"area": "0.5"}, {"area": 0.5, "mirror": "no"}])
+def test_refuses_impossible_augmentation(options):
+    with pytest.raises(ConfigError, match=re.escape(repr(list(options.values())[-1]))):
+        Augment(**options)
+
+
+# Folders and tables
+
+
+def test_folders_become_classes(tmp_path):
+    (tmp_path / "golden_retriever" / "deep").mkdir(parents=True)
+    (tmp_path / "cat").mkdir()
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes").mkdir()
+    for name in (
+        "golden_retriever/b.JPG",
+        "golden_retriever/deep/a.webp",
+        "cat/1.png",
+        "notes/readme.txt",
+        "loose.png",
+    ):
+        (tmp_path / name).touch()
+    pairs, names = read_folder(tmp_path, ["a {}.", "{} here"])
+    assert names == ["cat", "golden retriever"] and pairs.labels == [0, 1, 1]
+    assert [str(f.relative_to(tmp_path)) for f in pairs.files] == [
+        "cat/1.png", "golden_retriever/b.JPG", "golden_retriever/deep/a.webp"
+    ]  # fmt: skip
+    assert pairs.captions[0] == ["a cat.", "cat here"] and pairs.captions[2][1] == "golden retriever here"
+
+
+@pytest.mark.parametrize("make", [lambda p: p, lambda p: p / "missing", lambda p: (p / "empty").mkdir() or p])
+def test_a_folder_without_pictures_is_an_error(tmp_path, make):
+    with pytest.raises(DataError, match="holds no folders of pictures"):
+        read_folder(make(tmp_path))
+
+
+def test_csv_with_a_byte_order_mark_quotes_and_newlines(tmp_path):
+    table = tmp_path / "t.csv"
+    rows = [("filepath", "id", "title"), ("a.png", 1, 'two\nlines, and a "quote"'), ("sub/ü.png", 2, "ümlaut")]
+    with table.open("w", encoding="utf-8-sig", newline="") as file:
+        csv.writer(file).writerows(rows)
+    pairs = read_table(table)
+    assert pairs.files == [tmp_path / "a.png", tmp_path / "sub/ü.png"] and pairs.labels is None
+    assert pairs.captions == [['two\nlines, and a "quote"'], ["ümlaut"]]
+
+
+def test_tsv_with_commas(tmp_path):
+    (tmp_path / "t.tsv").write_text("image\ttext\r\na.png\tred, green\r\n/b.png\tblue\r\n")
+    pairs = read_table(tmp_path / "t.tsv")
+    assert pairs.files == [tmp_path / "a.png", Path("/b.png")] and pairs.captions == [["red, green"], ["blue"]]
+
+
+def test_jsonl_with_several_captions_and_rows_of_one_path(tmp_path):
+    rows = [
+        {"file_name": "a.png", "captions": ["one", "two"]},
+        {"file_name": "b.png", "caption": "other"},
+        {"file_name": "a.png", "text": "three"},
+    ]
+    (tmp_path / "t.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
+    pairs = read_table(tmp_path / "t.jsonl")
+    assert pairs.files == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert pairs.captions == [["one", "two", "three"], ["other"]]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("t.csv", "picture,caption\na.png,x\n", "row 1 of .*t.csv needs a path .*filepath.*'picture': 'a.png'"),
+        ("t.csv", "path,words\na.png,x\n", "row 1 of .* a caption .*title.* 'words': 'x'"),
+        ("t.csv", "path,caption\na.png,x\nb.png\n", "row 2 of .*'b.png'"),
+        ("t.csv", "path,caption\na.png,x\nb.png,  \n", "row 2 of .*'b.png'"),
+        ("t.csv", "path,caption\n,x\n", "row 1 of"),
+        ("t.csv", "path,caption\n", "holds no rows"),
+        ("t.csv", "", "holds no rows"),
+        ("t.csv", b"path,caption\na.png,\xff\xfe\n", "cannot read .*t.csv: .*utf-8"),
+        ("t.csv", "path,caption\na.png," + 200_000 * "x", "cannot read .*t.csv: .*limit"),
+        ("t.jsonl", '{"path": "a", "caption": "x"}\n{"path": ', r"row 2 of .* but is '\{\"path\": '"),
+        ("t.jsonl", '["a", "x"]', r"row 1 of .* but is \['a', 'x'\]"),
+        ("t.jsonl", '{"path": 5, "caption": "x"}', "row 1 of .* 5"),
+        ("t.jsonl", '{"path": "a", "captions": []}', r"row 1 of .* \[\]"),
+        ("t.jsonl", '{"path": "a", "captions": ["x", 7]}', "row 1 of .* 7"),
+        ("t.jsonl", '{"path": "a", "caption": null}', "row 1 of .* None"),
+        ("t.txt", "path,caption\na.png,x\n", "t.txt is no .csv, .tsv or .jsonl file"),
+    ],
+)
+def test_bad_tables_say_what_is_wrong(tmp_path, name, content, message):
+    table = tmp_path / name
+    table.write_bytes(content if isinstance(content, bytes) else content.encode())
+    with pytest.raises(DataError, match=message):
+        read_table(table)
+
+
+def test_a_missing_table_is_named(tmp_path):
+    with pytest.raises(DataError, match="cannot read .*nothing.csv"):
+        read_table(tmp_path / "nothing.csv")
+
+
+# Tar shards
+
+
+def png(colour, size=(40, 40)) -> bytes:
+    file = io.BytesIO()
+    Image.new("RGB", size, colour).save(file, "png")
+    return file.getvalue()
+
+
+def write_shard(path: Path, *files: tuple[str, bytes]) -> None:
+    with tarfile.open(path, "w") as tar:
+        for name, content in files:
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def sample(name: str, text: str, colour=(9, 9, 9)) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
+    return (f"{name}.png", png(colour)), (f"{name}.txt", text.encode())
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory) -> str:
+    """Two shards of six good samples each, all different."""
+    pytest.importorskip("webdataset")
+    folder = tmp_path_factory.mktemp("shards")
+    for shard in range(2):
+        files = [f for i in range(6) for f in sample(f"{shard}{i}", f"number {shard}{i}", (40 * i, 0, 200 * shard))]
+        write_shard(folder / f"{shard:02}.tar", *files)
+    return str(folder / "{00..01}.tar")
+
+
+@pytest.fixture
+def stream(small_tokenizer):
+    pytest.importorskip("webdataset")
+
+    def stream(urls, batch_size=4, **options: Any) -> ShardBatches:
+        return ShardBatches(str(urls), batch_size, PREPROCESS, small_tokenizer, **{"buffer": 8} | options)
+
+    return stream
+
+
+def test_shards_give_pictures_with_their_own_captions(stream, shards, small_tokenizer):
+    with within(60):
+        batches = take(stream(shards, augment=None), 12)
+    for batch in batches:
+        assert batch.inputs[0].shape == (4, 3, 32, 32) and not batch.skipped
+        for image, tokens, name in zip(*batch.inputs, batch.names, strict=True):
+            assert torch.equal(tokens, small_tokenizer(f"number {name}")[0])
+            assert torch.equal(
+                image, PREPROCESS(Image.new("RGB", (40, 40), (40 * int(name[1]), 0, 200 * int(name[0]))))
+            )
+    assert len({name for batch in batches for name in batch.names}) == 12
+
+
+def test_json_captions_and_types_of_pictures(stream, tmp_path, small_tokenizer):
+    jpeg = io.BytesIO()
+    Image.new("RGB", (20, 20), "red").save(jpeg, "jpeg")
+    write_shard(
+        tmp_path / "s.tar",
+        *[("a.JPG", jpeg.getvalue()), ("a.json", json.dumps({"captions": ["one", "two"], "id": 3}).encode())],
+        *[("b.json", b'{"text": "three"}'), ("b.png", png("blue"))],
+    )
+    with within(60):
+        batches = take(stream(tmp_path / "s.tar"), 20)
+    drawn = {(n, tuple(t.tolist())) for b in batches for n, t in zip(b.names, b.inputs[1], strict=True)}
+    rows = [tuple(row.tolist()) for row in small_tokenizer(["one", "two", "three"])]
+    assert drawn == {("a", rows[0]), ("a", rows[1]), ("b", rows[2])}
+
+
+def test_unusable_samples_are_skipped_and_named(stream, tmp_path):
+    good = [f for i in range(8) for f in sample(f"good{i}", "fine")]
+    bad = [
+        *[("broken.png", png("red")[:50]), ("broken.txt", b"x")],
+        *[("mute.png", png("red"))],
+        *[("blind.txt", b"x")],
+        *[("latin.png", png("red")), ("latin.txt", b"\xff\xfe")],
+        *[("blank.png", png("red")), ("blank.txt", b"  ")],
+        *[("list.png", png("red")), ("list.json", b'["x"]')],
+        *[("none.png", png("red")), ("none.json", b'{"captions": []}')],
+        *[("null.png", png("red")), ("null.json", b'{"caption": null}')],
+        *[("torn.png", png("red")), ("torn.json", b'{"caption": ')],
+    ]
+    write_shard(tmp_path / "s.tar", *good, *bad)
+    with within(60):
+        batches = take(stream(tmp_path / "s.tar"), 25)
+    assert {name[:4] for batch in batches for name in batch.names} == {"good"}
+    reasons = " ".join(reason for batch in batches for reason in batch.skipped)
+    for name in ("broken", "mute", "blind", "latin", "blank", "list", "none", "null", "torn"):
+        assert f"s.tar, {name}: " in reasons
+
+
+def test_shards_are_drawn_from_seed_and_step(stream, shards):
+    with within(60):
+        first = take(stream(shards, seed=1), 6)
+        assert_equal(first, take(stream(shards, seed=1), 6))
+        for other in (take(stream(shards, seed=2), 6), take(stream(shards, seed=1), 6, start=6)):
+            assert [batch.names for batch in other] != [batch.names for batch in first]
+
+
+def test_ranks_and_workers_draw_for_themselves(stream, shards, monkeypatch):
+    with within(60):
+        batches = take(stream(shards, workers=2), 8)
+        assert_equal(batches, take(stream(shards, workers=2), 8))
+        alone = take(stream(shards), 4)
+    even, odd = ([list(batch.names) for batch in batches[i::2]] for i in (0, 1))
+    assert even != odd and even == [list(batch.names) for batch in alone]
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    draws = []
+    for rank in range(2):
+        monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
+        iterator = stream(shards)(0)
+        with within(60):
+            draws.append([list(batch.names) for batch in islice(iterator, 6)])
+    assert draws[0] != draws[1] and {len(names) for names in sum(draws, [])} == {2}
+
+
+def test_a_worker_need_not_know_the_other_ranks(stream, shards, monkeypatch):
+    """A spawned worker process has not joined them: what it needs was asked before."""
+    monkeypatch.setattr(distributed, "world_size", lambda: 2)
+    monkeypatch.setattr(distributed, "rank", lambda: 1)
+    source = stream(shards)
+    expected = take(source, 3)
+    iterator = source(0)
+    monkeypatch.undo()
+    assert_equal(expected, list(islice(iterator, 3)))
+
+
+def test_shards_without_a_usable_sample_end_in_an_error(stream, tmp_path):
+    write_shard(tmp_path / "mute.tar", *[(f"{i}.png", png("red")) for i in range(10)])
+    write_shard(tmp_path / "empty.tar")
+    (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
+    for name, message in {
+        "mute": f"{TRIES} samples in a row cannot be used.*mute.tar, [0-9]: it needs a picture and a caption",
+        "empty": f"{TRIES} shards in a row hold no samples.*empty.tar",
+        "junk": f"{TRIES} shards in a row hold no samples.*",
+        "missing": f"{TRIES} shards in a row hold no samples.*missing.tar",
+    }.items():
+        with pytest.raises(DataError, match=message), within(30):
+            take(stream(tmp_path / f"{name}.tar"), 1)
+
+
+def test_small_good_shards_among_broken_ones_suffice(stream, tmp_path):
+    """While the buffer fills, more shards fail than the limit allows in a row."""
+    write_shard(tmp_path / "0.tar", *sample("only", "text"))
+    with within(60):
+        batches = take(stream(tmp_path / "{0..2}.tar", buffer=3 * TRIES), 2)
+    assert {name for batch in batches for name in batch.names} == {"only"}
+    assert any("1.tar" in reason for reason in batches[0].skipped)
+
+
+def test_without_webdataset_the_remedy_is_named(small_tokenizer, monkeypatch):
+    monkeypatch.setitem(sys.modules, "webdataset", None)
+    with pytest.raises(DataError, match=r"pip install 'clipkit-torch\[train\]'"):
+        ShardBatches("x.tar", 2, PREPROCESS, small_tokenizer)(0)
+
+
+def test_refuses_impossible_shard_options(small_tokenizer):
+    with pytest.raises(DataError, match="workers .* not -1"):
+        ShardBatches("x.tar", 2, PREPROCESS, small_tokenizer, workers=-1)

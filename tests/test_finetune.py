@@ -1,0 +1,343 @@
+"""clipkit.training.finetune: the stages, each against what it must equal or beat."""
+
+import copy
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from toy_data import caption_table, colour_folders, toy_config
+
+from clipkit import CLIP, zero_shot_weights
+from clipkit.classify.heads import LinearHead
+from clipkit.classify.metrics import recall_at_k
+from clipkit.errors import ConfigError, DataError
+from clipkit.features import embed_images, embed_texts
+from clipkit.training.data import Pairs, read_folder, read_table
+from clipkit.training.finetune import ClassificationTask, finetune, finetune_captions, fit_head, interpolate
+from clipkit.training.optimizer import TrainConfig
+
+QUICK = TrainConfig(steps=4, lr=1e-3, warm_up=1, save_every=0)
+
+
+@pytest.fixture
+def model(small_tokenizer) -> CLIP:
+    torch.manual_seed(0)
+    return CLIP(toy_config(), small_tokenizer).eval()
+
+
+@pytest.fixture(scope="module")
+def colours(tmp_path_factory) -> tuple[Pairs, list[str]]:
+    return read_folder(colour_folders(tmp_path_factory.mktemp("train"), each=8))
+
+
+@pytest.fixture(scope="module")
+def unseen(tmp_path_factory) -> Pairs:
+    return read_folder(colour_folders(tmp_path_factory.mktemp("test"), each=6, seed=500))[0]
+
+
+def state(module: nn.Module) -> dict[str, Tensor]:
+    return copy.deepcopy(module.state_dict())
+
+
+def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
+    assert first.keys() == second.keys()
+    assert all(torch.equal(value, second[key]) and value.dtype == second[key].dtype for key, value in first.items())
+
+
+def accuracy(model: CLIP, head: LinearHead, pairs: Pairs) -> float:
+    with torch.no_grad():
+        predicted = head(embed_images(model, pairs.files)).argmax(dim=1)
+    return (predicted == torch.tensor(pairs.labels)).double().mean().item()
+
+
+# The head on fixed features
+
+
+@pytest.fixture
+def few() -> tuple[LinearHead, Tensor, Tensor]:
+    """A poor zero-shot head, and 60 features of 5 classes that a linear one can tell apart."""
+    random = torch.Generator().manual_seed(0)
+    centres = torch.randn(5, 16, generator=random)
+    labels = torch.arange(60) % 5
+    features = nn.functional.normalize(centres[labels] + 0.7 * torch.randn(60, 16, generator=random), dim=-1)
+    weights = nn.functional.normalize(centres + 2.5 * torch.randn(5, 16, generator=random), dim=-1)
+    return LinearHead.from_zero_shot(weights, torch.tensor(3.0)), features, labels
+
+
+def objective(head: LinearHead, start: np.ndarray, features: Tensor, labels: Tensor, decay: float, unit: float):
+    """In float64: the objective, and its gradients by the weights and the bias."""
+    weight, bias, x = (v.detach().double().numpy() for v in (head.weight, head.bias, features))
+    logits = x @ weight.T + bias
+    logits -= logits.max(axis=1, keepdims=True)
+    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
+    slope = (np.exp(log_p) - np.eye(len(weight))[labels.numpy()]) / len(x)
+    distance = (weight - start) / unit
+    loss = -log_p[np.arange(len(x)), labels.numpy()].mean() + decay / 2 * (distance**2).sum() / len(weight)
+    return loss, slope.T @ x + decay * distance / unit / len(weight), slope.sum(axis=0)
+
+
+@pytest.mark.parametrize("decay", [1e-3, 1e-1])
+def test_head_ends_at_the_optimum(few, decay):
+    head, features, labels = few
+    start = head.weight.detach().double().numpy().copy()
+    unit = np.sqrt((start**2).mean())
+    before = objective(head, start, features, labels, decay, unit)
+    fit_head(head, features, labels, decay)
+    after = objective(head, start, features, labels, decay, unit)
+    assert after[0] < before[0]
+    for first, last in zip(before[1:], after[1:], strict=True):
+        assert np.abs(last).max() < 1e-4 * np.abs(first).max()
+
+
+def test_fitted_head_beats_zero_shot_on_its_support(few):
+    head, features, labels = few
+    right = lambda: (head(features).argmax(dim=1) == labels).double().mean().item()  # noqa: E731
+    before = right()
+    fit_head(head, features, labels)
+    assert before < 0.7 and right() > 0.95
+
+
+def test_a_strong_penalty_keeps_the_start(few):
+    head, features, labels = few
+    start = head.weight.detach().clone()
+    fit_head(head, features, labels, weight_decay=1e6)
+    torch.testing.assert_close(head.weight.detach(), start, rtol=0, atol=1e-3)
+
+
+def test_a_head_of_zeros_learns_too(few):
+    _, features, labels = few
+    head = LinearHead(16, 5)
+    fit_head(head, features, labels)
+    assert (head(features).argmax(dim=1) == labels).double().mean() > 0.9
+
+
+# Interpolation
+
+
+def test_interpolation_is_exact_at_the_ends_and_linear_between(resnet_config, small_tokenizer):
+    torch.manual_seed(0)
+    first, second = (CLIP(resnet_config, small_tokenizer) for _ in range(2))
+    second.visual.bn1.num_batches_tracked.fill_(9)  # pyright: ignore
+    kept = state(first), state(second)
+    ends = [state(interpolate(first, second, alpha)) for alpha in (0, 1)]
+    floating = {k for k, v in kept[0].items() if v.is_floating_point()}
+    assert all(torch.equal(ends[0][k], kept[0][k]) for k in floating)
+    assert_same(ends[1], kept[1])
+    quarter = interpolate(first, second, 0.25).state_dict()
+    for key in floating:
+        expected = 0.75 * kept[0][key].double() + 0.25 * kept[1][key].double()
+        torch.testing.assert_close(quarter[key].double(), expected, rtol=1e-6, atol=1e-7)
+    assert_same(state(first), kept[0])
+    assert_same(state(second), kept[1])
+
+
+def test_interpolation_keeps_the_precision_of_the_second(model):
+    tuned = copy.deepcopy(model)
+    nn.init.normal_(tuned.visual.proj)  # pyright: ignore
+    assert_same(interpolate(copy.deepcopy(model).half(), tuned, 1.0).state_dict(), tuned.state_dict())
+
+
+@pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
+def test_an_alpha_outside_is_refused_before_anything_is_trained(model, colours, tmp_path, alpha):
+    pairs, names = colours
+    for call in (
+        lambda: interpolate(model, model, alpha),
+        lambda: finetune(model, pairs, names, tmp_path, alpha=alpha),
+        lambda: finetune_captions(model, pairs, tmp_path, alpha=alpha),
+    ):
+        with pytest.raises(ConfigError, match=f"alpha must be from 0.* not {alpha}"):
+            call()
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("other", [nn.Linear(3, 2), nn.Linear(2, 3, bias=False)])
+def test_interpolation_refuses_other_weights(other):
+    with pytest.raises(ConfigError, match="two modules of the same weights"):
+        interpolate(nn.Linear(2, 3), other, 0.5)
+
+
+# The whole of it
+
+
+@pytest.fixture
+def zero_shot(model, colours) -> LinearHead:
+    return LinearHead.from_zero_shot(zero_shot_weights(model, colours[1]), model.logit_scale)
+
+
+def test_learns_colours_and_leaves_the_model_alone(model, colours, unseen, zero_shot, tmp_path):
+    pairs, names = colours
+    before, given = state(model), accuracy(model, zero_shot, unseen)
+    config = replace(QUICK, steps=20, warm_up=2)
+    tuned, head = finetune(model, pairs, names, tmp_path, batch_size=16, alpha=1.0, config=config)
+    assert accuracy(tuned, head, unseen) == 1 > given + 0.3
+    assert_same(state(model), before)
+    assert all(p.requires_grad for p in model.parameters())
+    assert not tuned.training and not head.training
+    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert rows[-1]["step"] == 20 and rows[-1]["loss"] < 0.3
+    assert torch.equal(tuned.logit_scale, model.logit_scale)
+    assert_same(tuned.text.state_dict(), model.text.state_dict())
+    assert not torch.equal(tuned.visual.conv1.weight, model.visual.conv1.weight)  # pyright: ignore
+
+
+def test_what_is_saved_gives_the_same_logits(model, colours, unseen, tmp_path):
+    pairs, names = colours
+    tuned, head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    assert json.loads((tmp_path / "labels.json").read_text()) == names == ["blue", "dark red", "green", "white"]
+    loaded = CLIP.from_pretrained(tmp_path / "model", device="cpu")
+    again = LinearHead(32, 4)
+    again.load_state_dict(load_file(tmp_path / "head.safetensors"))
+    with torch.no_grad():
+        expected = head(embed_images(tuned, unseen.files))
+        assert torch.equal(again(embed_images(loaded, unseen.files)), expected)
+
+
+def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(model, colours, zero_shot, tmp_path):
+    pairs, names = colours
+    old, old_head = finetune(model, pairs, names, tmp_path / "0", batch_size=8, alpha=0, config=QUICK)
+    assert_same(state(old), state(model))
+    assert_same(state(old_head), state(zero_shot))
+    new, new_head = finetune(model, pairs, names, tmp_path / "1", batch_size=8, alpha=1, config=QUICK)
+    trained = torch.load(tmp_path / "1" / "checkpoint.pt", weights_only=True)["task"]
+    assert_same({f"model.{k}": v for k, v in new.state_dict().items()} | _named("head", new_head), trained)
+    half, half_head = finetune(model, pairs, names, tmp_path / "half", batch_size=8, alpha=0.5, config=QUICK)
+    middle = (zero_shot.weight + new_head.weight) / 2
+    torch.testing.assert_close(half_head.weight, middle, rtol=1e-5, atol=1e-5)
+    proj: list[Any] = [m.visual.proj for m in (model, new, half)]
+    torch.testing.assert_close(proj[2], (proj[0] + proj[1]) / 2, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(proj[0], proj[1])
+
+
+def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    return {f"{prefix}.{k}": v for k, v in module.state_dict().items()}
+
+
+def test_no_epochs_train_the_head_alone(model, colours, zero_shot, tmp_path):
+    pairs, names = colours
+    tuned, head = finetune(model, pairs, names, tmp_path, epochs=0, alpha=1)
+    assert_same(state(tuned), state(model))
+    assert accuracy(tuned, head, pairs) > accuracy(model, zero_shot, pairs)
+    assert not (tmp_path / "checkpoint.pt").exists() and (tmp_path / "head.safetensors").exists()
+
+
+def test_blocks_lock_the_rest_of_the_tower(model, colours, tmp_path):
+    pairs, names = colours
+    tuned, _ = finetune(model, pairs, names, tmp_path, epochs=1, batch_size=8, blocks=1, alpha=1)
+    changed = {k for k, v in tuned.state_dict().items() if not torch.equal(v, model.state_dict()[k])}
+    assert changed and all(
+        k.startswith(("visual.transformer.resblocks.1.", "visual.ln_post", "visual.proj")) for k in changed
+    )
+    assert all(p.requires_grad for p in tuned.parameters())
+
+
+def test_half_precision_models_are_tuned_in_float32(model, colours, tmp_path):
+    pairs, names = colours
+    half = copy.deepcopy(model).half()
+    before = state(half)
+    tuned, head = finetune(half, pairs, names, tmp_path / "a", batch_size=8, alpha=1, config=QUICK)
+    assert tuned.dtype == head.weight.dtype == torch.float32
+    assert accuracy(tuned, head, pairs) > 0.9
+    trained = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["task"]
+    assert torch.equal(tuned.visual.proj, trained["model.visual.proj"])  # pyright: ignore
+    captions = finetune_captions(half, pairs, tmp_path / "b", batch_size=8, alpha=1, config=QUICK)
+    assert captions.dtype == torch.float32
+    assert_same(state(half), before)
+
+
+def test_a_run_goes_on_from_its_checkpoint(model, colours, tmp_path):
+    """A second call finds all steps done, and gives the same classifier."""
+    pairs, names = colours
+    first, first_head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    second, second_head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    assert_same(state(first), state(second))
+    assert_same(state(first_head), state(second_head))
+
+
+def test_a_batch_larger_than_the_data_is_all_of_it(model, colours, tmp_path):
+    pairs, names = colours
+    few = pairs.select(range(0, 32, 8))
+    finetune(model, few, names, tmp_path, epochs=2)
+    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+
+
+def test_task_is_the_cross_entropy_of_the_head(model, zero_shot):
+    images, labels = torch.randn(6, 3, 32, 32), torch.tensor([0, 1, 2, 3, 0, 1])
+    loss = ClassificationTask(model, zero_shot)(images, labels)
+    with torch.no_grad():
+        logits = zero_shot(nn.functional.normalize(model.encode_image(images), dim=-1)).double().numpy()
+    expected = np.mean([np.log(np.exp(row).sum()) - row[i] for row, i in zip(logits, labels, strict=True)])
+    assert loss.item() == pytest.approx(expected, abs=1e-5) and not model.logit_scale.requires_grad
+
+
+@pytest.mark.parametrize(
+    ("options", "names", "error", "message"),
+    [
+        ({}, ["only", "three", "names"], DataError, "a class name for each label"),
+        ({"batch_size": 0}, None, DataError, "batch_size 0"),
+        ({"epochs": -1}, None, ConfigError, "steps must be a positive integer, not -4"),
+        ({"blocks": 3}, None, ConfigError, "3 of them cannot be trained"),
+        ({"workers": -1}, None, DataError, "workers .* not -1"),
+        ({"templates": ("no place",)}, None, ConfigError, "no place"),
+    ],
+)
+def test_refuses_impossible_options(model, colours, tmp_path, options, names, error, message):
+    pairs, own = colours
+    with pytest.raises(error, match=message):
+        finetune(model, pairs, names or own, tmp_path, **({"batch_size": 8} | options))
+    with pytest.raises(DataError, match="pictures with labels"):
+        finetune(model, Pairs(pairs.files, pairs.captions), own, tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("options", "error", "message"),
+    [
+        ({"batch_size": 0}, DataError, "batch_size 0"),
+        ({"epochs": 0}, ConfigError, "steps must be a positive integer, not 0"),
+    ],
+)
+def test_captions_refuse_impossible_options(model, colours, tmp_path, options, error, message):
+    with pytest.raises(error, match=message):
+        finetune_captions(model, colours[0], tmp_path, **options)
+
+
+# Captions
+
+
+def recalls(model: CLIP, pairs: Pairs) -> tuple[float, float]:
+    images, texts = embed_images(model, pairs.files), embed_texts(model, [c[0] for c in pairs.captions])
+    return recall_at_k(images, texts), recall_at_k(texts, images)
+
+
+@pytest.fixture(scope="module")
+def halves(tmp_path_factory) -> tuple[Pairs, Pairs]:
+    """Two colours side by side, captioned in their order: three pictures of each of 16 to train on, one held out."""
+    train, test = (tmp_path_factory.mktemp(name) for name in ("train", "test"))
+    return read_table(caption_table(train, each=3)), read_table(caption_table(test, seed=900))
+
+
+def test_captions_improve_retrieval(model, halves, tmp_path):
+    train, test = halves
+    before, given = recalls(model, test), state(model)
+    config = TrainConfig(steps=150, lr=2e-3, warm_up=10, weight_decay=0.1, save_every=0)
+    tuned = finetune_captions(model, train, tmp_path, batch_size=16, alpha=1, config=config)
+    after = recalls(tuned, test)
+    assert max(before) <= 0.25 and min(after) >= 0.7, (before, after)
+    assert_same(state(model), given)
+    assert not tuned.training
+    assert_same(state(CLIP.from_pretrained(Path(tmp_path) / "model", device="cpu")), state(tuned))
+
+
+def test_captions_interpolate_with_the_start(model, halves, tmp_path):
+    tuned = [
+        finetune_captions(model, halves[0], tmp_path / str(a), epochs=1, batch_size=16, alpha=a) for a in (0, 1, 0.5)
+    ]
+    assert_same(state(tuned[0]), state(model))
+    for old, new, half in zip(*(m.state_dict().values() for m in tuned), strict=True):
+        torch.testing.assert_close(half, (old + new) / 2, rtol=1e-5, atol=1e-6)
+    assert not torch.equal(tuned[1].text.text_projection, model.text.text_projection)  # pyright: ignore
