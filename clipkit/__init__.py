@@ -17,7 +17,11 @@ from clipkit.models.clip import CLIP
 from clipkit.preprocess import Preprocess
 from clipkit.registry import available_models, list_models
 from clipkit.tokenizer import Tokenizer, tokenize
-from clipkit.training.losses import clip_loss
+from clipkit.training.checkpointing import cached_features
+from clipkit.training.finetune import finetune, finetune_captions, interpolate
+from clipkit.training.loop import Trainer
+from clipkit.training.losses import clip_loss, sigmoid_loss
+from clipkit.training.optimizer import TrainConfig
 
 __version__ = "0.1.0"
 
@@ -30,13 +34,20 @@ __all__ = [
     "ResNetConfig",
     "TextConfig",
     "Tokenizer",
+    "TrainConfig",
+    "Trainer",
     "ViTConfig",
     "available_models",
+    "cached_features",
     "clip_loss",
     "errors",
+    "finetune",
+    "finetune_captions",
+    "interpolate",
     "list_models",
     "load",
     "save_pretrained",
+    "sigmoid_loss",
     "tokenize",
     "zero_shot_weights",
 ]

@@ -160,9 +160,11 @@ def _finetune(args: argparse.Namespace) -> int:
     import torch
 
     from clipkit.loading import load_model
+    from clipkit.training import distributed
     from clipkit.training.run import finetune_from
 
-    model = load_model(args.model, device=args.device, dtype=torch.float32)
+    own = distributed.start()
+    model = load_model(args.model, device=args.device or own, dtype=torch.float32)
     names = ("epochs", "batch_size", "blocks", "alpha", "held_out", "workers")
     figures = finetune_from(args.data, args.out, model, **{name: getattr(args, name) for name in names})
     print(f"{'on held-out pictures':<22}{'before':>9}{'after':>9}")

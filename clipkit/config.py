@@ -38,7 +38,7 @@ def check_positive(config: Any, *names: str) -> None:
             raise ConfigError(f"{type(config).__name__}.{name} must be a positive integer, not {value!r}")
 
 
-def check_choice(config: Any, name: str, choices: tuple[str, ...]) -> None:
+def check_choice(config: Any, name: str, choices: tuple[Any, ...]) -> None:
     """Raise `ConfigError` unless this field is one of the choices."""
     if getattr(config, name) not in choices:
         raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}")

@@ -441,7 +441,8 @@ def stream(small_tokenizer):
     pytest.importorskip("webdataset")
 
     def stream(urls, batch_size=4, **options: Any) -> ShardBatches:
-        return ShardBatches(str(urls), batch_size, PREPROCESS, small_tokenizer, **{"buffer": 8} | options)
+        options = {"buffer": 8} | options
+        return ShardBatches(str(urls), batch_size, PREPROCESS, small_tokenizer, **options)
 
     return stream
 

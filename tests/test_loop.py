@@ -214,6 +214,18 @@ def test_average(tmp_path: Path) -> None:
     assert json.loads((tmp_path / "2" / "log.jsonl").read_text().splitlines()[-1])["answer"] == 42.0
 
 
+def test_a_failing_evaluation_loses_nothing(tmp_path: Path) -> None:
+    def evaluate(model: CLIP) -> dict[str, float]:
+        raise OSError("the evaluation's folder is gone")
+
+    config = TrainConfig(steps=3, warm_up=1, save_every=0)
+    with pytest.raises(OSError, match="folder is gone"):
+        Trainer(toy_model(), toy_batches, config, tmp_path, evaluate=evaluate, device="cpu").fit()
+    assert torch.load(tmp_path / "checkpoint.pt", weights_only=True)["step"] == 3
+    Trainer(toy_model(), toy_batches, config, tmp_path, device="cpu").fit()
+    assert (tmp_path / "model").is_dir()
+
+
 def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
     model = run(tmp_path / "half", steps=12, precision="bfloat16")
     run(tmp_path / "full", steps=12)

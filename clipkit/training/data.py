@@ -225,7 +225,7 @@ class PairBatches:
                 yield [(int(index), seed + place) for place, index in enumerate(batch, start=first)]
                 step += 1
 
-    def _order(self, rng: np.random.Generator) -> np.ndarray:
+    def _order(self, rng: "np.random.Generator") -> np.ndarray:
         """Indices in random order; with classes, in rounds that take one picture of each class that has any left."""
         order = rng.permutation(len(self.pairs))
         if self.pairs.labels is None:

@@ -8,6 +8,7 @@ import json
 import math
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -83,7 +84,8 @@ class Trainer:
         device: str | torch.device | None = None,
     ) -> None:
         self.config, self.batches, self.evaluate, self.out = config, batches, evaluate, Path(out)
-        self.device = decide_device(device or distributed.start())
+        own = distributed.start()
+        self.device = decide_device(device or own)
         self.task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
         self.model: CLIP = self.task.model  # pyright: ignore[reportAttributeAccessIssue]
         if any(p.dtype != torch.float32 for p in self.task.parameters()):
@@ -151,13 +153,13 @@ class Trainer:
             told: set[str] = set()
             while self.step < self.config.steps:
                 batch = next(batches)
-                loss, stop = self._train_step(batch, stopped.is_set())
+                loss, skipped, stop = self._train_step(batch, stopped.is_set())
                 self.step += 1
                 self.losses += loss
                 self.counted += 1
-                self.skipped += len(batch.skipped)
+                self.skipped += skipped
                 for reason in set(batch.skipped) - told:
-                    progress.write(f"skipped: {reason}")
+                    progress.write(f"skipped: {reason}", file=sys.stderr)
                 told.update(batch.skipped)
                 last, row = self.step == self.config.steps, {}
                 if _due(self.step, self.config.log_every) or last:
@@ -165,7 +167,11 @@ class Trainer:
                     row = self._row(pace / (time.perf_counter() - started))
                     progress.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "scale", "images_per_second")})
                 if self.evaluate and (_due(self.step, self.config.evaluate_every) or last):
-                    row |= self._evaluate()
+                    try:
+                        row |= self._evaluate()
+                    except Exception:
+                        self._save()  # or the steps since the last checkpoint would be lost with it
+                        raise
                 if row and main:
                     _log(self.out, board, {"step": self.step, **row})
                 if row:
@@ -177,8 +183,12 @@ class Trainer:
                     raise SystemExit(128 + signal.SIGTERM)
         return self._finish()
 
-    def _train_step(self, batch: Batch, stopped: bool) -> tuple[float, bool]:
-        """One step of the optimisers. The mean loss of the processes, and whether one of them was told to stop."""
+    def _train_step(self, batch: Batch, stopped: bool) -> tuple[float, int, bool]:
+        """One step of the optimisers.
+
+        Returns:
+            The mean loss of all processes, the pictures that they skipped, and whether one of them was told to stop.
+        """
         config = self.config
         torch.manual_seed((config.seed << 40) % 2**63 + self.step * distributed.world_size() + distributed.rank())
         factor = cosine(self.step, config.steps, config.warm_up)
@@ -195,10 +205,12 @@ class Trainer:
         parameters = [p for p in self.task.parameters() if p.grad is not None and not (config.shard and p.ndim == 0)]
         norm = nn.utils.clip_grad_norm_(parameters, torch.inf if config.clip_grad is None else config.clip_grad)
         norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
-        report = torch.stack([loss.detach().float(), norm, torch.tensor(float(stopped), device=self.device)])
+        others = torch.tensor([len(batch.skipped), float(stopped)], device=self.device)
+        report = torch.cat([torch.stack([loss.detach().float(), norm]), others])
         if distributed.group() is not None:
             dist.all_reduce(report)
-        mean_loss, mean_norm, stops = (x / distributed.world_size() for x in report.tolist())
+        mean_loss, mean_norm, skipped, stops = report.tolist()
+        mean_loss, mean_norm = mean_loss / distributed.world_size(), mean_norm / distributed.world_size()
         if not math.isfinite(mean_loss + mean_norm):
             pictures = ", ".join(batch.names[:8]) + (", ..." if len(batch.names) > 8 else "")
             raise TrainingError(
@@ -212,7 +224,7 @@ class Trainer:
         clip_logit_scale_(self.model.logit_scale)
         if self.average is not None:
             self.average.update_parameters(self.task)
-        return mean_loss, stops > 0
+        return mean_loss, int(skipped), stops > 0
 
     def _row(self, pace: float) -> dict[str, float]:
         row = {

@@ -57,8 +57,12 @@ class TrainConfig:
     def __post_init__(self) -> None:
         check_positive(self, "steps", *(["micro_batch"] if self.micro_batch is not None else []))
         check_choice(self, "precision", ("float32", "bfloat16"))
-        for name in ("log_every", "save_every", "evaluate_every", "warm_up", "seed"):
+        for name in ("gradient_checkpointing", "compile", "shard"):
+            check_choice(self, name, (True, False))
+        for name in ("log_every", "save_every", "evaluate_every", "warm_up", "seed", "image_blocks", "text_blocks"):
             value = getattr(self, name)
+            if value is None and name.endswith("_blocks"):
+                continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
                 raise ConfigError(f"TrainConfig.{name} must be an integer of at least 0, not {value!r}")
         ranges = {"lr": (0, 10), "weight_decay": (0, 10), "layer_decay": (1e-6, 1), "clip_grad": (1e-9, 1e9)}
@@ -69,7 +73,8 @@ class TrainConfig:
             if not isinstance(value, int | float) or not low <= value <= high:
                 raise ConfigError(f"TrainConfig.{name} must be a number from {low:g} to {high:g}, not {value!r}")
         betas = self.betas
-        if not isinstance(betas, list | tuple) or len(betas) != 2 or not all(0 <= b < 1 for b in betas):
+        numbers = isinstance(betas, list | tuple) and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas)
+        if not numbers or len(betas) != 2:
             raise ConfigError(f"TrainConfig.betas must be two numbers from 0 to below 1, not {betas!r}")
         object.__setattr__(self, "betas", tuple(betas))
         if self.ema is not None and self.shard:

@@ -15,6 +15,7 @@ from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
 from clipkit.loading import load_model
 from clipkit.models.clip import CLIP
+from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs, ShardBatches, read_folder, read_table
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Trainer
@@ -97,6 +98,7 @@ class RunConfig:
 
 def train(config: RunConfig, device: str | None = None) -> CLIP:
     """Train as the file says, or go on where an earlier run of it stopped."""
+    distributed.start()
     if config.init is not None:
         model = load_model(config.init, device="cpu", dtype=torch.float32)
     else:
