@@ -140,7 +140,7 @@ def test_what_is_not_finite_stops_it(where: str, tmp_path: Path, monkeypatch: py
             if number == 5:
                 images = batch.inputs[0]
                 images[1] = math.nan if where == "loss" else images[1]
-                images[2].requires_grad_()
+                images.requires_grad_(where == "gradient")
             yield batch
 
     if where == "gradient":

@@ -144,7 +144,7 @@ def adamw(
     if not groups:
         raise ConfigError("everything is locked: nothing is left to train")
     rows = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
-    return AdamW(rows, lr=lr, betas=betas, eps=1e-6)
+    return AdamW(rows, lr=lr, betas=betas, eps=1e-6, fused=True)
 
 
 def cosine(step: int, steps: int, warm_up: int) -> float:
