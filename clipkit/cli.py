@@ -8,7 +8,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 BATCH = 32
 
 
@@ -120,12 +119,14 @@ def _predict(model: Any, preprocess: Any, weights: Any, files: list[Path]) -> It
 
 def _expand(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
     """Files, the images in folders and what globs match, in order and once each; and what led to nothing."""
+    from clipkit.preprocess import IMAGE_SUFFIXES
+
     found: dict[Path, None] = {}
     missing = []
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
-            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+            matches = sorted(p for p in path.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file())
         elif path.exists():
             matches = [path]
         else:
@@ -163,14 +164,18 @@ def _finetune(args: argparse.Namespace) -> int:
     from clipkit.training import distributed
     from clipkit.training.run import finetune_from
 
-    own = distributed.start()
-    model = load_model(args.model, device=args.device or own, dtype=torch.float32)
     names = ("epochs", "batch_size", "blocks", "alpha", "held_out", "workers")
-    figures = finetune_from(args.data, args.out, model, **{name: getattr(args, name) for name in names})
-    print(f"{'on held-out pictures':<22}{'before':>9}{'after':>9}")
-    for name, (before, after) in figures.items():
-        print(f"{name:<22}{before:>9.1%}{after:>9.1%}")
-    print(f"Saved to {args.out / 'model'}; load it with clipkit.load({str(args.out / 'model')!r}).")
+    try:
+        model = load_model(args.model, device=args.device or distributed.local_device(), dtype=torch.float32)
+        figures = finetune_from(args.data, args.out, model, **{name: getattr(args, name) for name in names})
+        main = distributed.rank() == 0
+    finally:
+        distributed.stop()
+    if main:
+        print(f"{'on held-out pictures':<22}{'before':>9}{'after':>9}")
+        for name, (before, after) in figures.items():
+            print(f"{name:<22}{before:>9.1%}{after:>9.1%}")
+        print(f"Saved to {args.out}; load the model with clipkit.load({str(args.out / 'model')!r}).")
     return 0
 
 

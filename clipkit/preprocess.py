@@ -29,6 +29,9 @@ if TYPE_CHECKING:
 # A 1 x 5000 strip would take a gigabyte once its short side is scaled up; what grows beyond this is refused.
 _MAX_RESIZED_PIXELS = 2**26
 
+# Names that a picture's file ends in, for finding them in folders.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # The EXIF tag and how each of its values is undone (CIPA DC-008, section 4.6.4; 1 is upright).

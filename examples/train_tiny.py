@@ -144,6 +144,7 @@ class Batches:
             orders = [source.epoch(rng) for source in self.sources]
             for row in range(within, EPOCH):
                 random.seed(step)
+                torch.manual_seed(step)
                 rows = [orders[0][row], orders[1][row][step % 4 :: 4]]
                 parts = [source.batch(row, self.area) for source, row in zip(self.sources, rows, strict=True)]
                 images = (torch.cat([images for images, _ in parts]) - self.mean) / self.std
@@ -169,10 +170,6 @@ class Muon(torch.optim.Muon):
         for matrix, source in zip(self.param_groups[0]["params"], self.sources, strict=True):
             matrix.grad = None if source.grad is None else as_matrix(source.grad)
         super().step(closure)
-
-    def zero_grad(self, set_to_none: bool = True) -> None:
-        for source in self.sources:
-            source.grad = None
 
 
 def optimizers(task: nn.Module, lr: float, muon_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:

@@ -117,7 +117,7 @@ def test_finetune_on_class_folders_prints_a_table(toy, capsys):
     name, before, after = row.split()
     assert name == "accuracy" and float(before[:-1]) % 25 == float(after[:-1]) % 25 == 0 and len(head) == len(row)
     assert str(toy / "out" / "model") in last
-    assert {"model", "head.safetensors", "labels.json", "log.jsonl"} <= {file.name for file in (toy / "out").iterdir()}
+    assert {"model", "head.safetensors", "labels.json", "run"} <= {file.name for file in (toy / "out").iterdir()}
     start, tuned = (CLIP.from_pretrained(toy / name, device="cpu").state_dict() for name in ("start", "out/model"))
     assert torch.equal(start["visual.conv1.weight"], tuned["visual.conv1.weight"])  # for only a block was asked for
     assert not torch.equal(start["visual.proj"], tuned["visual.proj"])

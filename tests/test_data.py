@@ -199,7 +199,7 @@ def test_only_broken_pictures_are_an_error(make, tmp_path):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"batch_size": 21}, "batch_size 21 must be .* at most the 20 pictures"),
+        ({"batch_size": 21}, "batch_size 21 must be from 1 to the 20 pictures"),
         ({"batch_size": 0}, "batch_size 0"),
         ({"batch_size": -2}, "batch_size -2"),
         ({"workers": -1}, "workers .* not -1"),
@@ -213,11 +213,30 @@ def test_refuses_impossible_sizes(make, options, message):
 
 def test_refuses_a_batch_that_the_processes_cannot_share(make, monkeypatch, small_tokenizer):
     monkeypatch.setattr(distributed, "world_size", lambda: 4)
-    with pytest.raises(DataError, match="batch_size 6 must be a multiple of the 4 process"):
-        make()
     for size in (6, 2):
-        with pytest.raises(DataError, match=f"batch_size {size} must be a multiple of the 4 process"):
-            ShardBatches("x.tar", size, PREPROCESS, small_tokenizer)
+        shards = ShardBatches("x.tar", size, PREPROCESS, small_tokenizer)
+        for batches in (make(batch_size=size), shards):
+            with pytest.raises(DataError, match=f"batch_size {size} must be a multiple of the 4 process"):
+                batches(0)
+
+
+def test_classes_are_spread_evenly(make, pairs):
+    """The largest class must not be left alone at the end of an epoch: batches are as mixed as the whole."""
+    labels = [0] * 1000 + [1] * 100 + [2] * 20
+    source = Pairs([pairs.files[0]] * 1120, [["a"]] * 1120, labels)
+    batches = make(source=source, batch_size=56)
+    order = batches._order(np.random.default_rng(0))
+    assert sorted(order) == list(range(1120))
+    counts = np.stack([np.bincount(np.array(labels)[part], minlength=3) for part in order.reshape(-1, 56)])
+    assert counts[:, 0].min() >= 48 and counts[:, 1].min() >= 3 and set(counts[:, 2]) <= {0, 1, 2}
+
+
+def test_identity_tells_batches_apart(make, pairs):
+    same, others = (
+        make().identity,
+        [make(seed=1), make(batch_size=4), make(augment=None), make(source=pairs.select([0] * 9))],
+    )
+    assert make(workers=2).identity == same and same not in {other.identity for other in others}
 
 
 def test_refuses_labels_that_are_not_there(make, pairs):
@@ -271,9 +290,9 @@ def crops(augment: Augment, count: int, size=(200, 100)) -> np.ndarray:
 @pytest.mark.parametrize("area", [0.3, 0.9])
 def test_crops_keep_their_bounds(area):
     left, top, width, height, mirrored = crops(Augment(area), 400).T
-    shares = width * height / 20_000
+    shares = width * height / (133 * 100)  # of its longest part of 4:3
     assert area - 0.01 < shares.min() < area + 0.05 and 0.95 < shares.max() <= 1
-    ratios = (width / 200) / (height / 100)
+    ratios = (width / 133) / (height / 100)
     assert 0.74 < ratios.min() < 0.95 and 1.05 < ratios.max() < 1.35
     for start, length, side in ((left, width, 200), (top, height, 100)):
         assert start.min() == 0 and (start + length).max() == side
@@ -286,8 +305,10 @@ def test_half_of_the_pictures_are_mirrored_if_asked():
 
 
 def test_an_area_of_1_keeps_all_of_the_picture():
-    rows = crops(Augment(1.0), 50)
-    assert (rows == [0, 0, 200, 100, 0]).all()
+    rows = crops(Augment(1.0), 50, (120, 100))
+    assert (rows == [0, 0, 120, 100, 0]).all()
+    rows = crops(Augment(1.0), 50)  # but of a long one, which would be squeezed
+    assert (rows[:, 1:] == [0, 133, 100, 0]).all() and len(set(rows[:, 0])) > 20
     image = Image.effect_noise((70, 50), 90).convert("RGB")
     shortest = Preprocess((32, 32), PreprocessConfig())
     squash = Preprocess((32, 32), PreprocessConfig(resize_mode="squash"))

@@ -1,5 +1,7 @@
 """Several processes must compute what one computes: losses, gradients, whole training curves."""
 
+import copy
+import json
 import os
 import socket
 import subprocess
@@ -13,12 +15,17 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
 from training_worker import losses as logged
-from training_worker import run
+from training_worker import run, toy_batches, toy_model
 
 import clipkit
+from clipkit import CLIP
+from clipkit.errors import ConfigError
 from clipkit.training import distributed, losses
 from clipkit.training.checkpointing import cached_features
+from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
+from clipkit.training.optimizer import TrainConfig
+from clipkit.training.tasks import ClassificationTask
 
 CASES: list[tuple[Callable[..., Tensor], int]] = [(clip_loss, 2**23), (clip_loss, 20), (sigmoid_loss, 2**23)]
 
@@ -124,11 +131,20 @@ def test_the_curve_is_that_of_one_process(world: int, extra: str, tmp_path: Path
     assert state["step"] == 10
 
 
+def test_sharding_refuses_what_it_cannot_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet: CLIP) -> None:
+    monkeypatch.setattr(distributed, "group", lambda: object())
+    for task in (copy.deepcopy(resnet), ClassificationTask(toy_model(), nn.Linear(32, 2))):
+        with pytest.raises(ConfigError, match="shard splits a CLIP of two transformers"):
+            Trainer(task, toy_batches, TrainConfig(steps=1, shard=True), tmp_path, device="cpu")
+
+
 def test_a_sharded_run_goes_on(tmp_path: Path) -> None:
     """Stopped by a signal to all its processes and started again, it is the run that never stopped."""
-    values = '{"steps": 6, "shard": true, "save_every": 0}'
+    values = '{"steps": 6, "shard": true, "save_every": 0, "evaluate_every": 2}'
     torchrun(2, tmp_path / "whole", values)
     torchrun(2, tmp_path / "part", values, "2", code=128 + 15)
     assert logged(tmp_path / "part").keys() == {1, 2, 3}
     torchrun(2, tmp_path / "part", values)
     assert logged(tmp_path / "part") == pytest.approx(logged(tmp_path / "whole"), rel=1e-6)
+    figures = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
+    assert ["answer" in row for row in figures] == [False, True] * 3  # the split model could be asked for features

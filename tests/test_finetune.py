@@ -19,8 +19,9 @@ from clipkit.classify.metrics import recall_at_k
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
 from clipkit.training.data import Pairs, read_folder, read_table
-from clipkit.training.finetune import ClassificationTask, finetune, finetune_captions, fit_head, interpolate
+from clipkit.training.finetune import finetune, finetune_captions, fit_head, interpolate
 from clipkit.training.optimizer import TrainConfig
+from clipkit.training.tasks import ClassificationTask
 
 QUICK = TrainConfig(steps=4, lr=1e-3, warm_up=1, save_every=0)
 
@@ -179,7 +180,7 @@ def test_learns_colours_and_leaves_the_model_alone(model, colours, unseen, zero_
     assert_same(state(model), before)
     assert all(p.requires_grad for p in model.parameters())
     assert not tuned.training and not head.training
-    rows = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 20 and rows[-1]["loss"] < 0.3
     assert torch.equal(tuned.logit_scale, model.logit_scale)
     assert_same(tuned.text.state_dict(), model.text.state_dict())
@@ -204,7 +205,7 @@ def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(model, colours, ze
     assert_same(state(old), state(model))
     assert_same(state(old_head), state(zero_shot))
     new, new_head = finetune(model, pairs, names, tmp_path / "1", batch_size=8, alpha=1, config=QUICK)
-    trained = torch.load(tmp_path / "1" / "checkpoint.pt", weights_only=True)["task"]
+    trained = torch.load(tmp_path / "1" / "run" / "checkpoint.pt", weights_only=True)["task"]
     assert_same({f"model.{k}": v for k, v in new.state_dict().items()} | _named("head", new_head), trained)
     half, half_head = finetune(model, pairs, names, tmp_path / "half", batch_size=8, alpha=0.5, config=QUICK)
     middle = (zero_shot.weight + new_head.weight) / 2
@@ -223,7 +224,7 @@ def test_no_epochs_train_the_head_alone(model, colours, zero_shot, tmp_path):
     tuned, head = finetune(model, pairs, names, tmp_path, epochs=0, alpha=1)
     assert_same(state(tuned), state(model))
     assert accuracy(tuned, head, pairs) > accuracy(model, zero_shot, pairs)
-    assert not (tmp_path / "checkpoint.pt").exists() and (tmp_path / "head.safetensors").exists()
+    assert not (tmp_path / "run" / "checkpoint.pt").exists() and (tmp_path / "head.safetensors").exists()
 
 
 def test_blocks_lock_the_rest_of_the_tower(model, colours, tmp_path):
@@ -243,7 +244,7 @@ def test_half_precision_models_are_tuned_in_float32(model, colours, tmp_path):
     tuned, head = finetune(half, pairs, names, tmp_path / "a", batch_size=8, alpha=1, config=QUICK)
     assert tuned.dtype == head.weight.dtype == torch.float32
     assert accuracy(tuned, head, pairs) > 0.9
-    trained = torch.load(tmp_path / "a" / "checkpoint.pt", weights_only=True)["task"]
+    trained = torch.load(tmp_path / "a" / "run" / "checkpoint.pt", weights_only=True)["task"]
     assert torch.equal(tuned.visual.proj, trained["model.visual.proj"])  # pyright: ignore
     captions = finetune_captions(half, pairs, tmp_path / "b", batch_size=8, alpha=1, config=QUICK)
     assert captions.dtype == torch.float32
@@ -263,7 +264,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(model, colours, tmp_path):
     pairs, names = colours
     few = pairs.select(range(0, 32, 8))
     finetune(model, few, names, tmp_path, epochs=2)
-    assert json.loads((tmp_path / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
+    assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
 
 
 def test_task_is_the_cross_entropy_of_the_head(model, zero_shot):

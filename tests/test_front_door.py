@@ -118,6 +118,7 @@ ROWS = [
         *("clipkit.models", "clipkit.checkpoints", "clipkit.registry", "clipkit.tokenizer", "clipkit.preprocess"),
         *("clipkit.classify.heads", "clipkit.classify.prompts", "clipkit.classify.metrics", "clipkit.training.losses"),
         *("clipkit.training.data", "clipkit.training.optimizer", "clipkit.training.checkpointing"),
+        *("clipkit.training.tasks", "clipkit.training.log"),
     ],
     ["clipkit.config", "clipkit.training.distributed", "clipkit.errors"],
 ]

@@ -1,6 +1,7 @@
 """The training loop: it learns, it survives being stopped anywhere, and each option does what it says."""
 
 import copy
+import dataclasses
 import json
 import math
 import os
@@ -14,16 +15,19 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 from training_worker import CONFIG, losses, run, toy_batches, toy_model
 
 import clipkit
-from clipkit import CLIP
+from clipkit import CLIP, Tokenizer
 from clipkit.errors import ConfigError, TrainingError
+from clipkit.tokenizer import default_merges
 from clipkit.training.data import Batch
-from clipkit.training.loop import ContrastiveTask, Trainer
+from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
 from clipkit.training.optimizer import TrainConfig, adamw, cosine
+from clipkit.training.tasks import ContrastiveTask, Task
 
 
 def weights(model: nn.Module) -> list[torch.Tensor]:
@@ -89,7 +93,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_bit(uninterrupted: tuple[Path, C
     """SIGKILL three times, wherever it hits: in a step, while saving, while the log is written."""
     whole, model = uninterrupted
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("training_worker.py")), str(tmp_path)]
-    values = {"steps": STEPS, "ema": 0.9, "save_every": 1}
+    values = {"steps": STEPS, "ema": 0.9, "save_every": 3}
     environment = os.environ | {"PYTHONPATH": str(Path(clipkit.__file__).parents[1])}
     chance, log = random.Random(os.getpid()), tmp_path / "log.jsonl"
     for target in (3, 10, 20):
@@ -129,8 +133,52 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
 
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
-    with pytest.raises(TrainingError, match=r"of another run \(lr 0.003 there, 0.1 here\): give out= another folder"):
+    with pytest.raises(TrainingError, match=r"of another run \(lr 0.003 there, 0.1 here\): give another out"):
         run(tmp_path, steps=2, lr=0.1)
+    model = CLIP(dataclasses.replace(CONFIG, embed_dim=16), toy_model().tokenizer)
+    config = TrainConfig(steps=2, lr=3e-3, warm_up=2, log_every=1, save_every=2)
+    for other, identity in ((model, ""), (toy_model(), "the same of other data")):
+        with pytest.raises(TrainingError, match=r"of another run \(another model, start or data\)"):
+            Trainer(other, toy_batches, config, tmp_path, device="cpu", identity=identity)
+
+
+@pytest.mark.parametrize("damage", [b"", b"no checkpoint", None])
+def test_a_damaged_checkpoint_is_named(damage: bytes | None, tmp_path: Path) -> None:
+    run(tmp_path, steps=2)
+    path = tmp_path / "checkpoint.pt"
+    path.write_bytes(path.read_bytes()[:20000] if damage is None else damage)
+    with pytest.raises(TrainingError, match=r"checkpoint.pt cannot be resumed \(.*remove it"):
+        run(tmp_path, steps=2)
+
+
+def test_a_log_without_a_checkpoint_starts_again(tmp_path: Path) -> None:
+    (tmp_path / "log.jsonl").write_text('{"step": 1, "loss": 9}\n{"step": 2, "lo')
+    whole = run(tmp_path / "whole", steps=2)
+    assert equal(run(tmp_path, steps=2), whole) and losses(tmp_path) == losses(tmp_path / "whole")
+
+
+def test_sigterm_to_the_group_reaches_no_worker(tmp_path: Path) -> None:
+    """torchrun signals the whole group of a process; workers that read ahead must outlive it, or nothing is saved."""
+    for name in ("dark", "light"):
+        (tmp_path / "pictures" / name).mkdir(parents=True)
+        for number in range(8):
+            colour = number + 100 * (name == "light")
+            Image.new("RGB", (40, 40), (colour,) * 3).save(tmp_path / "pictures" / name / f"{number}.png")
+    CLIP(CONFIG, Tokenizer(default_merges()[:86], context_length=16)).save_pretrained(tmp_path / "start")
+    values = {"data": "pictures", "out": "run", "init": "start", "batch_size": 4, "workers": 2}
+    train = {"steps": 100000, "log_every": 1, "save_every": 0}
+    (tmp_path / "run.json").write_text(json.dumps({**values, "train": train}))
+    environment = os.environ | {"PYTHONPATH": str(Path(clipkit.__file__).parents[1])}
+    command = [sys.executable, "-W", "ignore", "-m", "clipkit", "train", str(tmp_path / "run.json"), "--device", "cpu"]
+    process = subprocess.Popen(command, env=environment, start_new_session=True, stderr=subprocess.PIPE, text=True)
+    log = tmp_path / "run" / "log.jsonl"
+    while process.poll() is None and (not log.exists() or len(log.read_text().splitlines()) < 3):
+        time.sleep(0.02)
+    os.killpg(process.pid, signal.SIGTERM)
+    error = process.communicate(timeout=120)[1]
+    assert process.returncode == 128 + signal.SIGTERM, error
+    state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
+    assert state["step"] == len(log.read_text().splitlines()) >= 3
 
 
 @pytest.mark.parametrize("where", ["loss", "gradient"])
@@ -235,12 +283,22 @@ def test_bfloat16_keeps_float32_weights(tmp_path: Path) -> None:
 
 
 def test_the_temperature_stops_at_100(tmp_path: Path) -> None:
+    """Where every step would raise it: one pair is always found."""
     model = toy_model()
     with torch.no_grad():
-        model.logit_scale.fill_(math.log(100))
-    identical = lambda step: iter(lambda: Batch(next(toy_batches(0)).inputs), None)  # noqa: E731
-    config = TrainConfig(steps=5, lr=0.1, warm_up=0, log_every=1)
-    assert Trainer(model, identical, config, tmp_path, device="cpu").fit().logit_scale.exp().item() <= 100.001
+        model.logit_scale.fill_(math.log(99))
+
+    class Rising(ContrastiveTask):
+        def forward(self, images: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
+            return super().forward(images, tokens) - self.model.logit_scale
+
+    def train(task: Task, out: Path) -> float:
+        config = TrainConfig(steps=5, lr=0.1, warm_up=0, clip_grad=None)
+        return Trainer(task, toy_batches, config, out, device="cpu").fit().logit_scale.exp().item()
+
+    assert train(Rising(copy.deepcopy(model)), tmp_path / "clip") == pytest.approx(100, abs=0.01)
+    free = Rising(model, lambda *inputs: clip_loss(*inputs))  # any other loss sees to its scale by itself
+    assert train(free, tmp_path / "free") > 110
 
 
 def test_another_loss_and_other_optimisers(tmp_path: Path) -> None:
@@ -255,7 +313,7 @@ def test_another_loss_and_other_optimisers(tmp_path: Path) -> None:
 
 
 def test_compiled(tmp_path: Path) -> None:
-    run(tmp_path / "compiled", steps=3, compile=True)
+    run(tmp_path / "compiled", steps=3, compile=True, micro_batch=4)
     run(tmp_path / "plain", steps=3)
     assert losses(tmp_path / "compiled") == pytest.approx(losses(tmp_path / "plain"), rel=1e-4)
 

@@ -8,7 +8,7 @@ import torch
 
 from clipkit import CLIP
 from clipkit.errors import ConfigError
-from clipkit.training.optimizer import TrainConfig, adamw, cosine, count_blocks, depth, lock, train_mode
+from clipkit.training.optimizer import TrainConfig, adamw, clip_gradients, cosine, count_blocks, depth, lock, train_mode
 
 
 def test_depth(clip: CLIP) -> None:
@@ -26,14 +26,13 @@ def test_depth(clip: CLIP) -> None:
         }
 
 
-@pytest.mark.parametrize("blocks", [None, 0, 1, 2])
-def test_lock(clip: CLIP, blocks: int | None) -> None:
+@pytest.mark.parametrize("blocks", [0, 1, 2])
+def test_lock(clip: CLIP, blocks: int) -> None:
     model = copy.deepcopy(clip)
     lock(model.visual, blocks)
     total = count_blocks(model.visual)
     for name, parameter in model.visual.named_parameters():
-        expected = blocks is None or (blocks > 0 and depth(name, total) > total - blocks)
-        assert parameter.requires_grad == expected, name
+        assert parameter.requires_grad == (blocks > 0 and depth(name, total) > total - blocks), name
     assert all(p.requires_grad for p in model.text.parameters())
 
 
@@ -109,6 +108,22 @@ def test_cosine() -> None:
 def test_config_refuses(values: dict, message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         TrainConfig(**({"steps": 10} | values))
+
+
+@pytest.mark.parametrize("steps, warm_up", [(100, 10), (5, 0), (50_000, 2000)])
+def test_warm_up_fits_the_steps(steps: int, warm_up: int) -> None:
+    assert TrainConfig(steps=steps).warm_up == warm_up and TrainConfig(steps=steps, warm_up=7).warm_up == 7
+
+
+@pytest.mark.parametrize("limit", [None, 1e-3, 1e3])
+def test_clip_gradients(vit: CLIP, limit: float | None) -> None:
+    model = copy.deepcopy(vit)
+    for number, parameter in enumerate(model.parameters()):
+        parameter.grad = torch.full_like(parameter, 0.01 * (number + 1))
+    exact = math.sqrt(sum(p.numel() * (0.01 * (n + 1)) ** 2 for n, p in enumerate(model.parameters())))
+    assert clip_gradients(model, limit).item() == pytest.approx(exact, rel=1e-5)
+    after = math.sqrt(sum(p.grad.double().pow(2).sum().item() for p in model.parameters() if p.grad is not None))
+    assert after == pytest.approx(exact if limit is None else min(limit, exact), rel=1e-4)
 
 
 def test_config_takes_lists_for_tuples() -> None:

@@ -16,7 +16,7 @@ from clipkit.errors import ClipkitError, ConfigError, DataError, ImageError, Tra
 from clipkit.training import run
 from clipkit.training.data import Augment, ShardBatches, read_folder, read_table
 from clipkit.training.optimizer import TrainConfig
-from clipkit.training.run import RunConfig, accuracy, finetune_from, read_pairs, retrieval, train
+from clipkit.training.run import RunConfig, finetune_from, read_pairs, retrieval, train, zero_shot
 
 TRAIN = {"steps": 6, "lr": 1e-3, "warm_up": 1, "log_every": 1, "save_every": 2}
 WHOLE = {"data": "pictures", "out": "run", "batch_size": 8, "train": TRAIN, "init": "start"}
@@ -147,13 +147,13 @@ def test_trains_from_class_folders_and_logs_the_evaluation(place):
     config = RunConfig.read(
         write(place, {"evaluate": "held", "train": TRAIN | {"steps": 30, "evaluate_every": 15}, "batch_size": 4})
     )
-    before = accuracy(CLIP.from_pretrained(place / "start", device="cpu"), *read_folder(place / "held"))
+    before = zero_shot(CLIP.from_pretrained(place / "start", device="cpu"), *read_folder(place / "held"))
     model = train(config, "cpu")
     rows = log(place / "run")
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert [row["step"] for row in rows if "accuracy" in row] == [15, 30]
     assert np.mean([row["loss"] for row in rows[-5:]]) < 0.7 * rows[0]["loss"]
-    assert rows[-1]["accuracy"] == accuracy(model, *read_folder(place / "held")) > before + 0.3
+    assert rows[-1]["accuracy"] == zero_shot(model, *read_folder(place / "held")) > before + 0.3
     loaded = CLIP.from_pretrained(place / "run" / "model", device="cpu")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     assert model.tokenizer.vocab_size == 600  # which came with what it started from
@@ -180,9 +180,9 @@ def test_a_run_that_stopped_goes_on_to_the_bit(place, monkeypatch):
         calls.append(arguments)
         if len(calls) == 4:  # the checkpoint is that of step 2
             raise KeyboardInterrupt
-        return accuracy(*arguments)
+        return zero_shot(*arguments)
 
-    monkeypatch.setattr(run, "accuracy", stop)
+    monkeypatch.setattr(run, "zero_shot", stop)
     with pytest.raises(KeyboardInterrupt):
         train(config, "cpu")
     resumed = train(config, "cpu").state_dict()
@@ -261,10 +261,10 @@ def test_accuracy_counts_what_is_right(place, model):
     images = run.embed_images(model, pairs.files)
     texts = run.embed_texts(model, [f"see {name}" for name in names])
     expected = ((images @ texts.T).argmax(dim=1) == torch.tensor(pairs.labels)).float().mean().item()
-    assert accuracy(model, pairs, names, ("see {}",)) == pytest.approx(expected)
+    assert zero_shot(model, pairs, names, ("see {}",)) == pytest.approx(expected)
     flipped = texts[[1, 0, 3, 2]]
     other = ((images @ flipped.T).argmax(dim=1) == torch.tensor(pairs.labels)).float().mean().item()
-    assert accuracy(model, pairs, [names[i] for i in (1, 0, 3, 2)], ("see {}",)) == pytest.approx(other) != expected
+    assert zero_shot(model, pairs, [names[i] for i in (1, 0, 3, 2)], ("see {}",)) == pytest.approx(other) != expected
 
 
 def test_retrieval_counts_first_captions_both_ways(tmp_path, model, monkeypatch):
@@ -289,7 +289,7 @@ def test_figures_are_those_of_the_held_out_share(place, model):
     pairs, names = read_folder(place / "pictures")
     held = pairs.split(6)[1]
     before, after = figures["accuracy"]
-    assert before == accuracy(model, held, names) and 0 <= before < after <= 1
+    assert before == zero_shot(model, held, names) and 0 <= before < after <= 1
     assert (place / "run" / "head.safetensors").exists()
 
 
@@ -300,7 +300,7 @@ def test_captions_are_tuned_and_measured(tmp_path, model):
     assert list(figures) == [f"{way} R@{k}" for way in ("image to text", "text to image") for k in (1, 5)]
     assert all(before == after for before, after in figures.values())  # with alpha 0
     assert figures["image to text R@5"][0] >= figures["image to text R@1"][0]
-    assert log(tmp_path / "run")[-1]["step"] == 2
+    assert log(tmp_path / "run" / "run")[-1]["step"] == 2
 
 
 @pytest.mark.parametrize("held_out", [0, 0.01, 0.99, 1.0, 1.5, -0.1, float("nan")])
@@ -322,7 +322,7 @@ def test_a_broken_training_picture_is_skipped_and_counted(tmp_path, model):
     table = caption_table(tmp_path / "data")
     read_table(table).split(4)[0].files[0].write_bytes(b"broken")
     finetune_from(table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12)
-    assert log(tmp_path / "run")[-1]["skipped"] == 1
+    assert log(tmp_path / "run" / "run")[-1]["skipped"] == 1
 
 
 def test_pictures_of_any_shape_are_trained_on(tmp_path, model):

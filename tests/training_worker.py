@@ -57,10 +57,17 @@ def losses(out: Path) -> dict[int, float]:
     return {row["step"]: row["loss"] for row in rows}
 
 
+def mean_feature(model: CLIP) -> dict[str, float]:
+    """A figure of a model, which needs both of its towers."""
+    images, tokens = next(toy_batches(0)).inputs
+    return {"answer": (model.encode_image(images).mean() + model.encode_text(tokens).mean()).item()}
+
+
 def run(out: Path, batches: Batches = toy_batches, **values: object) -> CLIP:
     """Train, on the CPU."""
     config = {"lr": 3e-3, "warm_up": 2, "log_every": 1, "save_every": 2} | values
-    return Trainer(toy_model(), batches, TrainConfig(**config), out, device="cpu").fit()  # pyright: ignore[reportArgumentType]
+    evaluate = mean_feature if config.get("evaluate_every") else None
+    return Trainer(toy_model(), batches, TrainConfig(**config), out, evaluate=evaluate, device="cpu").fit()  # pyright: ignore[reportArgumentType]
 
 
 if __name__ == "__main__":

@@ -5,6 +5,15 @@ from torch import Tensor
 from clipkit.errors import ConfigError
 
 
+def accuracy(predicted: Tensor, labels: Tensor) -> float:
+    """Share of predictions (N,) that equal their labels (N,), 0 to 1. Raises `ConfigError` for other shapes."""
+    if predicted.ndim != 1 or predicted.shape != labels.shape or len(labels) == 0:
+        raise ConfigError(
+            f"accuracy needs two vectors of one length, not {tuple(predicted.shape)}, {tuple(labels.shape)}"
+        )
+    return (predicted == labels).double().mean().item()
+
+
 def recall_at_k(queries: Tensor, keys: Tensor, k: int = 1) -> float:
     """Share of queries whose own key, the one of the same row, is among the k most similar ones.
 

@@ -9,10 +9,10 @@ from clipkit.errors import ConfigError
 from clipkit.features import embed_texts
 from clipkit.models.clip import CLIP
 
+TEMPLATES = ("a photo of a {}.",)  # where none are given
 
-def zero_shot_weights(
-    model: CLIP, class_names: Sequence[str], templates: Sequence[str] = ("a photo of a {}.",)
-) -> Tensor:
+
+def zero_shot_weights(model: CLIP, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
     """One unit vector per class: the mean over the templates of its normalised text features, normalised again.
 
     Args:

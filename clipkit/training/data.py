@@ -1,15 +1,17 @@
 """Training data: pictures with captions, from folders, tables or tar shards, as batches that depend on the step alone.
 
-A trainer asks for batches by calling `batches(step)`, and gets an iterator over that step and all that follow. Nothing
-else decides what comes, neither the number of workers nor an interruption, so a resumed run sees the same batches. A
-picture that cannot be read is named in the batch, and another takes its place.
+A trainer asks for batches by calling `batches(step)`, and gets an iterator over that step and all that follow. For
+folders and tables nothing else decides what comes, neither the number of workers nor an interruption, so a resumed run
+sees the same batches. A picture that cannot be read is named in the batch, and another takes its place.
 """
 
 import csv
+import hashlib
 import importlib
 import io
 import json
 import math
+import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -23,14 +25,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
 from clipkit.errors import ConfigError, DataError, ImageError
-from clipkit.preprocess import Preprocess, read_image
+from clipkit.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
 from clipkit.tokenizer import Tokenizer
 from clipkit.training import distributed
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
 PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 TRIES = 100  # pictures in a row that cannot be read before that is an error
@@ -78,7 +79,9 @@ def read_folder(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) ->
     Raises:
         DataError: if there is no folder with a picture.
     """
-    found = [(d, sorted(p for p in d.rglob("*") if p.suffix.lower() in SUFFIXES)) for d in sorted(root.glob("*/"))]
+    found = [
+        (d, sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)) for d in sorted(root.glob("*/"))
+    ]
     found = [(folder.name.replace("_", " "), files) for folder, files in found if files]
     if not found:
         raise DataError(f"{root} holds no folders of pictures: one folder for each class is needed")
@@ -141,7 +144,8 @@ def _captions(record: Any) -> list[str]:
 class Augment:
     """A random crop of at least `area` of the picture, squashed to the input's size, and mirrored half of the time.
 
-    CLIP trains with crops alone (2103.00020, section 2.4), for "left" and "right" are words.
+    Of a picture longer than 4:3 it is the share of a random part of that shape, lest all be squeezed. CLIP trains with
+    crops alone (2103.00020, section 2.4), for "left" and "right" are words.
     """
 
     area: float = 0.9
@@ -158,7 +162,8 @@ class Augment:
         ratio = math.exp(rng.uniform(math.log(3 / 4), math.log(4 / 3)) / 2)
         area = rng.uniform(self.area, 1)
         wide = min(max(math.sqrt(area) * ratio, area), 1)  # neither this share of a side nor the other exceeds 1
-        width, height = (round(part * side) or 1 for part, side in ((wide, image.width), (area / wide, image.height)))
+        bounds = min(image.width, round(image.height * 4 / 3)), min(image.height, round(image.width * 4 / 3))
+        width, height = (round(part * side) or 1 for part, side in zip((wide, area / wide), bounds, strict=True))
         left, top = rng.randint(0, image.width - width), rng.randint(0, image.height - height)
         image = image.crop((left, top, left + width, top + height))
         if self.mirror and rng.random() < 0.5:
@@ -168,7 +173,7 @@ class Augment:
 
 @dataclass(frozen=True)
 class PairBatches:
-    """Batches of `Pairs`: every epoch in a new order, that spreads the pictures of a class over it.
+    """Batches of `Pairs`: every epoch in a new order, that spreads the pictures of each class evenly over it.
 
     Args:
         pairs: what to draw from.
@@ -188,18 +193,22 @@ class PairBatches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        ranks = distributed.world_size()
-        if not ranks <= self.batch_size <= len(self.pairs) or self.batch_size % ranks:
-            raise DataError(
-                f"batch_size {self.batch_size} must be a multiple of the {ranks} process(es) and at most the "
-                f"{len(self.pairs)} pictures"
-            )
+        if not 1 <= self.batch_size <= len(self.pairs):
+            raise DataError(f"batch_size {self.batch_size} must be from 1 to the {len(self.pairs)} pictures")
         if self.tokenizer is None and self.pairs.labels is None:
             raise DataError("these pictures have no classes: give a tokenizer to train on their captions")
         _check_workers(self.workers)
 
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides what comes, by which a trainer knows the batches again."""
+        parts = [[str(file) for file in self.pairs.files], self.pairs.captions, self.pairs.labels]
+        parts += [self.batch_size, str(self.augment), self.seed]
+        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+
     def __call__(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from a step on, without end."""
+        _share(self.batch_size)
         samples = _Samples(self)
         options: dict[str, Any] = {"prefetch_factor": 4} if self.workers else {}
         return iter(
@@ -208,6 +217,7 @@ class PairBatches:
                 batch_sampler=self._indices(step),  # pyright: ignore[reportArgumentType]
                 num_workers=self.workers,
                 collate_fn=_collate,
+                worker_init_fn=_own_group,
                 pin_memory=torch.cuda.is_available(),
                 **options,
             )
@@ -215,7 +225,7 @@ class PairBatches:
 
     def _indices(self, step: int) -> Iterator[list[tuple[int, int]]]:
         """For each step this process's pictures, each with the seed of what is random about it."""
-        per_epoch, share = len(self.pairs) // self.batch_size, self.batch_size // distributed.world_size()
+        per_epoch, share = len(self.pairs) // self.batch_size, _share(self.batch_size)
         first = distributed.rank() * share
         while True:
             epoch, within = divmod(step, per_epoch)
@@ -226,16 +236,18 @@ class PairBatches:
                 step += 1
 
     def _order(self, rng: "np.random.Generator") -> np.ndarray:
-        """Indices in random order; with classes, in rounds that take one picture of each class that has any left."""
+        """Indices in random order; with classes, each at its even pace: one of each in turn, if all are as large."""
         order = rng.permutation(len(self.pairs))
         if self.pairs.labels is None:
             return order
         labels = np.array(self.pairs.labels)[order]
         grouped = np.argsort(labels, kind="stable")
         starts = np.searchsorted(labels[grouped], labels[grouped])
-        rounds = np.empty(len(order), dtype=np.int64)  # how many of its class come before each
-        rounds[grouped] = np.arange(len(order)) - starts
-        return order[np.argsort(rounds, kind="stable")]
+        places = np.empty(len(order))  # of each within its class, 0 to 1
+        places[grouped] = (np.arange(len(order)) - starts + rng.random(len(order))) / np.bincount(labels)[
+            labels[grouped]
+        ]
+        return order[np.argsort(places, kind="stable")]
 
 
 class _Samples(Dataset):
@@ -266,6 +278,18 @@ class _Samples(Dataset):
 def _image(file: Any, preprocess: Preprocess, augment: Augment | None, rng: random.Random) -> Tensor:
     image = read_image(file)
     return preprocess(image) if augment is None else augment(image, preprocess, rng)
+
+
+def _share(batch_size: int) -> int:
+    """The pairs of each process."""
+    if batch_size % distributed.world_size():
+        raise DataError(f"batch_size {batch_size} must be a multiple of the {distributed.world_size()} processes")
+    return batch_size // distributed.world_size()
+
+
+def _own_group(worker: int) -> None:
+    """Signals to the trainer's process group are the trainer's: torchrun stops workers too, before it can save."""
+    os.setpgid(0, 0)
 
 
 def _check_workers(workers: Any) -> None:
@@ -302,9 +326,8 @@ class ShardBatches:
     buffer: int = 2000
 
     def __post_init__(self) -> None:
-        ranks = distributed.world_size()
-        if self.batch_size < ranks or self.batch_size % ranks:
-            raise DataError(f"batch_size {self.batch_size} must be a multiple of the {ranks} process(es)")
+        if not isinstance(self.batch_size, int) or self.batch_size < 1:
+            raise DataError(f"batch_size must be an integer of at least 1, not {self.batch_size!r}")
         _check_workers(self.workers)
 
     def __call__(self, step: int) -> Iterator[Batch]:
@@ -314,7 +337,11 @@ class ShardBatches:
         except ImportError as error:
             raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'") from error
         loader = DataLoader(
-            _Stream(self, step), batch_size=None, num_workers=self.workers, pin_memory=torch.cuda.is_available()
+            _Stream(self, step),
+            batch_size=None,
+            num_workers=self.workers,
+            worker_init_fn=_own_group,
+            pin_memory=torch.cuda.is_available(),
         )
         return iter(loader)
 
@@ -322,7 +349,7 @@ class ShardBatches:
 class _Stream(IterableDataset):
     def __init__(self, source: ShardBatches, step: int) -> None:
         self.source, self.seeds = source, [source.seed, step, distributed.rank()]
-        self.share = source.batch_size // distributed.world_size()  # asked here: a worker need not know the others
+        self.share = _share(source.batch_size)  # asked here: a worker need not know the others
 
     def __iter__(self) -> Iterator[Batch]:
         webdataset: Any = importlib.import_module("webdataset")  # whose names are not known before it runs
@@ -348,7 +375,7 @@ class _Stream(IterableDataset):
             unusable = 0  # samples in a row
             for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(stored()):
                 try:
-                    picture = next((v for k, v in sample.items() if f".{k}" in SUFFIXES), None)
+                    picture = next((v for k, v in sample.items() if f".{k}" in IMAGE_SUFFIXES), None)
                     text = {"text": sample["txt"].decode()} if "txt" in sample else None
                     captions = _captions(text or json.loads(sample.get("json", "0")))
                     if picture is None or not captions:

@@ -8,14 +8,21 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-def start() -> str | None:
-    """Join the processes of `torchrun`, if it started this one. The name of the CUDA device that is its own, if any."""
-    device = f"cuda:{os.environ.get('LOCAL_RANK', 0)}" if torch.cuda.is_available() else None
-    if device is not None:
+def local_device() -> str | None:
+    """The CUDA device that `torchrun` means for this process; None without torchrun or CUDA."""
+    rank = os.environ.get("LOCAL_RANK")
+    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+
+
+def start(device: torch.device) -> None:
+    """Join the processes of `torchrun`, if it started this one, to talk by way of the kind of device that is used."""
+    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
+        return
+    if device.type == "cuda":
         torch.cuda.set_device(device)
-    if {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() and not dist.is_initialized():
-        dist.init_process_group("gloo" if device is None else "nccl")
-    return device
+        dist.init_process_group("nccl", device_id=device)
+    else:
+        dist.init_process_group("gloo")
 
 
 def stop() -> None:

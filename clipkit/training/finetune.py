@@ -1,6 +1,7 @@
 """Fine-tuning: of a classifier from class folders, and of both towers from captioned pictures."""
 
 import copy
+import hashlib
 import json
 import os
 from dataclasses import replace
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from clipkit.checkpoints.files import write_weights
 from clipkit.classify.heads import LinearHead
-from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images
 from clipkit.models.clip import CLIP
@@ -21,22 +22,9 @@ from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
+from clipkit.training.tasks import ClassificationTask
 
 M = TypeVar("M", bound=nn.Module)
-
-
-class ClassificationTask(nn.Module):
-    """An image tower and a head on its normalised features, trained by cross-entropy. The text tower stays as it is."""
-
-    def __init__(self, model: CLIP, head: nn.Module) -> None:
-        super().__init__()
-        self.model, self.head = model, head
-        model.logit_scale.requires_grad_(False)
-
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(N, 3, H, W), (N,) int64 -> the mean loss of this process's pictures."""
-        logits = self.head(self.model.encode_image(images, normalize=True))
-        return F.cross_entropy(logits.float(), labels)
 
 
 def interpolate(first: M, second: M, alpha: float) -> M:
@@ -90,7 +78,7 @@ def finetune(
     class_names: list[str],
     out: str | os.PathLike[str],
     *,
-    templates: tuple[str, ...] = ("a photo of a {}.",),
+    templates: tuple[str, ...] = TEMPLATES,
     epochs: int = 10,
     batch_size: int = 64,
     blocks: int | None = None,
@@ -107,10 +95,10 @@ def finetune(
         model: to start from; it is not changed.
         pairs: pictures with labels, as `clipkit.training.data.read_folder` gives them.
         class_names: one for each label.
-        out: folder for the run (see `Trainer`), the model, `head.safetensors` and `labels.json`.
+        out: folder for the model, `head.safetensors` and `labels.json`, and in `run` for what `Trainer` leaves.
         templates: of the zero-shot classifier.
         epochs, batch_size: of the second stage; 0 epochs train the head alone.
-        blocks: train only so many last blocks of the image tower; None for all.
+        blocks: train only so many last blocks of the image tower; None for all that is not locked.
         alpha: 0 for zero-shot, 1 for fine-tuned weights.
         workers: processes that read ahead.
         config: of the second stage, in place of the defaults; `epochs` and `blocks` then have no effect.
@@ -119,18 +107,22 @@ def finetune(
         The model and the head, in eval mode.
     """
     _check_alpha(alpha)
+    distributed.start(model.device)
     if not pairs.labels or len(class_names) <= max(pairs.labels):
         raise DataError("finetune needs pictures with labels, and a class name for each label")
     batch_size = min(batch_size, len(pairs))
-    batches = PairBatches(pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers)
+    steps = epochs * (len(pairs) // max(1, batch_size))
+    if config is None and steps:
+        config = replace(_gentle(steps), image_blocks=blocks)
+    seed = config.seed if config else 0
+    batches = PairBatches(pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers, seed)
     zero_shot = LinearHead.from_zero_shot(zero_shot_weights(model, class_names, templates), model.logit_scale)
     tuned, head = copy.deepcopy(model).float(), copy.deepcopy(zero_shot)
     features = embed_images(tuned, pairs.files, workers=workers).to(tuned.device)
     fit_head(head, features, torch.tensor(pairs.labels, device=tuned.device))
-    steps = epochs * (len(pairs) // batch_size)
-    if steps:
-        config = replace(config or replace(_gentle(steps), image_blocks=blocks), text_blocks=0)
-        Trainer(ClassificationTask(tuned, head), batches, config, out, device=tuned.device).fit()
+    if config:
+        task, identity = ClassificationTask(tuned, head), _digest(model, class_names, templates)
+        Trainer(task, batches, config, Path(out) / "run", device=tuned.device, identity=identity).fit()
     tuned, head = interpolate(model, tuned, alpha).eval(), interpolate(zero_shot, head, alpha).eval()
     if distributed.rank() == 0:
         tuned.save_pretrained(Path(out) / "model")
@@ -161,19 +153,27 @@ def finetune_captions(
         The model, in eval mode.
     """
     _check_alpha(alpha)
+    distributed.start(model.device)
     batch_size = min(batch_size, len(pairs))
+    config = config or _gentle(epochs * (len(pairs) // max(1, batch_size)))
     tuned = copy.deepcopy(model).float()
-    batches = PairBatches(pairs, batch_size, model.preprocess, model.tokenizer, workers=workers)
-    steps = epochs * (len(pairs) // batch_size)
-    tuned = Trainer(tuned, batches, config or _gentle(steps), out, device=tuned.device).fit()
+    batches = PairBatches(pairs, batch_size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed)
+    run = Path(out) / "run"
+    tuned = Trainer(tuned, batches, config, run, device=tuned.device, identity=_digest(model)).fit()
     tuned = interpolate(model, tuned, alpha).eval()
     if distributed.rank() == 0:
         tuned.save_pretrained(Path(out) / "model")
     return tuned
 
 
+def _digest(model: CLIP, *others: object) -> str:
+    """By which a run knows again what it started from."""
+    digest = hashlib.sha256(repr(others).encode())
+    for name, value in model.state_dict().items():
+        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
 def _gentle(steps: int) -> TrainConfig:
     """A tenth of the rate of training from scratch or less, lower still near the input, where features are general."""
-    return TrainConfig(
-        steps=steps, lr=5e-5, weight_decay=0.1, layer_decay=0.8, warm_up=steps // 10, log_every=10, save_every=200
-    )
+    return TrainConfig(steps=steps, lr=5e-5, weight_decay=0.1, layer_decay=0.8, log_every=10, save_every=200)

@@ -1,12 +1,13 @@
 """The training loop: from one process on a laptop to `torchrun` on many machines.
 
-Everything that is random in a step is seeded by the step, and batches are functions of the step. So a checkpoint needs
-no more than weights, optimiser and step to be complete: a run that was killed goes on, on one process to the bit.
+Everything that is random in a step is seeded by the step, and batches are functions of the step (but for those from tar
+shards). So a checkpoint needs no more than weights, optimiser and step: a run that was killed goes on, on one process
+to the bit.
 """
 
-import json
 import math
 import os
+import pickle
 import signal
 import sys
 import threading
@@ -15,66 +16,50 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
-from torch import Tensor, nn
+from torch import nn
 from torch.optim import Optimizer
 
 from clipkit.checkpoints.files import replacing
 from clipkit.errors import ConfigError, TrainingError
-from clipkit.loading import decide_device
+from clipkit.loading import decide_device, load_model
 from clipkit.models.clip import CLIP
 from clipkit.models.layers import ResidualAttentionBlock
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.training import distributed
-from clipkit.training.checkpointing import cached_features, checkpoint_blocks
+from clipkit.training.checkpointing import checkpoint_blocks, keep_blocks
 from clipkit.training.data import Batch, Batches
-from clipkit.training.losses import clip_logit_scale_, clip_loss
-from clipkit.training.optimizer import TrainConfig, adamw, cosine, lock, train_mode
-
-
-class ContrastiveTask(nn.Module):
-    """A CLIP and the loss that trains it on images and token ids; any loss of the signature of `clip_loss` will do."""
-
-    def __init__(self, model: CLIP, loss: Callable[..., Tensor] = clip_loss) -> None:
-        super().__init__()
-        self.model, self.loss = model, loss
-        self.micro_batch: int | None = None
-
-    def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """(N, 3, H, W), (N, L) -> the loss over the pairs of all processes."""
-        encoders = ((self.model.encode_image, images), (self.model.encode_text, tokens))
-        chunk = self.micro_batch
-        features = (
-            encode(x) if chunk is None or len(x) <= chunk else cached_features(encode, x, chunk)
-            for encode, x in encoders
-        )
-        return self.loss(*features, self.model.logit_scale, distributed.group())
+from clipkit.training.log import Log
+from clipkit.training.optimizer import TrainConfig, adamw, clip_gradients, cosine, lock, train_mode
+from clipkit.training.tasks import ContrastiveTask, Task
 
 
 class Trainer:
     """Trains a CLIP, or another task, in place.
 
     Args:
-        task: a CLIP, trained by `clip_loss`; or a module that holds one as `model`, whose forward maps the inputs of a
-            batch to a loss, averaged over the batch of this process or, as `clip_loss` does, over all.
+        task: a CLIP, trained by `clip_loss`, or a task.
         batches: see `clipkit.training.data`.
         config: how to train.
         out: folder for `checkpoint.pt`, `log.jsonl`, the events of TensorBoard where it is installed, and in the end
-            the `model`. A run that has a checkpoint there goes on from it.
+            the `model`. A run that has a checkpoint there goes on from it. All processes must see the same folder.
         optimizers: makes optimisers in place of AdamW, from the task; the schedule scales the rates they start with.
         evaluate: maps the model, in eval mode, to figures that are logged.
         device: as in `clipkit.load`; under `torchrun` each process takes its own.
+        identity: what the run is of, beyond the model's and its own config and the batches: a checkpoint in `out` of
+            another one is refused.
 
     Raises:
-        ConfigError: if the weights are not float32, or nothing is left to train.
+        ConfigError: if the weights are not float32, nothing is left to train, or the config does not fit the model.
+        TrainingError: if the checkpoint in `out` is damaged or of another run.
     """
 
     def __init__(
         self,
-        task: nn.Module,
+        task: CLIP | Task,
         batches: Batches,
         config: TrainConfig,
         out: str | os.PathLike[str],
@@ -82,20 +67,20 @@ class Trainer:
         optimizers: Callable[[nn.Module], list[Optimizer]] | None = None,
         evaluate: Callable[[CLIP], dict[str, float]] | None = None,
         device: str | torch.device | None = None,
+        identity: str = "",
     ) -> None:
         self.config, self.batches, self.evaluate, self.out = config, batches, evaluate, Path(out)
-        own = distributed.start()
-        self.device = decide_device(device or own)
-        self.task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
-        self.model: CLIP = self.task.model  # pyright: ignore[reportAttributeAccessIssue]
-        if any(p.dtype != torch.float32 for p in self.task.parameters()):
-            raise ConfigError(
-                f"training keeps float32 weights, but the model has {self.model.dtype}: call model.float()"
-            )
-        lock(self.model.visual, config.image_blocks)
-        lock(self.model.text, config.text_blocks)
-        if hasattr(self.task, "micro_batch"):
-            self.task.micro_batch = config.micro_batch
+        self.device = decide_device(device or distributed.local_device())
+        distributed.start(self.device)
+        self.sharded = config.shard and distributed.group() is not None
+        self.task: Task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
+        self.model = self.task.model
+        self.identity = [self.model.config.to_dict(), identity, getattr(batches, "identity", "")]
+        self._check()
+        for tower, blocks in ((self.model.visual, config.image_blocks), (self.model.text, config.text_blocks)):
+            if blocks is not None:
+                lock(tower, blocks)
+        self.task.micro_batch = config.micro_batch
         if isinstance(self.model.visual, ModifiedResNet):  # whose convolutions are faster so
             self.model.visual.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
         self.average = None
@@ -114,10 +99,19 @@ class Trainer:
         self.step, self.losses, self.counted, self.skipped = 0, 0.0, 0, 0
         self._resume()
 
+    def _check(self) -> None:
+        config, resnet = self.config, isinstance(self.model.visual, ModifiedResNet)
+        if any(p.dtype != torch.float32 for p in self.task.parameters()):
+            raise ConfigError(f"training keeps float32 weights, the model has {self.model.dtype}: call model.float()")
+        if self.sharded and (resnet or not isinstance(self.task, ContrastiveTask)):
+            raise ConfigError("shard splits a CLIP of two transformers; train a ResNet or a classifier without it")
+        if config.compile and resnet and (config.gradient_checkpointing or config.micro_batch):
+            raise ConfigError("compile does not go with gradient_checkpointing or micro_batch for a ResNet")
+
     def _wrap(self) -> nn.Module:
         """The task as it is called: compiled, and copied to or split over the processes."""
         wrapped: Any = self.task
-        if self.config.shard and distributed.group() is not None:
+        if self.sharded:
             from torch.distributed.fsdp import MixedPrecisionPolicy, fully_shard
 
             half = torch.bfloat16 if self.config.precision == "bfloat16" else None
@@ -139,11 +133,19 @@ class Trainer:
             TrainingError: if the loss or a gradient is not finite. The checkpoint from before is left as it is.
             SystemExit: after SIGTERM, once the step is done and saved.
         """
+        try:
+            self._loop()
+        finally:
+            if self.config.gradient_checkpointing:
+                keep_blocks(self.task)
+        return self._finish()
+
+    def _loop(self) -> None:
         from tqdm import tqdm
 
         main = distributed.rank() == 0
         self.out.mkdir(parents=True, exist_ok=True)
-        board, batches = _board(self.out, self.step) if main else None, self.batches(self.step)
+        log, batches = Log(self.out, self.step) if main else None, self.batches(self.step)
         with (
             _sigterm() as stopped,
             tqdm(total=self.config.steps, initial=self.step, disable=None if main else True, unit="step") as progress,
@@ -172,8 +174,8 @@ class Trainer:
                     except Exception:
                         self._save()  # or the steps since the last checkpoint would be lost with it
                         raise
-                if row and main:
-                    _log(self.out, board, {"step": self.step, **row})
+                if row and log is not None:
+                    log.write({"step": self.step, **row})
                 if row:
                     started, since = time.perf_counter(), self.step
                 if _due(self.step, self.config.save_every) or last or stop:
@@ -181,7 +183,6 @@ class Trainer:
                 progress.update()
                 if stop and not last:
                     raise SystemExit(128 + signal.SIGTERM)
-        return self._finish()
 
     def _train_step(self, batch: Batch, stopped: bool) -> tuple[float, int, bool]:
         """One step of the optimisers.
@@ -196,15 +197,13 @@ class Trainer:
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
         inputs = [x.to(self.device, non_blocking=True) for x in batch.inputs]
-        half = config.precision == "bfloat16" and not config.shard  # whose policy casts by itself
+        half = config.precision == "bfloat16" and not self.sharded  # whose policy casts by itself
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             loss = self.wrapped(*inputs)
         loss.backward()
-        if config.shard and (grad := self.model.logit_scale.grad) is not None and distributed.group() is not None:
+        if self.sharded and (grad := self.model.logit_scale.grad) is not None:
             dist.all_reduce(grad.div_(distributed.world_size()))  # the one that FSDP does not know
-        parameters = [p for p in self.task.parameters() if p.grad is not None and not (config.shard and p.ndim == 0)]
-        norm = nn.utils.clip_grad_norm_(parameters, torch.inf if config.clip_grad is None else config.clip_grad)
-        norm = norm.full_tensor() if hasattr(norm, "full_tensor") else norm  # pyright: ignore[reportAttributeAccessIssue]
+        norm = clip_gradients(self.task, config.clip_grad)
         others = torch.tensor([len(batch.skipped), float(stopped)], device=self.device)
         report = torch.cat([torch.stack([loss.detach().float(), norm]), others])
         if distributed.group() is not None:
@@ -220,8 +219,8 @@ class Trainer:
             )
         for optimizer in self.optimizers:
             optimizer.step()
-            optimizer.zero_grad()
-        clip_logit_scale_(self.model.logit_scale)
+        self.task.zero_grad()
+        self.task.after_step()
         if self.average is not None:
             self.average.update_parameters(self.task)
         return mean_loss, int(skipped), stops > 0
@@ -230,7 +229,7 @@ class Trainer:
         row = {
             "loss": self.losses / self.counted,
             "scale": self.model.logit_scale.exp().item(),
-            "lr": self.optimizers[0].param_groups[-1]["lr"],
+            "lr": max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups),
             "images_per_second": pace,
             "skipped": self.skipped,
         }
@@ -242,14 +241,18 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, float]:
         assert self.evaluate is not None
-        model = self._averaged().eval()
+        model, root = self._averaged().eval(), cast(Any, self.task)
+        if self.sharded:
+            root.unshard()  # what is not in a block; evaluation does not call the root, which would do it
         with torch.no_grad():
             figures = self.evaluate(model)
+        if self.sharded:
+            root.reshard()
         train_mode(self.task)
         return figures
 
     def _state(self) -> dict[str, Any]:
-        if self.config.shard and distributed.group() is not None:
+        if self.sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
             options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -257,9 +260,13 @@ class Trainer:
         else:
             weights, moments = self.task.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
         average = None if self.average is None else self.average.state_dict()
-        return {"config": asdict(self.config), "task": weights, "optimizers": moments, "average": average} | {
-            name: getattr(self, name) for name in _COUNTERS
-        }
+        return {
+            "config": asdict(self.config),
+            "identity": self.identity,
+            "task": weights,
+            "optimizers": moments,
+            "average": average,
+        } | {name: getattr(self, name) for name in _COUNTERS}
 
     def _save(self) -> None:
         """Write the checkpoint, whole or not at all."""
@@ -274,25 +281,53 @@ class Trainer:
 
     def _resume(self) -> None:
         checkpoint = self.out / "checkpoint.pt"
-        if not checkpoint.exists():
-            return
-        state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-        now, free = asdict(self.config), {"steps", "log_every", "save_every", "evaluate_every", "compile"}
-        if changed := [key for key in now if key not in free and now[key] != state["config"].get(key)]:
-            values = ", ".join(f"{key} {state['config'].get(key)!r} there, {now[key]!r} here" for key in changed)
+        if checkpoint.exists():
+            try:
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+                self._refuse_another(checkpoint, state)
+                self._load(state)
+            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+                if isinstance(error, TrainingError):
+                    raise
+                raise TrainingError(
+                    f"{checkpoint} cannot be resumed ({error}): remove it, or give another out"
+                ) from error
+        if distributed.group() is not None:
+            steps: list[Any] = [None] * distributed.world_size()
+            dist.all_gather_object(steps, self.step)
+            if len(set(steps)) > 1:
+                raise TrainingError(f"the processes found steps {steps}: {self.out} must be one folder that all see")
+
+    def _refuse_another(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        now, then = asdict(self.config), state["config"]
+        free = {
+            "steps",
+            "log_every",
+            "save_every",
+            "evaluate_every",
+            "compile",
+            "micro_batch",
+            "gradient_checkpointing",
+        }
+        changed = [f"{key} {then.get(key)!r} there, {now[key]!r} here" for key in now if now[key] != then.get(key)]
+        changed = [text for text in changed if text.split()[0] not in free]
+        if state["identity"] != self.identity:
+            changed.append("another model, start or data")
+        if changed:
             raise TrainingError(
-                f"{checkpoint} is of another run ({values}): give out= another folder, or the same config"
+                f"{checkpoint} is of another run ({'; '.join(changed)}): give another out, or what that run had"
             )
-        if self.config.shard and distributed.group() is not None:
+
+    def _load(self, state: dict[str, Any]) -> None:
+        if self.sharded:
             from torch.distributed.checkpoint.state_dict import StateDictOptions, set_state_dict
 
-            options = StateDictOptions(full_state_dict=True)
             set_state_dict(
                 self.task,
                 self.optimizers,
                 model_state_dict=state["task"],
                 optim_state_dict=state["optimizers"],
-                options=options,
+                options=StateDictOptions(full_state_dict=True),
             )
         else:
             self.task.load_state_dict(state["task"])
@@ -302,29 +337,22 @@ class Trainer:
             self.average.load_state_dict(state["average"])
         for name in _COUNTERS:
             setattr(self, name, state[name])
-        if distributed.rank() == 0:
-            _forget(self.out / "log.jsonl", self.step)
 
     def _finish(self) -> CLIP:
-        """Undo what training did to the module, write `out/model`, and give the model."""
-        for module in self.task.modules():
-            module.__dict__.pop("forward", None)  # checkpoint_blocks put it there
+        """Write `out/model`, and give the model."""
         self.task.requires_grad_(True).eval()
         if self.average is not None:
             self.task.load_state_dict(self.average.module.state_dict())
-        model, sharded = self.model, self.config.shard and distributed.group() is not None
-        if sharded:
-            weights = self._state()["task"]  # by all processes; only the first gets them
+        model, folder = self.model, self.out / "model"
+        weights = self._state()["task"] if self.sharded else {}  # asked for by all processes; only the first gets them
+        if weights:
             model = CLIP(self.model.config, self.model.tokenizer)
-            if weights:
-                model.load_state_dict(
-                    {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
-                )
+            model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
         if distributed.rank() == 0:
-            model.save_pretrained(self.out / "model")
+            model.save_pretrained(folder)
         if distributed.group() is not None:
             dist.barrier()
-        return CLIP.from_pretrained(self.out / "model", device=self.device) if sharded else model.eval()
+        return load_model(folder, device=self.device, dtype=torch.float32) if self.sharded else model
 
 
 _COUNTERS = ("step", "losses", "counted", "skipped")  # of a Trainer, kept in its checkpoint
@@ -346,32 +374,3 @@ def _sigterm() -> Iterator[threading.Event]:
         yield told
     finally:
         signal.signal(signal.SIGTERM, before)
-
-
-def _board(folder: Path, step: int) -> Any:
-    """A writer for TensorBoard, if that is installed."""
-    try:
-        from torch.utils.tensorboard.writer import SummaryWriter
-    except ImportError:
-        return None
-    return SummaryWriter(folder / "tensorboard", purge_step=step + 1)
-
-
-def _log(folder: Path, board: Any, row: dict[str, Any]) -> None:
-    with (folder / "log.jsonl").open("a") as log:
-        log.write(json.dumps(row) + "\n")
-    for key, value in row.items():
-        if board is not None and key != "step":
-            board.add_scalar(key, value, row["step"])
-    if board is not None:
-        board.flush()
-
-
-def _forget(log: Path, step: int) -> None:
-    """Drop the rows after a step, which will be made again, and a last one that was cut off."""
-    if log.exists():
-        rows = [
-            line for line in log.read_text().splitlines() if line.endswith("}") and json.loads(line)["step"] <= step
-        ]
-        with replacing(log) as partial:
-            partial.write_text("".join(row + "\n" for row in rows))

@@ -92,6 +92,11 @@ class _TiledClipLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
+        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
+            return _TiledClipLoss._gradients(ctx, grad)
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, texts, scale, matching, matching_all, by_image, by_text = ctx.saved_tensors
         grad_images, grad_texts, grad_scale = torch.empty_like(images), torch.zeros_like(texts), torch.zeros_like(scale)
         for tile, diagonal in ctx.tiles:

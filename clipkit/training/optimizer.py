@@ -3,9 +3,10 @@
 import math
 import re
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.optim import AdamW, Optimizer
 
@@ -20,11 +21,13 @@ class TrainConfig:
     Args:
         steps: of the optimiser.
         lr: the highest rate; reached after `warm_up` steps, then falling to 0 as half a cosine.
+        warm_up: steps; by default 2,000, or a tenth of all if that is less.
         weight_decay: decoupled; not on norms, biases and the temperature.
         layer_decay: factor on the rate from block to block towards the input of each tower; 1 for none.
         clip_grad: highest norm of all gradients together; None for any.
-        image_blocks, text_blocks: train only so many last blocks of a tower, 0 to lock it; None for all of it.
-        micro_batch: pairs of a process encoded at once; a larger batch is accumulated, with exact gradients.
+        image_blocks, text_blocks: train only so many last blocks of a tower, 0 to lock it; None leaves it as it is.
+        micro_batch: pairs of a process encoded at once; a larger batch is accumulated, with exact gradients but for
+            batch norms, to which what is encoded at once is the batch.
         precision: of the forward pass; weights, optimiser and loss are float32 either way.
         gradient_checkpointing: compute the insides of each block again in the backward pass instead of keeping them.
         ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved.
@@ -38,7 +41,7 @@ class TrainConfig:
     lr: float = 5e-4
     weight_decay: float = 0.2
     betas: tuple[float, float] = (0.9, 0.98)
-    warm_up: int = 2000
+    warm_up: int | None = None
     layer_decay: float = 1.0
     clip_grad: float | None = 1.0
     image_blocks: int | None = None
@@ -59,6 +62,8 @@ class TrainConfig:
         check_choice(self, "precision", ("float32", "bfloat16"))
         for name in ("gradient_checkpointing", "compile", "shard"):
             check_choice(self, name, (True, False))
+        if self.warm_up is None:
+            object.__setattr__(self, "warm_up", min(2000, self.steps // 10))
         for name in ("log_every", "save_every", "evaluate_every", "warm_up", "seed", "image_blocks", "text_blocks"):
             value = getattr(self, name)
             if value is None and name.endswith("_blocks"):
@@ -100,18 +105,17 @@ def count_blocks(tower: nn.Module) -> int:
     return 4 if transformer is None else len(transformer.resblocks)
 
 
-def lock(tower: nn.Module, train_blocks: int | None) -> None:
-    """Train all of a tower (None), its last blocks and its projection (a number of them), or nothing of it (0).
+def lock(tower: nn.Module, train_blocks: int) -> None:
+    """Train only the last blocks of a tower, and its projection with them; or nothing of it (0).
 
     Raises:
         ConfigError: if it has fewer blocks.
     """
     blocks = count_blocks(tower)
-    if train_blocks is not None and not 0 <= train_blocks <= blocks:
+    if not 0 <= train_blocks <= blocks:
         raise ConfigError(f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be trained")
     for name, parameter in tower.named_parameters():
-        trained = train_blocks is None or (train_blocks > 0 and depth(name, blocks) > blocks - train_blocks)
-        parameter.requires_grad_(trained)
+        parameter.requires_grad_(train_blocks > 0 and depth(name, blocks) > blocks - train_blocks)
 
 
 def train_mode(module: nn.Module) -> None:
@@ -152,3 +156,16 @@ def cosine(step: int, steps: int, warm_up: int) -> float:
     if step < warm_up:
         return (step + 1) / warm_up
     return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+
+
+def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
+    """Scale all gradients down to a joint norm of at most `limit`, if any. The norm that they had, a scalar."""
+    with_gradient = [p for p in module.parameters() if p.grad is not None]
+    split = [p for p in with_gradient if hasattr(p, "full_tensor")]  # FSDP2's, which torch does not mix with whole ones
+    kinds = [kind for kind in (split, [p for p in with_gradient if not hasattr(p, "full_tensor")]) if kind]
+    norms: list[Any] = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+    norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
+    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    for kind in kinds if limit is not None else ():
+        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    return norm

@@ -8,12 +8,12 @@ from typing import Any
 import torch
 
 from clipkit import registry
-from clipkit.classify.metrics import recall_at_k
-from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.classify.metrics import accuracy, recall_at_k
+from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
 from clipkit.config import CLIPConfig, build, check_positive
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
-from clipkit.loading import load_model
+from clipkit.loading import decide_device, load_model
 from clipkit.models.clip import CLIP
 from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs, ShardBatches, read_folder, read_table
@@ -22,7 +22,6 @@ from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
-TEMPLATES = ("a photo of a {}.",)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,7 +97,7 @@ class RunConfig:
 
 def train(config: RunConfig, device: str | None = None) -> CLIP:
     """Train as the file says, or go on where an earlier run of it stopped."""
-    distributed.start()
+    distributed.start(decide_device(device or distributed.local_device()))
     if config.init is not None:
         model = load_model(config.init, device="cpu", dtype=torch.float32)
     else:
@@ -128,7 +127,7 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     evaluate = None
     if config.evaluate is not None:
         held_out, names = read_folder(Path(config.evaluate))
-        evaluate = lambda model: {"accuracy": accuracy(model, held_out, names, config.templates)}  # noqa: E731
+        evaluate = lambda model: {"accuracy": zero_shot(model, held_out, names, config.templates)}  # noqa: E731
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
 
 
@@ -146,11 +145,10 @@ def read_pairs(data: Path, templates: tuple[str, ...] = TEMPLATES) -> tuple[Pair
     return read_table(data), []
 
 
-def accuracy(model: CLIP, pairs: Pairs, class_names: list[str], templates: tuple[str, ...] = TEMPLATES) -> float:
+def zero_shot(model: CLIP, pairs: Pairs, class_names: list[str], templates: tuple[str, ...] = TEMPLATES) -> float:
     """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
     weights = zero_shot_weights(model, class_names, templates).cpu()
-    predicted = (embed_images(model, pairs.files) @ weights.T).argmax(dim=1)
-    return (predicted == torch.tensor(pairs.labels)).double().mean().item()
+    return accuracy((embed_images(model, pairs.files) @ weights.T).argmax(dim=1), torch.tensor(pairs.labels))
 
 
 def retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
@@ -187,13 +185,16 @@ def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, 
         )
     training, rest = pairs.split(count)
     if names:
-        before = {"accuracy": accuracy(model, rest, names)}  # first, so that a broken picture shows before the training
+        before = {
+            "accuracy": zero_shot(model, rest, names)
+        }  # first, so that a broken picture shows before the training
         tuned, head = finetune(model, training, names, out, **options)
         with torch.no_grad():
             predicted = head(embed_images(tuned, rest.files).to(tuned.device)).argmax(dim=1).cpu()
-        after = {"accuracy": (predicted == torch.tensor(rest.labels)).double().mean().item()}
+        after = {"accuracy": accuracy(predicted, torch.tensor(rest.labels))}
     else:
-        options.pop("blocks", None)
+        if options.pop("blocks", None) is not None:
+            raise ConfigError("blocks is for class folders: with captions both towers are trained")
         before = retrieval(model, rest)
         after = retrieval(finetune_captions(model, training, out, **options), rest)
     return {name: (before[name], after[name]) for name in before}

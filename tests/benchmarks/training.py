@@ -43,8 +43,8 @@ import clipkit
 from clipkit import registry
 from clipkit.checkpoints.layouts import from_canonical
 from clipkit.training import losses
-from clipkit.training.loop import ContrastiveTask
 from clipkit.training.optimizer import adamw, train_mode
+from clipkit.training.tasks import ContrastiveTask
 
 LIBRARIES, PRECISIONS = ("clipkit", "open_clip"), ("float32", "bfloat16")
 CAPTION = (  # a part of each row makes 8 to 14 words, in the manner of COCO
