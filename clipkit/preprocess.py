@@ -175,10 +175,10 @@ def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
 
     if isinstance(image, Image.Image):
         name = f"the PIL image (mode {image.mode}, size {image.size})"
-    elif hasattr(image, "read"):
+    elif not isinstance(image, str | os.PathLike):
         name = "the image in the open file"
     else:
-        name = f"the image at the path {os.fspath(image)!r}"  # pyright: ignore[reportArgumentType]
+        name = f"the image at the path {os.fspath(image)!r}"
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)

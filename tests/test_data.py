@@ -309,7 +309,7 @@ def test_an_area_of_1_keeps_all_of_the_picture():
     assert (rows == [0, 0, 120, 100, 0]).all()
     rows = crops(Augment(1.0), 50)  # but of a long one, which would be squeezed
     assert (rows[:, 1:] == [0, 133, 100, 0]).all() and len(set(rows[:, 0])) > 20
-    image = Image.effect_noise((70, 50), 90).convert("RGB")
+    image = Image.effect_noise((60, 50), 90).convert("RGB")
     shortest = Preprocess((32, 32), PreprocessConfig())
     squash = Preprocess((32, 32), PreprocessConfig(resize_mode="squash"))
     assert torch.equal(Augment(1.0)(image, shortest, random.Random(0)), squash(image))

@@ -63,7 +63,7 @@ def checkpoint_blocks(model: nn.Module) -> None:
     """Keep only the inputs of each transformer block and bottleneck of a model until the backward pass."""
     for block in model.modules():
         if isinstance(block, ResidualAttentionBlock | Bottleneck):
-            block.forward = partial(recompute, block.forward)
+            block.__dict__["forward"] = partial(recompute, block.forward)  # stands before the method
 
 
 def keep_blocks(model: nn.Module) -> None:

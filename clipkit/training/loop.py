@@ -124,7 +124,7 @@ class Trainer:
             wrapped = nn.parallel.DistributedDataParallel(
                 self.task, device_ids=[self.device] if self.device.type == "cuda" else None
             )
-        return torch.compile(wrapped) if self.config.compile else wrapped
+        return cast(nn.Module, torch.compile(wrapped)) if self.config.compile else wrapped
 
     def fit(self) -> CLIP:
         """Train to the last step, save, and give the model, in eval mode and with every parameter unlocked.
@@ -192,7 +192,7 @@ class Trainer:
         """
         config = self.config
         torch.manual_seed((config.seed << 40) % 2**63 + self.step * distributed.world_size() + distributed.rank())
-        factor = cosine(self.step, config.steps, config.warm_up)
+        factor = cosine(self.step, config.steps, config.warm_up or 0)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
                 group["lr"] = rate * factor
@@ -237,7 +237,7 @@ class Trainer:
         return row
 
     def _averaged(self) -> CLIP:
-        return self.model if self.average is None else self.average.module.model
+        return self.model if self.average is None else cast(CLIP, self.average.module.model)
 
     def _evaluate(self) -> dict[str, float]:
         assert self.evaluate is not None
@@ -286,7 +286,7 @@ class Trainer:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
                 self._refuse_another(checkpoint, state)
                 self._load(state)
-            except (RuntimeError, ValueError, KeyError, EOFError, pickle.UnpicklingError) as error:
+            except (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
                 if isinstance(error, TrainingError):
                     raise
                 raise TrainingError(

@@ -166,6 +166,7 @@ def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
     norms: list[Any] = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
     norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
-    for kind in kinds if limit is not None else ():
-        nn.utils.clip_grads_with_norm_(kind, limit, norm)
+    if limit is not None:
+        for kind in kinds:
+            nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return norm
