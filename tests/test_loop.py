@@ -95,6 +95,7 @@ def test_killed_at_any_moment_it_goes_on_to_the_bit(uninterrupted: tuple[Path, C
     command = [sys.executable, "-W", "ignore", str(Path(__file__).with_name("training_worker.py")), str(tmp_path)]
     values = {"steps": STEPS, "ema": 0.9, "save_every": 3}
     environment = os.environ | {"PYTHONPATH": str(Path(clipkit.__file__).parents[1])}
+    environment["THREADS"] = str(torch.get_num_threads())
     chance, log = random.Random(os.getpid()), tmp_path / "log.jsonl"
     for target in (3, 10, 20):
         process = subprocess.Popen([*command, json.dumps(values)], env=environment)

@@ -14,7 +14,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_python_blocks_run(dtype, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(blocks) == 2
+    assert len(blocks) == 3
     load = clipkit.load
     monkeypatch.setattr(clipkit, "load", lambda name: load("tiny", "cpu", dtype=dtype))
     monkeypatch.chdir(ROOT / "examples" / "photos")
@@ -22,3 +22,4 @@ def test_the_python_blocks_run(dtype, monkeypatch):
     exec("\n".join(blocks).replace("photo.jpg", "cat.jpg"), names)
     assert names["probabilities"].shape == (1, 2)
     assert names["probabilities"].sum() == pytest.approx(1, abs=1e-3)
+    assert all(p.grad is not None for p in names["model"].parameters())

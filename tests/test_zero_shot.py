@@ -16,7 +16,7 @@ def model():
 
 
 def test_equals_normalise_average_normalise(model, monkeypatch):
-    monkeypatch.setattr("clipkit.classify.zero_shot.CHUNK", 4)  # 9 prompts in 3 pieces
+    monkeypatch.setattr("clipkit.features.TEXT_BATCH", 4)  # 9 prompts in 3 pieces
     weights = clipkit.zero_shot_weights(model, NAMES, TEMPLATES)
     assert weights.shape == (3, 256) and weights.dtype == torch.float32 and not weights.requires_grad
     for name, row in zip(NAMES, weights.double().numpy(), strict=True):

@@ -71,7 +71,7 @@ def run(out: Path, batches: Batches = toy_batches, **values: object) -> CLIP:
 
 
 if __name__ == "__main__":
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(os.environ.get("THREADS", 1)))  # to the bit means with as many threads
     stop_at = int(sys.argv[3]) if len(sys.argv) > 3 else -1
     run(Path(sys.argv[1]), lambda step: toy_batches(step, stop_at), **json.loads(sys.argv[2]))
     distributed.stop()
