@@ -7,7 +7,7 @@ whose file names keep the noun that each picture was searched by (`apple_s_00002
 200 Tiny-ImageNet classes once and 25 of the 100 CIFAR classes once, so that no two captions of a batch mean the same
 and the contrastive loss is free of false negatives. Captions are a template around one of the class's names.
 
-Muon steps the kernels and matrices, AdamW the rest: with Muon the loss of 700 steps of AdamW alone is reached in 350.
+Muon steps the kernels and matrices, AdamW the rest.
 
 Cost: an epoch is 500 steps of 225 pairs; see the model card in clipkit/assets/tiny for the measured time and accuracy.
 On a CPU that does other work too, pin the threads (OMP_PROC_BIND=true): each step waits for the slowest of them. An

@@ -173,12 +173,17 @@ def test_a_strip_that_would_fill_memory_is_refused(source):
 # Kinds of picture
 
 
-@pytest.mark.parametrize("orientation", range(1, 9))
-def test_exif_orientation_is_honoured(tmp_path, orientation):
+def turned(folder: Path, orientation: int) -> Path:
+    """A picture of 31 x 20 stored pixels, whose EXIF says how to turn them."""
     exif = Image.Exif()
     exif[0x0112] = orientation
-    path = tmp_path / "turned.jpg"
-    picture(31, 20).save(path, exif=exif)
+    picture(31, 20).save(folder / "turned.jpg", exif=exif)
+    return folder / "turned.jpg"
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_orientation_is_honoured(tmp_path, orientation):
+    path = turned(tmp_path, orientation)
     with Image.open(path) as image:
         upright = ImageOps.exif_transpose(image)
         plain = Image.fromarray(np.asarray(image))
@@ -190,10 +195,7 @@ def test_exif_orientation_is_honoured(tmp_path, orientation):
 @pytest.mark.parametrize("orientation", range(1, 9))
 def test_a_turned_picture_is_turned_once(tmp_path, orientation):
     """What read_image gives may be cropped and preprocessed, or read again."""
-    exif = Image.Exif()
-    exif[0x0112] = orientation
-    path = tmp_path / "turned.jpg"
-    picture(31, 20).save(path, exif=exif)
+    path = turned(tmp_path, orientation)
     once = read_image(path)
     assert once.size == ((20, 31) if orientation > 4 else (31, 20))
     with Image.open(path) as image:

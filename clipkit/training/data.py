@@ -244,9 +244,8 @@ class PairBatches:
         grouped = np.argsort(labels, kind="stable")
         starts = np.searchsorted(labels[grouped], labels[grouped])
         places = np.empty(len(order))  # of each within its class, 0 to 1
-        places[grouped] = (np.arange(len(order)) - starts + rng.random(len(order))) / np.bincount(labels)[
-            labels[grouped]
-        ]
+        sizes = np.bincount(labels)[labels[grouped]]
+        places[grouped] = (np.arange(len(order)) - starts + rng.random(len(order))) / sizes
         return order[np.argsort(places, kind="stable")]
 
 

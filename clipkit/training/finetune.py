@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.checkpoints.files import write_weights
+from clipkit.checkpoints.files import replacing, write_weights
 from clipkit.classify.heads import LinearHead
 from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
 from clipkit.errors import ConfigError, DataError
@@ -127,7 +127,8 @@ def finetune(
     if distributed.rank() == 0:
         tuned.save_pretrained(Path(out) / "model")
         write_weights(head.state_dict(), Path(out) / "head.safetensors")
-        (Path(out) / "labels.json").write_text(json.dumps(class_names, indent=1) + "\n", "utf-8")
+        with replacing(Path(out) / "labels.json") as partial:
+            partial.write_text(json.dumps(class_names, indent=1) + "\n", "utf-8")
     return tuned, head
 
 
@@ -153,7 +154,6 @@ def finetune_captions(
         The model, in eval mode.
     """
     _check_alpha(alpha)
-    distributed.start(model.device)
     batch_size = min(batch_size, len(pairs))
     config = config or _gentle(epochs * (len(pairs) // max(1, batch_size)))
     tuned = copy.deepcopy(model).float()

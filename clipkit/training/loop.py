@@ -251,20 +251,30 @@ class Trainer:
         train_mode(self.task)
         return figures
 
-    def _state(self) -> dict[str, Any]:
-        if self.sharded:
-            from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
+    def _weights(self) -> dict[str, Any]:
+        """Of the whole task. To be asked for by all processes; if they share them, only the first gets them."""
+        if not self.sharded:
+            return self.task.state_dict()
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-            options = StateDictOptions(full_state_dict=True, cpu_offload=True)
-            weights, moments = get_state_dict(self.task, self.optimizers, options=options)
-        else:
-            weights, moments = self.task.state_dict(), [optimizer.state_dict() for optimizer in self.optimizers]
+        return get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+    def _moments(self) -> Any:
+        """What the optimisers keep, as `_weights` gives the weights."""
+        if not self.sharded:
+            return [optimizer.state_dict() for optimizer in self.optimizers]
+        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+        return get_optimizer_state_dict(self.task, self.optimizers, options=options)
+
+    def _state(self) -> dict[str, Any]:
         average = None if self.average is None else self.average.state_dict()
         return {
             "config": asdict(self.config),
             "identity": self.identity,
-            "task": weights,
-            "optimizers": moments,
+            "task": self._weights(),
+            "optimizers": self._moments(),
             "average": average,
         } | {name: getattr(self, name) for name in _COUNTERS}
 
@@ -300,17 +310,8 @@ class Trainer:
 
     def _refuse_another(self, checkpoint: Path, state: dict[str, Any]) -> None:
         now, then = asdict(self.config), state["config"]
-        free = {
-            "steps",
-            "log_every",
-            "save_every",
-            "evaluate_every",
-            "compile",
-            "micro_batch",
-            "gradient_checkpointing",
-        }
-        changed = [f"{key} {then.get(key)!r} there, {now[key]!r} here" for key in now if now[key] != then.get(key)]
-        changed = [text for text in changed if text.split()[0] not in free]
+        differing = [key for key in now if key not in _FREE and now[key] != then.get(key)]
+        changed = [f"{key} {then.get(key)!r} there, {now[key]!r} here" for key in differing]
         if state["identity"] != self.identity:
             changed.append("another model, start or data")
         if changed:
@@ -344,7 +345,7 @@ class Trainer:
         if self.average is not None:
             self.task.load_state_dict(self.average.module.state_dict())
         model, folder = self.model, self.out / "model"
-        weights = self._state()["task"] if self.sharded else {}  # asked for by all processes; only the first gets them
+        weights = self._weights() if self.sharded else {}
         if weights:
             model = CLIP(self.model.config, self.model.tokenizer)
             model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
@@ -355,6 +356,8 @@ class Trainer:
         return load_model(folder, device=self.device, dtype=torch.float32) if self.sharded else model
 
 
+# What may change between the parts of a run: how far it goes, what it reports, how it saves memory or time.
+_FREE = {"steps", "log_every", "save_every", "evaluate_every", "compile", "micro_batch", "gradient_checkpointing"}
 _COUNTERS = ("step", "losses", "counted", "skipped")  # of a Trainer, kept in its checkpoint
 
 

@@ -13,9 +13,8 @@ from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
 from clipkit.config import CLIPConfig, build, check_positive
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
-from clipkit.loading import decide_device, load_model
+from clipkit.loading import load_model
 from clipkit.models.clip import CLIP
-from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs, ShardBatches, read_folder, read_table
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Trainer
@@ -97,7 +96,6 @@ class RunConfig:
 
 def train(config: RunConfig, device: str | None = None) -> CLIP:
     """Train as the file says, or go on where an earlier run of it stopped."""
-    distributed.start(decide_device(device or distributed.local_device()))
     if config.init is not None:
         model = load_model(config.init, device="cpu", dtype=torch.float32)
     else:
@@ -185,9 +183,8 @@ def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, 
         )
     training, rest = pairs.split(count)
     if names:
-        before = {
-            "accuracy": zero_shot(model, rest, names)
-        }  # first, so that a broken picture shows before the training
+        # Measured first, so that a broken picture shows before the training.
+        before = {"accuracy": zero_shot(model, rest, names)}
         tuned, head = finetune(model, training, names, out, **options)
         with torch.no_grad():
             predicted = head(embed_images(tuned, rest.files).to(tuned.device)).argmax(dim=1).cpu()
