@@ -1,12 +1,20 @@
 """Pictures whose content is known, and a model small enough to train on them in seconds."""
 
 import json
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pytest
+import torch
 from PIL import Image
 
 from clipkit import CLIPConfig, PreprocessConfig, TextConfig, ViTConfig
+from clipkit.training.data import Batch
 
 COLOURS = {"dark red": (150, 20, 20), "green": (20, 200, 20), "blue": (20, 20, 200), "white": (230, 230, 230)}
 
@@ -52,3 +60,32 @@ def caption_table(root: Path, each: int = 1, seed: int = 0) -> Path:
     table = root / "captions.jsonl"
     table.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return table
+
+
+def take(batches: Any, steps: int, start: int = 0) -> list[Batch]:
+    """The batches of some steps."""
+    return list(islice(batches(start), steps))
+
+
+def assert_same_batches(first: list[Batch], second: list[Batch]) -> None:
+    assert [list(batch.names) for batch in first] == [list(batch.names) for batch in second]
+    for a, b in zip(first, second, strict=True):
+        for x, y in zip(a.inputs, b.inputs, strict=True):
+            assert torch.equal(x, y)
+        assert list(a.skipped) == list(b.skipped)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """Fail, instead of waiting for ever."""
+
+    def stop(*_):
+        pytest.fail(f"still running after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
