@@ -1,10 +1,14 @@
 """Zero-shot weights against the definition, written out in NumPy."""
 
+import weakref
+
 import numpy as np
 import pytest
 import torch
 
 import clipkit
+from clipkit import features
+from clipkit.classify.prompts import render
 
 NAMES = ["cat", "dog", "cup of coffee"]
 TEMPLATES = ["a photo of a {}.", "{}", "one blurry picture of the {} in a field"]
@@ -33,17 +37,63 @@ def test_braces_in_a_name_are_text(model):
 @pytest.mark.parametrize(
     ("names", "templates", "message"),
     [
-        ([], TEMPLATES, "class_names must be a non-empty list"),
-        ("cat", TEMPLATES, "class_names must be a non-empty list of strings, not 'cat'"),
-        (["cat", 3], TEMPLATES, "class_names must be"),
-        (NAMES, [], "templates must be a non-empty list"),
-        (NAMES, ["a photo"], r"needs one \{\} .*'a photo'"),
-        (NAMES, ["{} and {}"], r"needs one \{\}"),
+        ("cat", TEMPLATES, "class_names must be a non-empty list, .*not 'cat'"),
+        (["cat", "cat"], TEMPLATES, r"class_names has \['cat'\] more than once"),
+        (NAMES, ["a photo"], "one {} each .*'a photo'"),
+        (NAMES, "{}", "templates must be a list"),
     ],
 )
 def test_bad_input(model, names, templates, message):
     with pytest.raises(clipkit.errors.ConfigError, match=message):
         clipkit.zero_shot_weights(model, names, templates)
+
+
+RAGGED = {"pet": ["cat", "dog", "pet fish"], "cup": "cup of coffee", "car": ["car"]}
+OWN = {"car": [str.upper, "{}"], "pet": TEMPLATES, "cup": ["my {}"]}
+
+
+@pytest.mark.parametrize("batch", [1, 4, 5, 256])
+def test_ragged_prompts_against_the_definition(model, monkeypatch, batch):
+    """9, 1 and 2 prompts: batches of all sizes cut through and across the classes."""
+    prompts = render(RAGGED, OWN)[1]
+    assert [len(own) for own in prompts] == [9, 1, 2]
+    monkeypatch.setattr(features, "TEXT_BATCH", batch)
+    weights = clipkit.zero_shot_weights(model, RAGGED, OWN)
+    for own, row in zip(prompts, weights.double().numpy(), strict=True):
+        mean = features.embed_texts(model, own).double().numpy().mean(axis=0)
+        np.testing.assert_allclose(row, mean / np.linalg.norm(mean), atol=1e-6)
+
+
+def test_names_of_sets(model):
+    data = clipkit.prompt_set("fer2013")
+    given = clipkit.zero_shot_weights(model, data.class_names, data.templates)
+    assert given.shape == (7, 256)
+    assert torch.equal(given, clipkit.zero_shot_weights(model, data.class_names, "FER-2013"))
+
+
+def test_each_batch_is_forgotten(model, monkeypatch):
+    """10,000 prompts: never more than one batch is encoded, and no features but the last ones are still held."""
+    alive, asked = [], []
+
+    def embed_texts(given, texts):
+        assert given is model
+        asked.append(len(texts))
+        alive[:] = [reference for reference in alive if reference() is not None]
+        result = torch.full((len(texts), 256), 1 / 16)
+        alive.append(weakref.ref(result.untyped_storage()))
+        return result
+
+    monkeypatch.setattr(features, "embed_texts", embed_texts)
+    weights = clipkit.zero_shot_weights(model, [f"class {i}" for i in range(500)], [f"{i} {{}}" for i in range(20)])
+    assert len(alive) <= 2 and max(asked) == features.TEXT_BATCH and sum(asked) == 10_000
+    assert torch.allclose(weights, torch.full((500, 256), 1 / 16))
+
+
+def test_progress(model, capsys):
+    clipkit.zero_shot_weights(model, NAMES, progress=True)
+    assert "1/1" in capsys.readouterr().err
+    clipkit.zero_shot_weights(model, NAMES)
+    assert capsys.readouterr().err == ""
 
 
 def test_a_prompt_that_is_too_long_is_named(model):

@@ -1,39 +1,45 @@
 """Zero-shot classification: class names become the weights of a linear classifier (2103.00020, section 3.1)."""
 
-from collections.abc import Sequence
-
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.errors import ConfigError
-from clipkit.features import embed_texts
+from clipkit import features
+from clipkit.classify.prompts import TEMPLATES, ClassNames, Templates, render
 from clipkit.models.clip import CLIP
 
-TEMPLATES = ("a photo of a {}.",)  # where none are given
 
+def zero_shot_weights(
+    model: CLIP, class_names: ClassNames, templates: Templates = TEMPLATES, *, progress: bool = False
+) -> Tensor:
+    """One unit vector per class: the mean over its prompts of their normalised text features, normalised again.
 
-def zero_shot_weights(model: CLIP, class_names: Sequence[str], templates: Sequence[str] = TEMPLATES) -> Tensor:
-    """One unit vector per class: the mean over the templates of its normalised text features, normalised again.
+    The features of all prompts are never held at once: each batch is added to the sums of its classes.
 
     Args:
         model: whose text tower and tokenizer to use.
-        class_names: C names.
-        templates: texts with one `{}` where the name goes.
+        class_names: C names; or label -> its name, or a list of its names.
+        templates: texts with one `{}` where the name goes, or functions of the name; or label -> a list of them; or
+            the name of a prompt set (`clipkit.prompt_sets`).
+        progress: whether to show a bar.
 
     Returns:
         (C, D) float32 on the model's device, without gradient. Image features, normalised, times its transpose are
         cosine similarities.
 
     Raises:
-        ConfigError: for no class, no template, a single string in place of a list, or a template without one `{}`.
+        ConfigError: for names or templates that `clipkit.classify.prompts.render` refuses.
         TokenizerError: for a prompt that is too long.
     """
-    for name, values in (("class_names", class_names), ("templates", templates)):
-        if isinstance(values, str) or not values or not all(isinstance(value, str) for value in values):
-            raise ConfigError(f"{name} must be a non-empty list of strings, not {values!r}")
-    for template in templates:
-        if template.count("{}") != 1:
-            raise ConfigError(f"a template needs one {{}} where the class name goes: {template!r}")
-    prompts = [template.replace("{}", name) for name in class_names for template in templates]
-    features = embed_texts(model, prompts).unflatten(0, (len(class_names), -1))  # (C, templates, D)
-    return F.normalize(features.mean(dim=1), dim=-1)
+    from tqdm import tqdm
+
+    prompts = render(class_names, templates)[1]
+    texts = [text for own in prompts for text in own]
+    classes = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(own) for own in prompts]))
+    sums = torch.zeros(len(prompts), model.config.embed_dim)
+    batch = features.TEXT_BATCH
+    for start in tqdm(range(0, len(texts), batch), unit="batch", disable=not progress):
+        part = slice(start, start + batch)
+        # On the CPU, where the order of the additions, and so each bit of the result, is always the same.
+        sums.index_add_(0, classes[part], features.embed_texts(model, texts[part]).cpu())
+    return F.normalize(sums, dim=-1).to(model.device)
