@@ -1,52 +1,53 @@
-"""Features of many images or texts: batches, worker processes and a progress bar around the encoders."""
+"""Features of many images or texts: batches, worker processes, a progress bar, and files to go on from."""
 
+import hashlib
+import json
 import os
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+import shutil
+from collections.abc import Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipkit.errors import ConfigError
+from clipkit.checkpoints.files import read_weights, write_weights
+from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.models.clip import CLIP
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
+from clipkit.pictures import Images, Pictures, Transform
+from clipkit.training import distributed
 
 TEXT_BATCH = 256
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+_INFO = "clipkit_features"  # names the JSON in our files: bytes of a tensor, for a header ends at 100 MB
 
 
-class _Images:
-    """A data set that preprocesses when asked, in whichever process asks."""
+@dataclass(frozen=True, eq=False)
+class Features:
+    """Features of M pictures, in the order in which the pictures were given.
 
-    def __init__(self, images: Sequence[Any], preprocess: Any) -> None:
-        self.images, self.preprocess = images, preprocess
+    Attributes:
+        features: (M, D) float32, on the CPU.
+        labels: (M,) int64, or None where no integers came with the pictures.
+        paths: of the M pictures; of one that has none, its index.
+        skipped: path or index of each picture that could not be read, and why.
+    """
 
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> Tensor:
-        return self.preprocess(self.images[index])
+    features: Tensor
+    labels: Tensor | None
+    paths: list[str]
+    skipped: list[tuple[str, str]]
 
 
 def embed_images(
-    model: CLIP,
-    images: "Sequence[str | os.PathLike[str] | Image]",
-    *,
-    batch_size: int = 64,
-    workers: int = 0,
-    progress: bool = False,
+    model: CLIP, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
 ) -> Tensor:
-    """Normalised features of pictures.
-
-    Args:
-        model: whose image tower and preprocessing to use.
-        images: N paths or PIL images.
-        batch_size: pictures encoded at once.
-        workers: processes that read and preprocess; 0 for none.
-        progress: whether to show a bar.
+    """Normalised features of pictures, arguments as in `extract_features`. Each process encodes all by itself.
 
     Returns:
         (N, D) float32 on the CPU, each of unit length.
@@ -55,17 +56,134 @@ def embed_images(
         ConfigError: if there are none.
         ImageError: if one cannot be read.
     """
+    pictures, parts = Pictures(model, images, None, batch_size, workers), []
+    with closing(stream_features(model, pictures, progress=progress)) as stream:
+        for part in stream:
+            if part.skipped:
+                raise ImageError(part.skipped[0][1])
+            parts.append(part)
+    return _join(parts).features
+
+
+def extract_features(
+    model: nn.Module,
+    images: Images,
+    *,
+    out: str | os.PathLike[str] | None = None,
+    transform: Transform | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str | None = None,
+    normalize: bool = True,
+    progress: bool = False,
+) -> Features:
+    """Features of pictures, without those that cannot be read.
+
+    Under torchrun all processes call it alike, each encodes a share, and all get the whole. Shares differ in length, so
+    a model sharded by FSDP would wait for ever; `embed_images` takes it.
+
+    Args:
+        model: a CLIP, or any module from (N, 3, H, W) to (N, D). It is in eval mode meanwhile.
+        images: a folder, with the folders in it; a list or data set of paths, PIL images or tensors as `Preprocess`
+            takes them, or of tuples (image, label, ...); or a DataLoader of preprocessed batches (N, 3, H, W) or
+            tuples (batch, labels, ...), of which the order, the collating and the workers are used.
+        out: a .safetensors file to write, where all processes see it. Work that was cut short goes on where it was; a
+            finished file is only read. A list is known by paths and sizes of files, or by pixels; anything else, and
+            the transform, by three samples, so nothing about them may be random.
+        transform: maps an upright RGB PIL image to (3, H, W); the model's own preprocessing if not given.
+        batch_size: pictures encoded at once, at most 1024. A DataLoader's own goes before it.
+        workers: processes that read and preprocess; 0 for none.
+        precision: "bfloat16" or "float16" for autocast to it, "float32" for none; None to compute as the weights are.
+        normalize: scale each feature to unit length.
+        progress: whether to show a bar.
+
+    Raises:
+        ConfigError: if there are no images, or the arguments cannot be used together.
+        DataError: if no image can be read, if `out` was made with other weights, images or options, or if the
+            processes differ in those.
+    """
+    pictures = Pictures(model, images, transform, batch_size, workers)
+    target, first, made_of = Path(out) if out else None, distributed.rank() == 0, {}
+    settings: Any = {"precision": precision, "normalize": normalize}
+    if target or distributed.group():
+        made_of = {"weights": _digest(model), "images or transform": pictures.digest()} | settings
+    whole, done = (0, max(stop for _, stop in pictures.chunks)), {}
+    parts = {(start, stop): Path(f"{out}.parts", f"{start}-{stop}.safetensors") for start, stop in pictures.chunks}
+    if target and first:
+        files = {whole: target} if target.exists() else parts
+        done = {chunk: load_features(file, made_of) for chunk, file in files.items() if file.exists()}
+    plans = _gathered((made_of, [chunk for chunk in pictures.chunks if not done.keys() & {chunk, whole}]))
+    if any(other != made_of for other, _ in plans):
+        raise DataError("the processes hold different models or images, or a DataLoader or transform that is random")
+    # As the first process saw it: another may look when files are being written already.
+    todo = plans[0][1][distributed.rank() :: distributed.world_size()]
+    with closing(stream_features(model, pictures, todo, **settings, progress=progress and first)) as stream:
+        for chunk in todo:
+            done[chunk] = _join([next(stream) for _ in pictures.chunks[chunk]])
+            if target:
+                _write(done[chunk], parts[chunk], made_of)
+    done = {chunk: part for share in _gathered(done) for chunk, part in share.items()}
+    result = _join([done[chunk] for chunk in sorted(done)])
+    if not result.paths:
+        raise DataError(f"none of {len(result.skipped)} images can be read; of the first: {result.skipped[0][1]}")
+    if target and first:
+        if not target.exists():
+            _write(result, target, made_of)
+        shutil.rmtree(f"{out}.parts", ignore_errors=True)
+    _gathered(None)  # none returns, and perhaps calls again, before the file is whole
+    return result
+
+
+def stream_features(
+    model: nn.Module,
+    pictures: Pictures,
+    chunks: list[tuple[int, int]] | None = None,
+    *,
+    precision: str | None = None,
+    normalize: bool = True,
+    progress: bool = False,
+) -> Generator[Features, None, None]:
+    """Of each batch as soon as it is encoded, in all chunks if none are named; arguments as in `extract_features`."""
     from tqdm import tqdm
 
-    if len(images) == 0:
-        raise ConfigError("embed_images needs at least one image")
-    loader = DataLoader(_Images(images, model.preprocess), batch_size, num_workers=workers)  # pyright: ignore[reportArgumentType]
-    with torch.inference_mode():
-        features = [
-            F.normalize(model.encode_image(batch).float(), dim=-1).cpu()
-            for batch in tqdm(loader, unit="batch", disable=not progress)
-        ]
-    return torch.cat(features)
+    tower, encode = getattr(model, "visual", model), getattr(model, "encode_image", model)
+    weight = next(tower.parameters(), torch.empty(0))
+    if precision not in (None, "float32", *_HALVES) or (precision == "float32" and weight.dtype != torch.float32):
+        raise ConfigError(f"precision must be None, bfloat16, float16 or, of float32 weights, float32; not {precision}")
+    chunks = list(pictures.chunks) if chunks is None else chunks
+    batches: Any = [batch for chunk in chunks for batch in pictures.chunks[chunk]]
+    loader = DataLoader(pictures, batch_sampler=batches, num_workers=pictures.workers, collate_fn=pictures.collate)
+    half, modes = _HALVES.get(precision or ""), [(module, module.training) for module in model.modules()]
+    try:
+        model.eval()
+        with tqdm(total=sum(map(len, batches)), unit="image", disable=not progress) as bar:
+            for images, labels, names, skipped in loader:
+                features = torch.empty(0, 0)
+                if names:
+                    cast = torch.autocast(weight.device.type, half, enabled=half is not None)
+                    with torch.no_grad(), cast if precision else nullcontext():
+                        features = encode(images.to(weight.device, weight.dtype))
+                    if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(names):
+                        what = f"{type(features).__name__} {tuple(getattr(features, 'shape', ()))}"
+                        raise ConfigError(f"of {len(names)} images a model must make ({len(names)}, D), not {what}")
+                    features = F.normalize(features.float(), dim=-1) if normalize else features.float()
+                bar.update(len(names) + len(skipped))
+                yield Features(features.cpu(), labels, names, skipped)
+    finally:
+        for module, mode in modes:
+            module.training = mode
+
+
+def load_features(path: str | os.PathLike[str], made_of: dict[str, Any] | None = None) -> Features:
+    """Read a file that `extract_features` wrote. Raises `DataError` for another, or if it was not `made_of` these."""
+    tensors = read_weights(path)
+    if not {"features", _INFO} <= tensors.keys():
+        raise DataError(f"{path} was not written by extract_features, and is left as it is: name another file")
+    info = json.loads(tensors[_INFO].numpy().tobytes())
+    if other := [name for name, value in (made_of or {}).items() if info["made_of"][name] != value]:
+        remedy = f"delete {Path(path).parent if Path(path).parent.suffix == '.parts' else path}, or name another file"
+        raise DataError(f"{path} was made with other {' and other '.join(other)}: {remedy}")
+    return Features(tensors["features"], tensors.get("labels"), info["paths"], [(a, b) for a, b in info["skipped"]])
 
 
 def embed_texts(model: CLIP, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
@@ -91,3 +209,39 @@ def embed_texts(model: CLIP, texts: Sequence[str], *, truncate: bool = False) ->
             for part in (texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH))
         ]
     return torch.cat(features)
+
+
+def _digest(model: nn.Module) -> str:
+    """By which the image tower is known again."""
+    tower = getattr(model, "visual", model)
+    digest = hashlib.sha256(f"{getattr(model, 'config', None)!r}{tower!r}".encode())
+    for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
+        digest.update(f"{name}{value.dtype}".encode())
+        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _join(parts: list[Features]) -> Features:
+    """One after the other. Parts of which all is skipped have neither a width nor labels."""
+    sound = [part for part in parts if part.paths]
+    labels = [part.labels for part in sound if part.labels is not None]
+    return Features(
+        torch.cat([part.features for part in sound]) if sound else torch.empty(0, 0),
+        torch.cat(labels) if sound and len(labels) == len(sound) else None,
+        [path for part in parts for path in part.paths],
+        [problem for part in parts for problem in part.skipped],
+    )
+
+
+def _write(features: Features, path: Path, made_of: dict[str, Any]) -> None:
+    info = json.dumps({"made_of": made_of, "paths": features.paths, "skipped": features.skipped}).encode()
+    tensors = {"features": features.features, _INFO: torch.frombuffer(bytearray(info), dtype=torch.uint8)}
+    write_weights(tensors | ({} if features.labels is None else {"labels": features.labels}), path)
+
+
+def _gathered(value: Any) -> list[Any]:
+    """Of each process, in order of rank."""
+    values = [value] * distributed.world_size()
+    if distributed.group():
+        dist.all_gather_object(values, value)
+    return values

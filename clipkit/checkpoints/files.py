@@ -130,8 +130,10 @@ def shard_names(index: str | os.PathLike[str]) -> list[str]:
     return names
 
 
-def write_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -> None:
-    """Write tensors as safetensors, all or nothing (`replacing`)."""
+def write_weights(
+    tensors: Mapping[str, Tensor], path: str | os.PathLike[str], metadata: Mapping[str, str] | None = None
+) -> None:
+    """Write tensors and metadata as safetensors, all or nothing (`replacing`)."""
     from safetensors.torch import save_file
 
     seen: set[int] = set()
@@ -143,8 +145,21 @@ def write_weights(tensors: Mapping[str, Tensor], path: str | os.PathLike[str]) -
     with replacing(path) as partial:
         partial.touch()
         mode = partial.stat().st_mode  # what the umask grants; safetensors narrows it to the owner alone
-        save_file(dense, partial, metadata={"format": "pt"})  # which transformers asks for
+        save_file(dense, partial, metadata={"format": "pt", **(metadata or {})})  # transformers asks for the format
         partial.chmod(mode)
+
+
+def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
+    """The metadata of a safetensors file. Raises as `read_weights`."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(path, "pt") as file:
+            return file.metadata() or {}
+    except FileNotFoundError as error:
+        raise CheckpointNotFoundError(f"no file {path}") from error
+    except (OSError, SafetensorError) as error:
+        raise _corrupt(Path(path), f"no safetensors file ({error})") from error
 
 
 @contextmanager
