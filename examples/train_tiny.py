@@ -1,15 +1,18 @@
 """Train the embedded checkpoint `tiny` from scratch: a CLIP of 11 million parameters on two public sets of photos.
 
     python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/tiny --epochs 32
+    python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/more --epochs 20 --start tiny
 
 `--tiny-imagenet` is the folder with `wnids.txt`, `words.txt` and `train/`; `--cifar100` the one with `train/<class>/`,
 whose file names keep the noun that each picture was searched by (`apple_s_000027.png`). Every step sees each of the
-200 Tiny-ImageNet classes once and 25 of the 100 CIFAR classes once, so that no two captions of a batch mean the same
-and the contrastive loss is free of false negatives. Captions are a template around one of the class's names.
+200 Tiny-ImageNet classes once and each of the 100 CIFAR classes once; a class that both have is left out of one of
+them, in turn, so that no two captions of a batch mean the same and the contrastive loss is free of false negatives.
+Captions are a template around one of the class's names. A quarter of Tiny-ImageNet's pictures are shrunk to CIFAR's
+32 pixels first, lest blur give the set away. `--start` goes on from a model instead of from scratch.
 
 Muon steps the kernels and matrices, AdamW the rest.
 
-Cost: an epoch is 500 steps of 225 pairs; see the model card in clipkit/assets/tiny for the measured time and accuracy.
+Cost: an epoch is 500 steps of 290 pairs; the model card in clipkit/assets/tiny has the measured time and accuracy.
 On a CPU that does other work too, pin the threads (OMP_PROC_BIND=true): each step waits for the slowest of them. An
 interrupted run goes on from its last checkpoint when started again. `examples/evaluate_tiny.py` measures the result.
 """
@@ -40,7 +43,7 @@ CONFIG = CLIPConfig(
     vision=ResNetConfig(resolution=(64, 64), layers=(2, 2, 3, 1), width=32),
     text=TextConfig(width=96, layers=4, head_width=32, activation="quick_gelu"),
 )
-EPOCH = 500  # steps: each picture of Tiny-ImageNet once, a quarter of CIFAR's
+EPOCH = 500  # steps: each picture once
 TEMPLATES = [
     "{}",
     "a {}",
@@ -61,13 +64,13 @@ TEMPLATES = [
 ]
 
 
-def read_folder(files: list[Path], side: int, cache: Path) -> np.ndarray:
-    """Decode pictures once into one uint8 array (N, side, side, 3), kept at `cache`."""
+def read_folder(files: list[Path], cache: Path) -> np.ndarray:
+    """Decode pictures once into one uint8 array (N, 64, 64, 3), kept at `cache`; smaller ones grow as in evaluation."""
     if not cache.exists():
-        pixels = np.empty((len(files), side, side, 3), np.uint8)
+        pixels = np.empty((len(files), 64, 64, 3), np.uint8)
         for i, file in enumerate(tqdm(files, desc=f"decoding {cache.stem}", mininterval=5)):
             with Image.open(file) as image:
-                pixels[i] = np.asarray(image.convert("RGB").resize((side, side), Image.Resampling.BICUBIC))
+                pixels[i] = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
         np.save(cache, pixels)
     return np.load(cache)
 
@@ -75,13 +78,17 @@ def read_folder(files: list[Path], side: int, cache: Path) -> np.ndarray:
 class Source:
     """Pictures with names, drawn so that a batch holds each class at most once and an epoch repeats no picture."""
 
-    def __init__(self, pixels: np.ndarray, labels: list[int], names: list[list[str]]) -> None:
+    def __init__(self, pixels: np.ndarray, labels: list[int], names: list[list[str]], blur: float) -> None:
         self.pixels, self.names = torch.from_numpy(pixels), names  # names: for each picture, best first
         self.by_class = [np.flatnonzero(np.array(labels) == label) for label in range(max(labels) + 1)]
+        self.blur = blur  # the share of pictures that are shrunk to half their size
 
     def epoch(self, rng: np.random.Generator) -> np.ndarray:
         """Indices (steps, classes)."""
         return np.stack([rng.permutation(members) for members in self.by_class], axis=1)
+
+    def classes(self) -> list[str]:
+        return [self.names[members[0]][0].lower() for members in self.by_class]
 
     def batch(self, indices: np.ndarray, area: float) -> tuple[torch.Tensor, list[str]]:
         """Augmented images (classes, 3, 64, 64) in 0-1 and their captions."""
@@ -90,13 +97,16 @@ class Source:
             names = self.names[i]
             name = names[0] if len(names) == 1 or random.random() < 0.85 else random.choice(names[1:])
             captions.append(random.choice(TEMPLATES).format(name))
-        return random_crops(self.pixels[torch.from_numpy(indices)], area), captions
+        images = self.pixels[torch.from_numpy(indices)].permute(0, 3, 1, 2).float() / 255
+        blurred = torch.rand(len(images)) < self.blur
+        small = F.avg_pool2d(images[blurred], 2)
+        images[blurred] = F.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
+        return random_crops(images, area), captions
 
 
-def random_crops(pixels: torch.Tensor, area: float) -> torch.Tensor:
-    """uint8 (N, H, W, 3) -> float (N, 3, 64, 64) in 0-1: crops of at least `area` of it, half of them flipped."""
-    n = len(pixels)
-    images = pixels.permute(0, 3, 1, 2).float() / 255
+def random_crops(images: torch.Tensor, area: float) -> torch.Tensor:
+    """(N, 3, 64, 64) -> the same shape: crops of at least `area` of it, half of them flipped."""
+    n = len(images)
     ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
     side = torch.empty(n).uniform_(area, 1).sqrt()
     width, height = (side * ratio).clamp(max=1), (side / ratio).clamp(max=1)
@@ -116,8 +126,8 @@ def tiny_imagenet(root: Path, cache: Path) -> Source:
     files = [sorted((root / "train" / wnid / "images").glob("*.JPEG")) for wnid in classes]
     labels = [label for label, members in enumerate(files) for _ in members]
     synonyms = [[name.strip() for name in words[wnid].split(",")] for wnid in classes]
-    pixels = read_folder([file for members in files for file in members], 64, cache / "tiny_imagenet.npy")
-    return Source(pixels, labels, [synonyms[label] for label in labels])
+    pixels = read_folder([file for members in files for file in members], cache / "tiny_imagenet.npy")
+    return Source(pixels, labels, [synonyms[label] for label in labels], blur=0.25)
 
 
 def cifar100(root: Path, cache: Path) -> Source:
@@ -127,14 +137,16 @@ def cifar100(root: Path, cache: Path) -> Source:
     labels = [label for label, members in enumerate(files) for _ in members]
     flat = [file for members in files for file in members]
     names = [[file.parent.name.replace("_", " "), file.stem.rsplit("_s_", 1)[0].replace("_", " ")] for file in flat]
-    return Source(read_folder(flat, 32, cache / "cifar100.npy"), labels, names)
+    return Source(read_folder(flat, cache / "cifar100_64.npy"), labels, names, blur=0)
 
 
 class Batches:
-    """225 pairs for a step: a picture of each class of the first source, and of a quarter of the second's, in turn."""
+    """Pairs for a step: a picture of each class; of what both sources know, from one of them in turn."""
 
     def __init__(self, sources: list[Source], area: float) -> None:
         self.sources, self.area, self.tokenizer = sources, area, Tokenizer()
+        shared = set(sources[0].classes()) & set(sources[1].classes())
+        self.own = [np.array([name not in shared for name in source.classes()]) for source in sources]
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
 
     def __call__(self, step: int) -> Iterator[Batch]:
@@ -145,7 +157,8 @@ class Batches:
             for row in range(within, EPOCH):
                 random.seed(step)
                 torch.manual_seed(step)
-                rows = [orders[0][row], orders[1][row][step % 4 :: 4]]
+                rows = [order[row] for order in orders]
+                rows[step % 2] = rows[step % 2][self.own[step % 2]]
                 parts = [source.batch(row, self.area) for source, row in zip(self.sources, rows, strict=True)]
                 images = (torch.cat([images for images, _ in parts]) - self.mean) / self.std
                 yield Batch((images, self.tokenizer([caption for _, captions in parts for caption in captions])))
@@ -192,16 +205,17 @@ def main() -> None:
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--epochs", type=int, default=32)
+    parser.add_argument("--start", help="a checkpoint to go on from, such as tiny; from scratch without")
     parser.add_argument("--lr", type=float, default=1.2e-3, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--area", type=float, default=0.5, help="the smallest share of a picture that a crop keeps")
+    parser.add_argument("--area", type=float, default=0.4, help="the smallest share of a picture that a crop keeps")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
     batches = Batches([tiny_imagenet(args.tiny_imagenet, args.out), cifar100(args.cifar100, args.out)], args.area)
     torch.manual_seed(0)
-    model = CLIP(CONFIG, batches.tokenizer)
+    model = CLIP.from_pretrained(args.start) if args.start else CLIP(CONFIG, batches.tokenizer)
     config = TrainConfig(steps=args.epochs * EPOCH, warm_up=300, precision="bfloat16", save_every=250)
     make = lambda task: optimizers(task, args.lr, args.muon_lr, args.weight_decay)  # noqa: E731
     trainer = Trainer(model, batches, config, args.out, optimizers=make)
