@@ -9,9 +9,13 @@ logits_per_image, logits_per_text = model(image, tokens)
 """
 
 from clipkit import errors
+from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.few_shot import sample_shots
+from clipkit.classify.prompts import prompt_set, prompt_sets
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ClipkitError
+from clipkit.features import extract_features
 from clipkit.loading import load, save_pretrained
 from clipkit.models.clip import CLIP
 from clipkit.preprocess import Preprocess
@@ -29,6 +33,7 @@ __all__ = [
     "CLIP",
     "CLIPConfig",
     "ClipkitError",
+    "ImageClassifier",
     "Preprocess",
     "PreprocessConfig",
     "ResNetConfig",
@@ -41,11 +46,15 @@ __all__ = [
     "cached_features",
     "clip_loss",
     "errors",
+    "extract_features",
     "finetune",
     "finetune_captions",
     "interpolate",
     "list_models",
     "load",
+    "prompt_set",
+    "prompt_sets",
+    "sample_shots",
     "save_pretrained",
     "sigmoid_loss",
     "tokenize",

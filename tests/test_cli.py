@@ -11,8 +11,11 @@ import torch
 from PIL import Image
 from toy_data import caption_table, colour_folders, toy_config
 
-from clipkit import CLIP
+from clipkit import CLIP, ImageClassifier, sample_shots
+from clipkit.classify import metrics
+from clipkit.classify.few_shot import METHODS
 from clipkit.cli import main
+from clipkit.training.data import read_folder
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 LABELS = ["cat", "dog", "rocket", "cup of coffee", "bicycle"]
@@ -77,11 +80,17 @@ def test_more_images_than_one_batch(tmp_path, capsys):
         ([str(PHOTOS / "cat.jpg"), "--labels", "a", "--model", "ViT-B/23"], "ViT-B/32"),
         ([str(PHOTOS / "cat.jpg"), "--labels", "a", "--templates", "no place"], "no place"),
         ([str(PHOTOS / "cat.jpg"), "--labels", "a", "--top", "0"], "--top"),
+        ([str(PHOTOS / "cat.jpg")], "give --labels to choose from, or a --classifier"),
+        ([str(PHOTOS / "cat.jpg"), "--classifier", "x", "--labels", "a"], "leave --labels out"),
+        ([str(PHOTOS / "cat.jpg"), "--classifier", "x", "--model", "tiny"], "leave --model and --templates out"),
+        ([str(PHOTOS / "cat.jpg"), "--classifier", "x", "--templates", "{}"], "leave --model and --templates out"),
+        ([str(PHOTOS / "cat.jpg"), "--classifier", "no/where"], "no/where"),
     ],
 )
 def test_what_cannot_run_exits_2_with_one_line(arguments, message, capsys):
     assert main(["classify", *arguments]) == 2
-    assert message in capsys.readouterr().err
+    out, err = capsys.readouterr()
+    assert message in err and not out
 
 
 @pytest.fixture
@@ -92,6 +101,146 @@ def toy(tmp_path, small_tokenizer) -> Path:
     colour_folders(tmp_path / "pictures", each=5)
     caption_table(tmp_path / "captioned")
     return tmp_path
+
+
+def start(toy: Path) -> list[str]:
+    return ["--model", str(toy / "start"), "--device", "cpu"]
+
+
+def test_fit_tells_what_it_made_and_classify_uses_it(toy, capsys):
+    unseen, out = colour_folders(toy / "unseen", each=3, seed=700), str(toy / "out")
+    assert main(["fit", str(toy / "pictures"), "-o", out, *start(toy)]) == 0
+    *rows, last = capsys.readouterr().out.splitlines()
+    said = dict(row.split() for row in rows)
+    assert list(said) == ["classes", "pictures", "method", "strength"] and float(said.pop("strength")) > 0
+    assert said == {"classes": "4", "pictures": "20", "method": "anchored"}
+    assert f"clipkit classify --classifier {out} IMAGE" in last
+    classifier, (pairs, names) = ImageClassifier.load(out, device="cpu"), read_folder(unseen)
+    assert classifier.labels == names and classifier.provenance["counts"] == [5, 5, 5, 5]
+
+    fitted = ["--classifier", out, "--device", "cpu"]
+    assert main(["classify", str(unseen / "dark_red"), *fitted, "--top", "2"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert len(lines) == 9 and [line.split("  ")[1] for line in lines[1::3]] == ["dark red"] * 3
+    assert main(["classify", str(unseen), *fitted, "--json"]) == 0
+    rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
+    assert [row["image"] for row in rows] == list(map(str, pairs.files))
+    for row, expected in zip(rows, classifier.predict(pairs.files), strict=True):
+        assert [(e["label"], pytest.approx(e["probability"])) for e in row["labels"]] == expected.top(4)
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "gaussian"])
+def test_eval_prints_the_figures_of_a_classifier(toy, capsys, method):
+    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    pairs, names = read_folder(unseen)
+    options, classifier = (
+        start(toy),
+        ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names),
+    )
+    if method != "zero_shot":
+        classifier.fit(pairs.files[::3], pairs.labels[::3], method, alpha=1e-6)  # so little that it still errs
+        classifier.save(toy / "out")
+        options = ["--classifier", str(toy / "out"), "--device", "cpu"]
+    probabilities, labels = classifier.probabilities(pairs.files), torch.tensor(pairs.labels)
+    predicted = probabilities.argmax(dim=1)
+    right = (predicted == labels).double()
+    confused = metrics.most_confused(metrics.confusion_matrix(predicted, labels, 4))
+    assert 0 < right.mean() < 1 and confused
+    expected = {
+        "top-1": right.mean().item(),
+        "top-5": 1.0,  # of four
+        "mean per class": right.view(4, 3).mean().item(),
+        "calibration error": metrics.expected_calibration_error(probabilities, labels),
+    }
+    assert main(["eval", str(unseen), *options, "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures.pop("most confused") == [[names[i], names[j], pytest.approx(iou)] for i, j, iou in confused]
+    assert figures == pytest.approx({"pictures": 12, "classes": 4} | expected)
+    assert main(["eval", str(unseen), *options]) == 0
+    table = [row.strip().rsplit(maxsplit=1) for row in capsys.readouterr().out.splitlines()]
+    assert " ".join(table[0]) == "12 pictures, 4 classes"
+    assert table[1:5] == [[name, f"{value:.2%}"] for name, value in expected.items()]
+    assert table[6:] == [[f"{names[i]}, {names[j]}", f"{iou:.2%}"] for i, j, iou in confused]
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_can_be_fitted(toy, capsys, method):
+    assert main(["fit", str(toy / "pictures"), "-o", str(toy / "out"), "--method", method, *start(toy)]) == 0
+    assert re.search(rf"^method +{method}$", capsys.readouterr().out, re.M)
+    assert ImageClassifier.load(toy / "out", device="cpu").provenance["method"] == method
+
+
+def test_shots_are_drawn_by_the_seed(toy):
+    pairs, names = read_folder(toy / "pictures")
+    heads = []
+    for seed in ("1", "1", "2"):
+        options = ["--shots", "2", "--seed", seed, "--templates", "stl10", "--method", "random_linear", *start(toy)]
+        assert main(["fit", str(toy / "pictures"), "-o", str(toy / "out"), *options]) == 0
+        classifier = ImageClassifier.load(toy / "out", device="cpu")
+        assert classifier.provenance["counts"] == [2, 2, 2, 2]
+        chosen = sample_shots(torch.tensor(pairs.labels), 2, int(seed)).tolist()
+        by_hand = ImageClassifier.zero_shot(classifier.model, names, "stl10")
+        images, labels = zip(*[(pairs.files[i], pairs.labels[i]) for i in chosen], strict=True)
+        by_hand.fit(images, labels, "random_linear", seed=int(seed))
+        assert torch.equal(classifier.head.weight, by_hand.head.weight)  # pyright: ignore
+        assert classifier.prompts == by_hand.prompts and len(classifier.prompts[0]) == 2
+        heads.append(classifier.head.weight)
+    assert torch.equal(heads[0], heads[1]) and not torch.equal(heads[0], heads[2])
+
+
+def test_a_classifier_may_know_more_classes_in_another_order(toy, capsys):
+    names = ["white", "ochre", "blue", "green", "dark red"]
+    classifier = ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names)
+    pairs, folders = read_folder(toy / "pictures")
+    classifier.fit(pairs.files, [folders[i] for i in pairs.labels])
+    classifier.save(toy / "out")
+    assert main(["eval", str(toy / "pictures"), "--classifier", str(toy / "out"), "--device", "cpu", "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    right = [p.label == folders[i] for p, i in zip(classifier.predict(pairs.files), pairs.labels, strict=True)]
+    assert figures["classes"] == 5 and figures["top-1"] == sum(right) / 20 > 0.9
+
+
+def test_broken_pictures_of_class_folders_are_reported(toy, capsys):
+    (toy / "pictures" / "blue" / "01.png").write_bytes(b"broken")
+    assert main(["fit", str(toy / "pictures"), "-o", str(toy / "out"), *start(toy)]) == 0
+    assert re.search(r"^clipkit: skipped: .*blue/01.png", capsys.readouterr().err, re.M)
+    assert ImageClassifier.load(toy / "out", device="cpu").provenance["counts"] == [4, 5, 5, 5]
+    assert main(["eval", str(toy / "pictures"), "--classifier", str(toy / "out"), "--device", "cpu"]) == 0
+    out, err = capsys.readouterr()
+    assert out.startswith("19 pictures, 4 classes\n") and "skipped" in err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["fit", "{}/pictures", "--method", "best"], "--method must be one of anchored, .* not 'best'"),
+        (["fit", "{}/pictures", "--shots", "0"], "at least one shot, not 20 and 0"),
+        (["fit", "{}/nowhere"], "nowhere holds no folders of pictures"),
+        (["fit", "{}/one"], "a single class"),
+        (["fit", "{}/broken"], "none of 2 images can be read"),
+        (["fit", "{}/pictures", "--model", "ViT-B/23"], "ViT-B/23"),
+        (["fit", "{}/pictures", "--templates", "no place"], "no place"),
+        (["eval", "{}/nowhere"], "nowhere holds no folders of pictures"),
+        (["eval", "{}/pictures", "--classifier", "{}/known"], "no class for these folders of .*: blue, dark red"),
+        (["eval", "{}/pictures", "--classifier", "{}/known", "--model", "tiny"], "leave --model and --templates out"),
+        (["eval", "{}/pictures", "--classifier", "{}/known", "--templates", "the {}"], "leave --model and --templates"),
+        (["eval", "{}/pictures", "--classifier", "{}/start"], "head.safetensors"),
+    ],
+)
+def test_what_cannot_be_fitted_exits_2_with_one_line(toy, arguments, message, capsys):
+    known = ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), ["green", "white"])
+    known.save(toy / "known")
+    for path in ("one/a", "broken/a", "broken/b"):
+        (toy / path).mkdir(parents=True)
+        (toy / path / "x.png").write_bytes(b"broken")
+    Image.new("RGB", (40, 40), "red").save(toy / "one" / "a" / "x.png")
+    arguments = [argument.replace("{}", str(toy)) for argument in arguments]
+    arguments += ["--device", "cpu"] + (["-o", str(toy / "out")] if arguments[0] == "fit" else [])
+    arguments += [] if {"--model", "--classifier"} & {*arguments} else ["--model", str(toy / "start")]
+    assert main(arguments) == 2
+    out, err = capsys.readouterr()
+    assert err.splitlines()[-1].startswith("clipkit: ") and re.search(message, err) and not out
+    assert not (toy / "out").exists()
 
 
 def test_train_does_what_the_file_says_and_goes_on(toy):
@@ -117,7 +266,7 @@ def test_finetune_on_class_folders_prints_a_table(toy, capsys):
     name, before, after = row.split()
     assert name == "accuracy" and float(before[:-1]) % 25 == float(after[:-1]) % 25 == 0 and len(head) == len(row)
     assert str(toy / "out" / "model") in last
-    assert {"model", "head.safetensors", "labels.json", "run"} <= {file.name for file in (toy / "out").iterdir()}
+    assert ImageClassifier.load(toy / "out", device="cpu").labels == ["blue", "dark red", "green", "white"]
     start, tuned = (CLIP.from_pretrained(toy / name, device="cpu").state_dict() for name in ("start", "out/model"))
     assert torch.equal(start["visual.conv1.weight"], tuned["visual.conv1.weight"])  # for only a block was asked for
     assert not torch.equal(start["visual.proj"], tuned["visual.proj"])
@@ -169,6 +318,17 @@ def test_templates_change_the_answer(capsys):
         main(["classify", str(PHOTOS / "cat.jpg"), "--labels", *LABELS, "--json", "--templates", *templates])
         answers.append(capsys.readouterr().out)
     assert answers[0] != answers[1]
+
+
+def test_a_prompt_set_brings_its_templates(capsys):
+    options = ["--labels", *LABELS, "--templates", "imagenet", "--json", "--device", "cpu"]
+    assert main(["classify", str(PHOTOS / "cat.jpg"), *options]) == 0
+    row = json.loads(capsys.readouterr().out)
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    classifier = ImageClassifier.zero_shot(model, LABELS, "imagenet")
+    assert len(classifier.prompts[0]) == 80
+    expected = classifier.predict(PHOTOS / "cat.jpg").top()
+    assert [(e["label"], pytest.approx(e["probability"], abs=1e-6)) for e in row["labels"]] == expected
 
 
 def test_models_lists_every_name(capsys):

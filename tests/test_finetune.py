@@ -9,17 +9,17 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import load_file
 from torch import Tensor, nn
 from toy_data import caption_table, colour_folders, toy_config
 
-from clipkit import CLIP, zero_shot_weights
-from clipkit.classify.heads import LinearHead
+from clipkit import CLIP, ImageClassifier, zero_shot_weights
+from clipkit.classify.few_shot import fit_head
+from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead
 from clipkit.classify.metrics import recall_at_k
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
 from clipkit.training.data import Pairs, read_folder, read_table
-from clipkit.training.finetune import finetune, finetune_captions, fit_head, interpolate
+from clipkit.training.finetune import finetune, finetune_captions, interpolate
 from clipkit.training.optimizer import TrainConfig
 from clipkit.training.tasks import ClassificationTask
 
@@ -51,71 +51,10 @@ def assert_same(first: dict[str, Tensor], second: dict[str, Tensor]) -> None:
     assert all(torch.equal(value, second[key]) and value.dtype == second[key].dtype for key, value in first.items())
 
 
-def accuracy(model: CLIP, head: LinearHead, pairs: Pairs) -> float:
+def accuracy(model: CLIP, head: Head, pairs: Pairs) -> float:
     with torch.no_grad():
         predicted = head(embed_images(model, pairs.files)).argmax(dim=1)
     return (predicted == torch.tensor(pairs.labels)).double().mean().item()
-
-
-# The head on fixed features
-
-
-@pytest.fixture
-def few() -> tuple[LinearHead, Tensor, Tensor]:
-    """A poor zero-shot head, and 60 features of 5 classes that a linear one can tell apart."""
-    random = torch.Generator().manual_seed(0)
-    centres = torch.randn(5, 16, generator=random)
-    labels = torch.arange(60) % 5
-    features = nn.functional.normalize(centres[labels] + 0.7 * torch.randn(60, 16, generator=random), dim=-1)
-    weights = nn.functional.normalize(centres + 2.5 * torch.randn(5, 16, generator=random), dim=-1)
-    return LinearHead.from_zero_shot(weights, torch.tensor(3.0)), features, labels
-
-
-def objective(head: LinearHead, start: np.ndarray, features: Tensor, labels: Tensor, decay: float, unit: float):
-    """In float64: the objective, and its gradients by the weights and the bias."""
-    weight, bias, x = (v.detach().double().numpy() for v in (head.weight, head.bias, features))
-    logits = x @ weight.T + bias
-    logits -= logits.max(axis=1, keepdims=True)
-    log_p = logits - np.log(np.exp(logits).sum(axis=1, keepdims=True))
-    slope = (np.exp(log_p) - np.eye(len(weight))[labels.numpy()]) / len(x)
-    distance = (weight - start) / unit
-    loss = -log_p[np.arange(len(x)), labels.numpy()].mean() + decay / 2 * (distance**2).sum() / len(weight)
-    return loss, slope.T @ x + decay * distance / unit / len(weight), slope.sum(axis=0)
-
-
-@pytest.mark.parametrize("decay", [1e-3, 1e-1])
-def test_head_ends_at_the_optimum(few, decay):
-    head, features, labels = few
-    start = head.weight.detach().double().numpy().copy()
-    unit = np.sqrt((start**2).mean())
-    before = objective(head, start, features, labels, decay, unit)
-    fit_head(head, features, labels, decay)
-    after = objective(head, start, features, labels, decay, unit)
-    assert after[0] < before[0]
-    for first, last in zip(before[1:], after[1:], strict=True):
-        assert np.abs(last).max() < 1e-4 * np.abs(first).max()
-
-
-def test_fitted_head_beats_zero_shot_on_its_support(few):
-    head, features, labels = few
-    right = lambda: (head(features).argmax(dim=1) == labels).double().mean().item()  # noqa: E731
-    before = right()
-    fit_head(head, features, labels)
-    assert before < 0.7 and right() > 0.95
-
-
-def test_a_strong_penalty_keeps_the_start(few):
-    head, features, labels = few
-    start = head.weight.detach().clone()
-    fit_head(head, features, labels, weight_decay=1e6)
-    torch.testing.assert_close(head.weight.detach(), start, rtol=0, atol=1e-3)
-
-
-def test_a_head_of_zeros_learns_too(few):
-    _, features, labels = few
-    head = LinearHead(16, 5)
-    fit_head(head, features, labels)
-    assert (head(features).argmax(dim=1) == labels).double().mean() > 0.9
 
 
 # Interpolation
@@ -142,6 +81,22 @@ def test_interpolation_keeps_the_precision_of_the_second(model):
     tuned = copy.deepcopy(model)
     nn.init.normal_(tuned.visual.proj)  # pyright: ignore
     assert_same(interpolate(copy.deepcopy(model).half(), tuned, 1.0).state_dict(), tuned.state_dict())
+
+
+def test_heads_are_interpolated_as_linear_ones():
+    random = torch.Generator().manual_seed(0)
+    features, weight = torch.randn(5, 8, generator=random), torch.randn(3, 8, generator=random)
+    first = CosineHead(nn.functional.normalize(weight, dim=-1), torch.tensor(2.0))
+    second = LinearHead(torch.randn(3, 8, generator=random), torch.randn(3, generator=random))
+    for heads in ((first, second), (second, first)):
+        for alpha in (0, 0.25, 1):
+            between = interpolate(*heads, alpha)  # pyright: ignore
+            assert isinstance(between, LinearHead)
+            expected = (1 - alpha) * heads[0](features) + alpha * heads[1](features)
+            torch.testing.assert_close(between(features), expected, rtol=1e-5, atol=1e-5)
+    cache = CacheHead(weight, torch.tensor(1.0), features, torch.eye(5, 3), torch.tensor(1.0), torch.tensor(1.0))
+    with pytest.raises(ConfigError, match="CacheHead is not linear"):
+        interpolate(first, cache, 0.5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
@@ -175,11 +130,13 @@ def test_learns_colours_and_leaves_the_model_alone(model, colours, unseen, zero_
     pairs, names = colours
     before, given = state(model), accuracy(model, zero_shot, unseen)
     config = replace(QUICK, steps=20, warm_up=2)
-    tuned, head = finetune(model, pairs, names, tmp_path, batch_size=16, alpha=1.0, config=config)
-    assert accuracy(tuned, head, unseen) == 1 > given + 0.3
+    classifier = finetune(model, pairs, names, tmp_path, batch_size=16, alpha=1.0, config=config)
+    tuned = classifier.model
+    assert accuracy(tuned, classifier.head, unseen) == 1 > given + 0.3
+    assert classifier.labels == names and classifier.predict(unseen.files[0]).label == "blue"
     assert_same(state(model), before)
     assert all(p.requires_grad for p in model.parameters())
-    assert not tuned.training and not head.training
+    assert not any(module.training for module in classifier.modules())
     rows = [json.loads(line) for line in (tmp_path / "run" / "log.jsonl").read_text().splitlines()]
     assert rows[-1]["step"] == 20 and rows[-1]["loss"] < 0.3
     assert torch.equal(tuned.logit_scale, model.logit_scale)
@@ -187,30 +144,41 @@ def test_learns_colours_and_leaves_the_model_alone(model, colours, unseen, zero_
     assert not torch.equal(tuned.visual.conv1.weight, model.visual.conv1.weight)  # pyright: ignore
 
 
-def test_what_is_saved_gives_the_same_logits(model, colours, unseen, tmp_path):
+def test_what_is_saved_is_a_classifier(model, colours, unseen, tmp_path):
     pairs, names = colours
-    tuned, head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
-    assert json.loads((tmp_path / "labels.json").read_text()) == names == ["blue", "dark red", "green", "white"]
-    loaded = CLIP.from_pretrained(tmp_path / "model", device="cpu")
-    again = LinearHead(32, 4)
-    again.load_state_dict(load_file(tmp_path / "head.safetensors"))
-    with torch.no_grad():
-        expected = head(embed_images(tuned, unseen.files))
-        assert torch.equal(again(embed_images(loaded, unseen.files)), expected)
+    classifier = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    loaded = ImageClassifier.load(tmp_path, device="cpu")
+    assert loaded.labels == names == ["blue", "dark red", "green", "white"]
+    assert loaded.prompts == [[f"a photo of a {name}."] for name in names]
+    about = {"method": "finetune", "pictures": 32, "counts": [8] * 4, "alpha": 0.5}
+    assert loaded.provenance.items() >= about.items() and loaded.provenance == classifier.provenance
+    assert_same(state(loaded), state(classifier))
+    assert torch.equal(loaded.probabilities(unseen.files), classifier.probabilities(unseen.files))
+    assert not (tmp_path / "labels.json").exists()
+    with pytest.raises(ConfigError, match="fitted by finetune"):  # its logits are no longer those of cosines
+        loaded.add_classes(["yellow"])
+    loaded.fit(pairs.files, pairs.labels)  # with the tower as it was tuned, from the names again
+    assert loaded.provenance["method"] == "anchored" and accuracy(loaded.model, loaded.head, unseen) > 0.9
 
 
-def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(model, colours, zero_shot, tmp_path):
+def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(model, colours, unseen, tmp_path):
     pairs, names = colours
-    old, old_head = finetune(model, pairs, names, tmp_path / "0", batch_size=8, alpha=0, config=QUICK)
-    assert_same(state(old), state(model))
-    assert_same(state(old_head), state(zero_shot))
-    new, new_head = finetune(model, pairs, names, tmp_path / "1", batch_size=8, alpha=1, config=QUICK)
+    start = ImageClassifier.zero_shot(model, names)
+    old = finetune(model, pairs, names, tmp_path / "0", batch_size=8, alpha=0, config=QUICK)
+    assert_same(state(old.model), state(model))
+    weight = start.zero_shot_head.weight.detach()
+    scale = fit_head(embed_images(model, pairs.files), torch.tensor(pairs.labels), start.zero_shot_head)[1]["scale"]
+    torch.testing.assert_close(old.head.weight, scale * weight, rtol=1e-6, atol=0)  # as sure as the fit is
+    assert not old.head.bias.any()  # pyright: ignore
+    assert [p.label for p in old.predict(unseen.files)] == [p.label for p in start.predict(unseen.files)]
+    new = finetune(model, pairs, names, tmp_path / "1", batch_size=8, alpha=1, config=QUICK)
     trained = torch.load(tmp_path / "1" / "run" / "checkpoint.pt", weights_only=True)["task"]
-    assert_same({f"model.{k}": v for k, v in new.state_dict().items()} | _named("head", new_head), trained)
-    half, half_head = finetune(model, pairs, names, tmp_path / "half", batch_size=8, alpha=0.5, config=QUICK)
-    middle = (zero_shot.weight + new_head.weight) / 2
-    torch.testing.assert_close(half_head.weight, middle, rtol=1e-5, atol=1e-5)
-    proj: list[Any] = [m.visual.proj for m in (model, new, half)]
+    assert_same(_named("model", new.model) | _named("head", new.head), trained)
+    half = finetune(model, pairs, names, tmp_path / "half", batch_size=8, alpha=0.5, config=QUICK)
+    for name, value in half.head.state_dict().items():
+        middle = (old.head.state_dict()[name] + new.head.state_dict()[name]) / 2
+        torch.testing.assert_close(value, middle, rtol=1e-5, atol=1e-5)
+    proj: list[Any] = [m.visual.proj for m in (model, new.model, half.model)]
     torch.testing.assert_close(proj[2], (proj[0] + proj[1]) / 2, rtol=1e-5, atol=1e-6)
     assert not torch.equal(proj[0], proj[1])
 
@@ -221,15 +189,65 @@ def _named(prefix: str, module: nn.Module) -> dict[str, Tensor]:
 
 def test_no_epochs_train_the_head_alone(model, colours, zero_shot, tmp_path):
     pairs, names = colours
-    tuned, head = finetune(model, pairs, names, tmp_path, epochs=0, alpha=1)
-    assert_same(state(tuned), state(model))
-    assert accuracy(tuned, head, pairs) > accuracy(model, zero_shot, pairs)
+    classifier = finetune(model, pairs, names, tmp_path, epochs=0, alpha=1)
+    assert_same(state(classifier.model), state(model))
+    anchored = ImageClassifier.zero_shot(model, names).fit(embed_images(model, pairs.files), pairs.labels)
+    assert_same(state(classifier.head), state(anchored.head))
+    assert accuracy(model, classifier.head, pairs) > accuracy(model, zero_shot, pairs)
     assert not (tmp_path / "run" / "checkpoint.pt").exists() and (tmp_path / "head.safetensors").exists()
+
+
+def test_templates_make_the_zero_shot_head(model, colours, tmp_path):
+    pairs, names = colours
+    classifier = finetune(model, pairs, names, tmp_path, templates="stl10", epochs=0, alpha=0)
+    assert classifier.prompts[1] == ["a photo of a dark red.", "a photo of the dark red."]
+    assert torch.equal(classifier.zero_shot_head.weight, zero_shot_weights(model, names, "stl10"))
+
+
+def test_broken_pictures_are_skipped(model, colours, tmp_path):
+    """In both stages."""
+    pairs, names = colours
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(b"no picture")
+    files = [*pairs.files]
+    files[3] = broken
+    sound = [i for i in range(len(pairs)) if i != 3]
+    more = Pairs(files, pairs.captions, pairs.labels)
+    head = finetune(model, more, names, tmp_path / "head", epochs=0, alpha=1)
+    fitted = finetune(model, pairs.select(sound), names, tmp_path / "sound", epochs=0, alpha=1)
+    assert_same(state(head.head), state(fitted.head))
+    assert head.provenance["counts"] == [7, 8, 8, 8]
+    finetune(model, more, names, tmp_path / "tower", epochs=1, batch_size=32)
+    assert json.loads((tmp_path / "tower" / "run" / "log.jsonl").read_text().splitlines()[-1])["skipped"] == 1
+
+
+@pytest.mark.parametrize(
+    ("width", "given", "expected"),
+    [(512, None, 5e-5), (768, None, 5e-5 / 2.25), (64, None, 1e-3), (128, None, 8e-4), (64, 3e-4, 3e-4)],
+)
+def test_the_rate_follows_the_width(model, colours, tmp_path, monkeypatch, width, given, expected):
+    """Of the text tower, unless it is given."""
+    asked = []
+
+    def trainer(task, batches, config, *others, **options):
+        asked.append(config)
+        raise InterruptedError("asked")
+
+    monkeypatch.setattr("clipkit.training.finetune.Trainer", trainer)
+    model.config = replace(model.config, text=replace(model.config.text, width=width))
+    pairs, names = colours
+    for tune in (
+        lambda: finetune(model, pairs, names, tmp_path, epochs=2, lr=given),
+        lambda: finetune_captions(model, pairs, tmp_path, epochs=2, lr=given),
+    ):
+        with pytest.raises(InterruptedError, match="asked"):
+            tune()
+    assert [config.lr for config in asked] == pytest.approx([expected] * 2)
 
 
 def test_blocks_lock_the_rest_of_the_tower(model, colours, tmp_path):
     pairs, names = colours
-    tuned, _ = finetune(model, pairs, names, tmp_path, epochs=1, batch_size=8, blocks=1, alpha=1)
+    tuned = finetune(model, pairs, names, tmp_path, epochs=1, batch_size=8, blocks=1, alpha=1).model
     changed = {k for k, v in tuned.state_dict().items() if not torch.equal(v, model.state_dict()[k])}
     assert changed and all(
         k.startswith(("visual.transformer.resblocks.1.", "visual.ln_post", "visual.proj")) for k in changed
@@ -241,9 +259,10 @@ def test_half_precision_models_are_tuned_in_float32(model, colours, tmp_path):
     pairs, names = colours
     half = copy.deepcopy(model).half()
     before = state(half)
-    tuned, head = finetune(half, pairs, names, tmp_path / "a", batch_size=8, alpha=1, config=QUICK)
-    assert tuned.dtype == head.weight.dtype == torch.float32
-    assert accuracy(tuned, head, pairs) > 0.9
+    classifier = finetune(half, pairs, names, tmp_path / "a", batch_size=8, alpha=1, config=QUICK)
+    tuned = classifier.model
+    assert tuned.dtype == classifier.head.weight.dtype == torch.float32
+    assert accuracy(tuned, classifier.head, pairs) > 0.9
     trained = torch.load(tmp_path / "a" / "run" / "checkpoint.pt", weights_only=True)["task"]
     assert torch.equal(tuned.visual.proj, trained["model.visual.proj"])  # pyright: ignore
     captions = finetune_captions(half, pairs, tmp_path / "b", batch_size=8, alpha=1, config=QUICK)
@@ -254,10 +273,9 @@ def test_half_precision_models_are_tuned_in_float32(model, colours, tmp_path):
 def test_a_run_goes_on_from_its_checkpoint(model, colours, tmp_path):
     """A second call finds all steps done, and gives the same classifier."""
     pairs, names = colours
-    first, first_head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
-    second, second_head = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    first = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    second = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
     assert_same(state(first), state(second))
-    assert_same(state(first_head), state(second_head))
 
 
 def test_a_batch_larger_than_the_data_is_all_of_it(model, colours, tmp_path):

@@ -106,26 +106,30 @@ ROWS = [
     ["clipkit.cli", "clipkit.__main__"],
     [
         "clipkit.classify.classifier",
+        "clipkit.classify.export",
         "clipkit.training.loop",
         "clipkit.training.finetune",
         "clipkit.training.run",
         "clipkit.inspect",
         "clipkit.search",
     ],
-    ["clipkit.features", "clipkit.classify.few_shot", "clipkit.classify.zero_shot"],
+    ["clipkit.features", "clipkit.classify.few_shot", "clipkit.classify.anchored", "clipkit.classify.zero_shot"],
     ["clipkit.loading"],
     [
         *("clipkit.models", "clipkit.checkpoints", "clipkit.registry", "clipkit.tokenizer", "clipkit.preprocess"),
+        "clipkit.pictures",
         *("clipkit.classify.heads", "clipkit.classify.prompts", "clipkit.classify.metrics", "clipkit.training.losses"),
         *("clipkit.training.data", "clipkit.training.optimizer", "clipkit.training.checkpointing"),
         *("clipkit.training.tasks", "clipkit.training.log"),
     ],
     ["clipkit.config", "clipkit.training.distributed", "clipkit.errors"],
 ]
-# The only imports that point up: methods of CLIP that hand over to the loading.
+# The only imports that point up: methods of CLIP that hand over to the loading and to the encoding of many.
 UPWARD = {
     ("clipkit.models.clip", "from_pretrained", "clipkit.loading"),
     ("clipkit.models.clip", "save_pretrained", "clipkit.loading"),
+    ("clipkit.models.clip", "embed_images", "clipkit.features"),
+    ("clipkit.models.clip", "embed_texts", "clipkit.features"),
 }
 # Packages of several rows; they hold a docstring alone.
 BARE = {"clipkit.classify", "clipkit.training"}

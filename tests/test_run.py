@@ -11,7 +11,7 @@ import pytest
 import torch
 from toy_data import caption_table, colour_folders, picture, toy_config
 
-from clipkit import CLIP
+from clipkit import CLIP, ImageClassifier
 from clipkit.errors import ClipkitError, ConfigError, DataError, ImageError, TrainingError, UnknownModelError
 from clipkit.training import run
 from clipkit.training.data import Augment, ShardBatches, read_folder, read_table
@@ -290,7 +290,9 @@ def test_figures_are_those_of_the_held_out_share(place, model):
     held = pairs.split(6)[1]
     before, after = figures["accuracy"]
     assert before == zero_shot(model, held, names) and 0 <= before < after <= 1
-    assert (place / "run" / "head.safetensors").exists()
+    classifier = ImageClassifier.load(place / "run", device="cpu")
+    right = [p.label == names[i] for p, i in zip(classifier.predict(held.files), held.labels, strict=True)]
+    assert after == pytest.approx(np.mean(right))
 
 
 def test_captions_are_tuned_and_measured(tmp_path, model):
@@ -323,6 +325,14 @@ def test_a_broken_training_picture_is_skipped_and_counted(tmp_path, model):
     read_table(table).split(4)[0].files[0].write_bytes(b"broken")
     finetune_from(table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12)
     assert log(tmp_path / "run" / "run")[-1]["skipped"] == 1
+
+
+def test_a_broken_picture_of_a_class_is_skipped_too(place, model):
+    pairs, _ = read_folder(place / "pictures")
+    pairs.split(6)[0].files[0].write_bytes(b"broken")
+    figures = finetune_from(place / "pictures", place / "run", model, held_out=0.25, epochs=1, batch_size=18)
+    assert log(place / "run" / "run")[-1]["skipped"] == 1 and list(figures) == ["accuracy"]
+    assert sum(ImageClassifier.load(place / "run", device="cpu").provenance["counts"]) == 17
 
 
 def test_pictures_of_any_shape_are_trained_on(tmp_path, model):

@@ -16,6 +16,8 @@ from clipkit.models.text_transformer import TextTransformer
 from clipkit.models.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from clipkit.preprocess import Preprocess
     from clipkit.tokenizer import Tokenizer
 
@@ -68,6 +70,18 @@ class CLIP(nn.Module):
         from clipkit.loading import save_pretrained
 
         save_pretrained(self, folder, **options)
+
+    def embed_images(self, images: Any, **options: Any) -> Tensor:
+        """Normalised features of pictures, (N, D) float32 on the CPU. See `clipkit.features.embed_images`."""
+        from clipkit.features import embed_images
+
+        return embed_images(self, images, **options)
+
+    def embed_texts(self, texts: "Sequence[str]", **options: Any) -> Tensor:
+        """Normalised features of texts, (N, D) float32. See `clipkit.features.embed_texts`."""
+        from clipkit.features import embed_texts
+
+        return embed_texts(self, texts, **options)
 
     @property
     def tokenizer(self) -> "Tokenizer":

@@ -24,7 +24,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
 
+from clipkit.classify.prompts import TEMPLATES, Templates, render
 from clipkit.errors import ConfigError, DataError, ImageError
+from clipkit.pictures import list_images
 from clipkit.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
 from clipkit.tokenizer import Tokenizer
 from clipkit.training import distributed
@@ -70,7 +72,7 @@ class Pairs:
         return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
 
 
-def read_folder(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) -> tuple[Pairs, list[str]]:
+def read_folder(root: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, list[str]]:
     """Class folders: `root/golden_retriever/*.jpg` are captioned by the templates around "golden retriever".
 
     Returns:
@@ -78,16 +80,16 @@ def read_folder(root: Path, templates: Sequence[str] = ("a photo of a {}.",)) ->
 
     Raises:
         DataError: if there is no folder with a picture.
+        ConfigError: for templates that `render` refuses, or two folders of one class name.
     """
-    found = [
-        (d, sorted(p for p in d.rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES)) for d in sorted(root.glob("*/"))
-    ]
+    found = [(folder, list_images(folder)) for folder in sorted(root.glob("*/"))]
     found = [(folder.name.replace("_", " "), files) for folder, files in found if files]
     if not found:
         raise DataError(f"{root} holds no folders of pictures: one folder for each class is needed")
-    captions = [[template.replace("{}", name) for template in templates] for name, files in found for _ in files]
+    names, prompts = render([name for name, _ in found], templates)
+    captions = [own for own, (_, files) in zip(prompts, found, strict=True) for _ in files]
     labels = [label for label, (_, files) in enumerate(found) for _ in files]
-    return Pairs([file for _, files in found for file in files], captions, labels), [name for name, _ in found]
+    return Pairs([file for _, files in found for file in files], captions, labels), names
 
 
 def read_table(table: Path) -> Pairs:

@@ -2,21 +2,19 @@
 
 import copy
 import hashlib
-import json
 import os
 from dataclasses import replace
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
-from clipkit.checkpoints.files import replacing, write_weights
-from clipkit.classify.heads import LinearHead
-from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
+from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.heads import Head, LinearHead
+from clipkit.classify.prompts import TEMPLATES, Templates
 from clipkit.errors import ConfigError, DataError
-from clipkit.features import embed_images
+from clipkit.features import extract_features
 from clipkit.models.clip import CLIP
 from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs
@@ -31,13 +29,16 @@ def interpolate(first: M, second: M, alpha: float) -> M:
     """A new module whose weights lie between those of two of the same shape (WiSE-FT, 2109.01903).
 
     Args:
-        first, second: for example a zero-shot model and the same one fine-tuned; the result has the second's dtype.
+        first, second: for example a zero-shot model and the same one fine-tuned, or two heads, of which each becomes
+            a `LinearHead`; the result has the second's dtype.
         alpha: 0 gives the first, 1 the second.
 
     Raises:
         ConfigError: if alpha is not in 0-1, or the weights do not match.
     """
     _check_alpha(alpha)
+    if isinstance(first, Head) and isinstance(second, Head):
+        first, second = cast(M, first.to_linear()), cast(M, second.to_linear())
     ours, theirs = first.state_dict(), second.state_dict()
     if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
         raise ConfigError("interpolate needs two modules of the same weights")
@@ -52,59 +53,42 @@ def _check_alpha(alpha: float) -> None:
         raise ConfigError(f"alpha must be from 0, for the first weights, to 1, for the second, not {alpha!r}")
 
 
-def fit_head(head: LinearHead, features: Tensor, labels: Tensor, weight_decay: float = 1e-3) -> None:
-    """Train a head in place on cached features (N, D) and labels (N,): cross-entropy, held near its start by a penalty.
-
-    The penalty is half of `weight_decay` times the squared distance of a class's weights, averaged over the classes, in
-    units of the root mean square weight of the start; of 1 if that is zero.
-    """
-    start = head.weight.detach().clone()
-    unit = start.pow(2).mean().sqrt() or 1.0
-    optimizer = torch.optim.LBFGS(head.parameters(), max_iter=100, line_search_fn="strong_wolfe")
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        distance = ((head.weight - start) / unit).pow(2).sum() / len(start)
-        loss = F.cross_entropy(head(features), labels) + weight_decay / 2 * distance
-        loss.backward()
-        return loss
-
-    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
-
-
 def finetune(
     model: CLIP,
     pairs: Pairs,
     class_names: list[str],
     out: str | os.PathLike[str],
     *,
-    templates: tuple[str, ...] = TEMPLATES,
-    epochs: int = 10,
+    templates: Templates = TEMPLATES,
+    epochs: int = 20,
     batch_size: int = 64,
     blocks: int | None = None,
     alpha: float = 0.5,
+    lr: float | None = None,
     workers: int = 0,
     config: TrainConfig | None = None,
-) -> tuple[CLIP, LinearHead]:
+) -> ImageClassifier:
     """Fine-tune a classifier: its head on fixed features; then the image tower with it; then half of the way back.
 
-    The head starts as the zero-shot classifier. The last stage interpolates between zero-shot and fine-tuned weights
-    (WiSE-FT), which keeps more of what the model knew about other pictures.
+    The head is fitted by `anchored` from the zero-shot classifier. The last stage interpolates between zero-shot and
+    fine-tuned weights (WiSE-FT), which keeps more of what the model knew about other pictures.
 
     Args:
         model: to start from; it is not changed.
         pairs: pictures with labels, as `clipkit.training.data.read_folder` gives them.
         class_names: one for each label.
-        out: folder for the model, `head.safetensors` and `labels.json`, and in `run` for what `Trainer` leaves.
+        out: folder for the classifier, which `ImageClassifier.load` reads, and in `run` for what `Trainer` leaves.
         templates: of the zero-shot classifier.
         epochs, batch_size: of the second stage; 0 epochs train the head alone.
         blocks: train only so many last blocks of the image tower; None for all that is not locked.
         alpha: 0 for zero-shot, 1 for fine-tuned weights.
+        lr: the peak of the learning rate; by default 5e-5 times the square of 512 / the text tower's width, 1e-3 at
+            most: 5e-5 for ViT-B, 2e-5 for ViT-L.
         workers: processes that read ahead.
-        config: of the second stage, in place of the defaults; `epochs` and `blocks` then have no effect.
+        config: of the second stage, in place of the defaults; `epochs`, `blocks` and `lr` then have no effect.
 
     Returns:
-        The model and the head, in eval mode.
+        The classifier, in eval mode.
     """
     _check_alpha(alpha)
     distributed.start(model.device)
@@ -113,23 +97,24 @@ def finetune(
     batch_size = min(batch_size, len(pairs))
     steps = epochs * (len(pairs) // max(1, batch_size))
     if config is None and steps:
-        config = replace(_gentle(steps), image_blocks=blocks)
+        config = replace(_gentle(model, steps, lr), image_blocks=blocks)
     seed = config.seed if config else 0
     batches = PairBatches(pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers, seed)
-    zero_shot = LinearHead.from_zero_shot(zero_shot_weights(model, class_names, templates), model.logit_scale)
-    tuned, head = copy.deepcopy(model).float(), copy.deepcopy(zero_shot)
-    features = embed_images(tuned, pairs.files, workers=workers).to(tuned.device)
-    fit_head(head, features, torch.tensor(pairs.labels, device=tuned.device))
+    found = extract_features(model, pairs.files, workers=workers)  # without broken pictures
+    label = dict(zip(map(os.fspath, pairs.files), pairs.labels, strict=True))
+    start = ImageClassifier.zero_shot(model, class_names, templates)
+    start.fit(found.features, [label[path] for path in found.paths])
+    head, tuned = start.head.to_linear(), copy.deepcopy(model).float()
+    zero_shot = LinearHead(start.provenance.pop("scale") * start.zero_shot_head.weight)  # as sure of itself as the head
     if config:
-        task, identity = ClassificationTask(tuned, head), _digest(model, class_names, templates)
+        task, identity = ClassificationTask(tuned, head), _digest(model, class_names, start.prompts)
         Trainer(task, batches, config, Path(out) / "run", device=tuned.device, identity=identity).fit()
     tuned, head = interpolate(model, tuned, alpha).eval(), interpolate(zero_shot, head, alpha).eval()
+    provenance = start.provenance | {"method": "finetune", "epochs": epochs, "alpha": alpha}
+    classifier = ImageClassifier(tuned, head, start.labels, start.zero_shot_head, start.prompts, provenance)
     if distributed.rank() == 0:
-        tuned.save_pretrained(Path(out) / "model")
-        write_weights(head.state_dict(), Path(out) / "head.safetensors")
-        with replacing(Path(out) / "labels.json") as partial:
-            partial.write_text(json.dumps(class_names, indent=1) + "\n", "utf-8")
-    return tuned, head
+        classifier.save(out)
+    return classifier
 
 
 def finetune_captions(
@@ -137,9 +122,10 @@ def finetune_captions(
     pairs: Pairs,
     out: str | os.PathLike[str],
     *,
-    epochs: int = 10,
+    epochs: int = 20,
     batch_size: int = 64,
     alpha: float = 0.5,
+    lr: float | None = None,
     workers: int = 0,
     config: TrainConfig | None = None,
 ) -> CLIP:
@@ -148,14 +134,14 @@ def finetune_captions(
     Args:
         model: to start from; it is not changed.
         pairs: pictures with captions.
-        out, epochs, batch_size, alpha, workers, config: as in `finetune`.
+        out, epochs, batch_size, alpha, lr, workers, config: as in `finetune`.
 
     Returns:
         The model, in eval mode.
     """
     _check_alpha(alpha)
     batch_size = min(batch_size, len(pairs))
-    config = config or _gentle(epochs * (len(pairs) // max(1, batch_size)))
+    config = config or _gentle(model, epochs * (len(pairs) // max(1, batch_size)), lr)
     tuned = copy.deepcopy(model).float()
     batches = PairBatches(pairs, batch_size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed)
     run = Path(out) / "run"
@@ -174,6 +160,7 @@ def _digest(model: CLIP, *others: object) -> str:
     return digest.hexdigest()
 
 
-def _gentle(steps: int) -> TrainConfig:
+def _gentle(model: CLIP, steps: int, lr: float | None) -> TrainConfig:
     """A tenth of the rate of training from scratch or less, lower still near the input, where features are general."""
-    return TrainConfig(steps=steps, lr=5e-5, weight_decay=0.1, layer_decay=0.8, log_every=10, save_every=200)
+    lr = min(1e-3, 5e-5 * (512 / model.config.text.width) ** 2) if lr is None else lr
+    return TrainConfig(steps=steps, lr=lr, weight_decay=0.1, layer_decay=0.8, log_every=10, save_every=200)

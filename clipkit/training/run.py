@@ -9,7 +9,8 @@ import torch
 
 from clipkit import registry
 from clipkit.classify.metrics import accuracy, recall_at_k
-from clipkit.classify.zero_shot import TEMPLATES, zero_shot_weights
+from clipkit.classify.prompts import TEMPLATES, Templates, check_templates
+from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.config import CLIPConfig, build, check_positive
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
@@ -34,7 +35,7 @@ class RunConfig:
         batch_size: pairs of a step, over all processes.
         train: fields of TrainConfig.
         init: a name or path to start from in place of random weights; `model` is then not needed.
-        templates: captions of class folders.
+        templates: captions of class folders, as `zero_shot_weights` takes them: a list, or the name of a prompt set.
         augment: fields of Augment.
         workers: processes that read ahead.
         evaluate: a folder of class folders whose zero-shot accuracy is logged every `evaluate_every` steps.
@@ -46,7 +47,7 @@ class RunConfig:
     train: TrainConfig
     model: str | CLIPConfig | None = None
     init: str | None = None
-    templates: tuple[str, ...] = TEMPLATES
+    templates: Templates = TEMPLATES
     augment: Augment = field(default_factory=Augment)
     workers: int = 0
     evaluate: str | None = None
@@ -58,10 +59,7 @@ class RunConfig:
                 raise ConfigError(f"RunConfig.{name} must be a text, not {getattr(self, name)!r}")
         if not isinstance(self.model, str | CLIPConfig | None):
             raise ConfigError(f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}")
-        texts = self.templates
-        if not isinstance(texts, list | tuple) or not texts or any(str(text).count("{}") != 1 for text in texts):
-            raise ConfigError(f"RunConfig.templates must be a list of texts with one {{}} each, not {texts!r}")
-        object.__setattr__(self, "templates", tuple(texts))
+        object.__setattr__(self, "templates", check_templates(self.templates))
         if (self.model is None) == (self.init is None):
             raise ConfigError(
                 "RunConfig needs either model, to start from random weights, or init, to start from others"
@@ -129,7 +127,7 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
 
 
-def read_pairs(data: Path, templates: tuple[str, ...] = TEMPLATES) -> tuple[Pairs, list[str]]:
+def read_pairs(data: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, list[str]]:
     """A table of captions, a folder that holds one by a name of `TABLES`, or a folder of class folders.
 
     Returns:
@@ -143,7 +141,7 @@ def read_pairs(data: Path, templates: tuple[str, ...] = TEMPLATES) -> tuple[Pair
     return read_table(data), []
 
 
-def zero_shot(model: CLIP, pairs: Pairs, class_names: list[str], templates: tuple[str, ...] = TEMPLATES) -> float:
+def zero_shot(model: CLIP, pairs: Pairs, class_names: list[str], templates: Templates = TEMPLATES) -> float:
     """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
     weights = zero_shot_weights(model, class_names, templates).cpu()
     return accuracy((embed_images(model, pairs.files) @ weights.T).argmax(dim=1), torch.tensor(pairs.labels))
@@ -185,9 +183,8 @@ def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, 
     if names:
         # Measured first, so that a broken picture shows before the training.
         before = {"accuracy": zero_shot(model, rest, names)}
-        tuned, head = finetune(model, training, names, out, **options)
-        with torch.no_grad():
-            predicted = head(embed_images(tuned, rest.files).to(tuned.device)).argmax(dim=1).cpu()
+        tuned = finetune(model, training, names, out, **options)
+        predicted = tuned.probabilities(rest.files).argmax(dim=1)
         after = {"accuracy": accuracy(predicted, torch.tensor(rest.labels))}
     else:
         if options.pop("blocks", None) is not None:

@@ -1,0 +1,175 @@
+"""Logistic regression that starts at the zero-shot classifier, and moves from it as far as the pictures warrant.
+
+A penalty towards the text prototypes is CLAP's idea (2312.12730). Here its strength is chosen on the support set, the
+prototypes' temperature is fitted first, and distances are measured against the scatter within classes.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.classify.heads import CosineHead, Head, LinearHead
+from clipkit.classify.metrics import fit_temperature
+from clipkit.errors import ConfigError
+
+Fitted = tuple[Head, dict[str, Any]]
+FOLDS = 4
+STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(2, -6, -1))  # 10 to 0.003, the strongest first
+
+
+def anchored(features: Tensor, labels: Tensor, zero_shot: CosineHead, strength: float | None = None) -> Fitted:
+    """Logistic regression started at the zero-shot weights and penalised towards them; see `_Anchored`.
+
+    Args:
+        features, labels, zero_shot: as in `fit_head`.
+        strength: of the penalty. By default the one of `STRENGTHS`, or infinity, which is zero-shot itself, with the
+            lowest loss under cross-validation; the logits are then scaled as was best for the held-out pictures. Where
+            each class has one picture it is 0.03 sqrt(t), t the factor that best fits the zero-shot cosines to the
+            support set: the better the texts tell its pictures apart, the more they are trusted.
+    """
+    weight = zero_shot.weight.detach()
+    if strength is not None and not strength > 0:
+        raise ConfigError(f"strength must be above 0, not {strength!r}")
+    whole, scale = _Anchored(features, labels, weight), 1.0
+    if strength is None:
+        strength, scale = _cross_validate(features, labels, weight) or (0.03 * math.sqrt(whole.scale), 1.0)
+    if math.isfinite(strength):
+        whole.fit(strength, iterations=100)
+    return LinearHead(scale * whole.weight(weight)), {"strength": strength, "scale": scale * whole.scale}
+
+
+def _cross_validate(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[float, float] | None:
+    """The best strength and the factor that calibrates it; None if there is nothing to hold out."""
+    folds = make_folds(labels)
+    parts = [_Anchored(features[rest], labels[rest], weight) for rest, _ in folds]
+    if not parts:
+        return None
+    answers = torch.cat([labels[out] for _, out in folds])
+
+    def held_out() -> tuple[float, float]:
+        logits = [features[out] @ part.weight(weight).T for part, (_, out) in zip(parts, folds, strict=True)]
+        return calibrate(torch.cat(logits), answers)
+
+    results = {math.inf: held_out()}
+    for strength in STRENGTHS:
+        for part in parts:
+            part.fit(strength, iterations=30)
+        results[strength] = held_out()
+        if results[strength][0] > 1.05 * min(results.values())[0]:
+            break  # past the minimum; what is weaker only takes longer
+    best = min(results, key=lambda strength: results[strength])
+    return best, results[best][1]
+
+
+class _Anchored:
+    """Logistic regression whose weights start at, and are held to, the zero-shot ones.
+
+    logits = t x W^T + z V^T, z = x S^-1/2; minimised is the summed cross-entropy, each class counted alike, plus
+    strength / 2 |V|^2, over V. t is fitted first, and S is the scatter within classes: a direction in which pictures of
+    one class differ is worth little.
+    """
+
+    def __init__(self, features: Tensor, labels: Tensor, weight: Tensor) -> None:
+        classes, self.labels = len(weight), labels
+        logits = features @ weight.T
+        self.scale = _temperature(logits, labels)
+        self.base = self.scale * logits
+        scatter = _scatter(features, labels, classes)
+        if scatter is None:
+            self.metric = torch.eye(features.shape[1], device=features.device)
+        else:
+            values, vectors = torch.linalg.eigh(scatter)
+            self.metric = (vectors * values.clamp(min=1e-12).rsqrt() @ vectors.T).float()
+            self.metric *= features.norm() / (features @ self.metric).norm()  # so that a strength means the same
+        self.inputs = features @ self.metric  # (N, D)
+        self.moved = weight.new_zeros(weight.shape)  # V
+        counts = labels.bincount(minlength=classes)
+        self.shares = (len(labels) / (counts > 0).sum() / counts[labels]).unsqueeze(1)  # (N, 1), their sum is N
+        self.targets = F.one_hot(labels, classes) * self.shares
+
+    def fit(self, strength: float, iterations: int) -> None:
+        """Go on from where the last fit ended."""
+        moved = self.moved.requires_grad_()
+
+        def loss() -> Tensor:
+            logits = self.base + self.inputs @ moved.T
+            cross_entropy = -(logits.log_softmax(dim=1) * self.targets).sum()
+            return (cross_entropy + strength / 2 * moved.square().sum()) / len(self.labels)
+
+        minimise(loss, [moved], iterations)
+        self.moved = moved.detach()
+
+    def weight(self, start: Tensor) -> Tensor:
+        """The linear layer's, (C, D)."""
+        return self.scale * start + self.moved @ self.metric
+
+
+def _scatter(features: Tensor, labels: Tensor, classes: int) -> Tensor | None:
+    """The covariance (D, D) of features around their class's mean, shrunk (Ledoit and Wolf 2004); None if all are one.
+
+    In float64. Shrinkage towards a multiple of the identity, by the amount that minimises the expected squared error.
+    """
+    counts = labels.bincount(minlength=classes)
+    if counts.max() < 2:
+        return None
+    means = F.one_hot(labels, classes).T.float() @ features / counts.clamp(min=1)[:, None]
+    rest = (features - means[labels])[counts[labels] > 1].double()
+    n, width = rest.shape
+    covariance = rest.T @ rest / n
+    identity = torch.eye(width, dtype=rest.dtype, device=rest.device) * covariance.trace() / width
+    distance = (covariance - identity).square().sum()
+    noise = (rest.square().sum(dim=1).square().sum() / n - covariance.square().sum()) / n
+    share = (noise / distance).nan_to_num(0)  # 0 / 0 where pictures of one class are all the same
+    return torch.lerp(covariance, identity, share.clamp(0, 1))
+
+
+def make_folds(labels: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """Masks (N,) of what to fit on and what to hold out, drawn by class. A class of one is never held out.
+
+    As many folds as the largest class has pictures, `FOLDS` at most, and none if each has one.
+    """
+    fold = torch.full_like(labels, -1)
+    for label in labels.unique():
+        own = (labels == label).nonzero().flatten()
+        if len(own) > 1:
+            fold[own[torch.randperm(len(own)).to(own.device)]] = torch.arange(len(own), device=own.device) % FOLDS
+    return [(fold != i, fold == i) for i in range(int(fold.max()) + 1)]
+
+
+def calibrate(logits: Tensor, labels: Tensor) -> tuple[float, float]:
+    """The cross-entropy of held-out logits at the best temperature, and the factor: a candidate is not to win or lose
+    by how sure it is of itself."""
+    scale = _temperature(logits, labels)
+    return F.cross_entropy(scale * logits, labels).item(), scale
+
+
+def _temperature(logits: Tensor, labels: Tensor) -> float:
+    """The factor that fits best the pictures and half a one more, of their mean scores, whose class scores second.
+
+    Without that mistake there is no best factor where all are told apart, and each would be taken for certain.
+    """
+    typical = logits.sort(dim=1, descending=True).values.mean(dim=0, keepdim=True)
+    return fit_temperature(torch.cat([logits, logits, typical]), torch.cat([labels, labels, labels.new_ones(1)]))
+
+
+def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int, tolerance: float = 1e-5) -> None:
+    optimizer = torch.optim.LBFGS(
+        parameters,
+        max_iter=iterations,
+        tolerance_grad=tolerance,
+        tolerance_change=1e-4 * tolerance,
+        line_search_fn="strong_wolfe",
+    )
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        value = loss()
+        value.backward()
+        return value
+
+    with torch.enable_grad():
+        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
