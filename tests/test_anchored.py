@@ -168,7 +168,9 @@ def test_single_pictures_follow_the_rule():
         features, labels = world.draw(counts)
         head, chosen = fit_head(features, labels, world.zero_shot)
         t = Oracle(features, labels, world.zero_shot).t
-        assert chosen["strength"] == pytest.approx(0.03 * math.sqrt(t), rel=1e-5)
+        scores = t * (features.double() @ world.zero_shot.weight.double().T).detach().numpy()
+        loss = np.log(np.exp(scores).sum(axis=1)).mean() - scores[np.arange(len(scores)), labels.numpy()].mean()
+        assert chosen["strength"] == pytest.approx(0.03 / (loss / math.log(6)) ** 3, rel=1e-4)
         assert chosen["scale"] == pytest.approx(t, rel=1e-5)
         same, _ = fit_head(features, labels, world.zero_shot, strength=chosen["strength"])
         assert same.to_linear().weight.equal(head.to_linear().weight)

@@ -217,7 +217,9 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
         fitted = [(discriminant(features[rest], labels[rest]), out) for rest, out in folds]
         logits = torch.cat([features[out] @ weight.T + bias for (weight, bias), out in fitted])
         answers = torch.cat([labels[out] for _, out in folds])
-        alpha = min((10.0**i for i in range(-3, 4)), key=lambda a: calibrate(zero + a * logits, answers))
+        alpha = min(
+            (10.0**i for i in range(-3, 4)), key=lambda a: calibrate(zero + a * logits, answers)[0].mean().item()
+        )
     alpha = 1.0 if alpha is None else alpha
     weight, bias = discriminant(features, labels)
     linear = zero_shot.to_linear()
@@ -254,7 +256,7 @@ def cache(
 
         def loss(b: float) -> dict[tuple[float, float], float]:
             near = torch.cat([head(features[rest], labels[rest], 1, b).affinity(features[out]) for rest, out in folds])
-            return {(a, b): calibrate(zero + a * near, answers)[0] for a in {a for a, _ in grid}}
+            return {(a, b): calibrate(zero + a * near, answers)[0].mean().item() for a in {a for a, _ in grid}}
 
         with torch.no_grad():
             losses = {key: value for b in {b for _, b in grid} for key, value in loss(b).items()}
