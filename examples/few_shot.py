@@ -122,10 +122,10 @@ def summary(results: list[dict[str, Any]]) -> str:
 
 
 def plot(result: dict[str, Any], path: Path) -> None:
-    import matplotlib
+    import matplotlib  # pyright: ignore[reportMissingImports]
 
     matplotlib.use("Agg")
-    from matplotlib import pyplot
+    from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
     for method in ("random_linear", "zero_shot_linear", "linear_probe", "gaussian", "cache_finetuned", "anchored"):
