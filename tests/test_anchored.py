@@ -220,6 +220,14 @@ def test_not_misled_by_noisy_pictures(shots):
         assert accuracy(fit_head(*support, world.zero_shot, strength=1e-4)[0], *others) < zero_shot - 0.03
 
 
+def test_zero_shot_itself_is_a_candidate():
+    world = World(10, 64, 8.0, 0, seed=2)
+    support, (others, _) = world.draw((4,) * 10), world.draw((100,) * 10)
+    head, chosen = fit_head(*support, world.zero_shot)
+    assert chosen["strength"] == math.inf
+    assert head(others).argmax(dim=1).equal(world.zero_shot(others).argmax(dim=1))
+
+
 def test_not_misled_by_texts():
     """Texts tell nothing: it becomes a probe."""
     world = World(8, 24, 1.0, math.inf)

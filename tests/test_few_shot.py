@@ -123,6 +123,7 @@ def test_one_picture_and_equal_pictures(method):
         (*draw(2, 2), {"method": "linear_probe", "C": math.nan}, ConfigError, "C must be above 0, not nan"),
         (*draw(2, 2), {"method": "prompt_weights", "captions": CAPTIONS[1:]}, ConfigError, r"\(6, K, 16\), not \(5,"),
         (*draw(2, 2), {"method": "prompt_weights", "captions": CENTRES}, ConfigError, r"\(6, K, 16\), not \(6, 16\)"),
+        (*draw(2, 2), {"method": "prompt_weights", "captions": CAPTIONS[..., None]}, ConfigError, r"not \(6, 4, 16, 1"),
     ],
 )
 def test_errors(features, labels, options, error, match):
@@ -144,7 +145,7 @@ def centred(bias: np.ndarray) -> np.ndarray:
     return bias - bias.mean()
 
 
-@pytest.mark.parametrize("C", [0.01, 1.0, 100.0])
+@pytest.mark.parametrize("C", [0.01, 1.0, 100.0, 1e4])
 @pytest.mark.parametrize("counts", [(8,) * 6, (12, 2, 5, 1, 7, 3), (9, 0, 4, 0, 0, 3), (9, 0, 0, 4, 0, 0)])
 def test_probe_against_sklearn(C, counts):
     linear_model = pytest.importorskip("sklearn.linear_model")

@@ -181,5 +181,4 @@ def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: i
         value.backward()
         return value
 
-    with torch.enable_grad():
-        optimizer.step(closure)  # pyright: ignore[reportArgumentType]
+    optimizer.step(closure)  # pyright: ignore[reportArgumentType]
