@@ -7,7 +7,7 @@ against one on those of ImageNet models of torchvision, whose weights need a net
 against linear heads, on all training pictures), `tuning` (frozen tower, last blocks, all of it: Adam with random crops
 and flips, k pictures a class), `upsampling` (bicubic against bilinear), `shots` (k = 1 to 128, five draws), `confused`
 (the ten most confused pairs with their IoU). The test pictures are looked at only to report. Writes `fruits360.json` to
-`--out`. Cost with `tiny` on two cores: see `examples/results/README.md`.
+`--out`. It was not yet run to its end.
 """
 
 import argparse
