@@ -5,7 +5,7 @@
 `--coco` is a folder with `captions.csv` (file name, caption; no header) and `images/`. For each draw 200 random pairs
 become a table as a user would have it; the function behind `clipkit finetune TABLE -o OUT` fine-tunes on all of it; and
 recall is measured among the 1,000 pairs that come next in the draw, before and after. Cost: about a minute a draw on
-two cores. Its table is not yet recorded; `tiny`, whose text tower knows few of COCO's words, is a weak start for it.
+two cores. Its table is in `examples/results`; `tiny`, whose text tower knows few of COCO's words, is a weak start.
 """
 
 import argparse
