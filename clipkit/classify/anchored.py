@@ -29,7 +29,7 @@ def anchored(features: Tensor, labels: Tensor, zero_shot: CosineHead, strength: 
         strength: of the penalty. By default the one of `STRENGTHS` with the lowest loss under cross-validation, or
             infinity, which is zero-shot itself, unless that is worse by more than its standard error; the logits are
             then scaled as was best for the held-out pictures. Where each class has one picture it is 0.03 / r^3, r the
-            share of log C that remains of the loss when the zero-shot cosines are scaled as fits the pictures best: the
+            share of log C, at least 0.03, that remains of the loss when the zero-shot cosines are scaled to fit: the
             more the texts say of the support set, the more they are trusted. (0.03 and the power were set by hand, on
             the three sets of `examples/few_shot.py`.)
     """
