@@ -22,7 +22,7 @@ from clipkit.models.clip import CLIP
 from clipkit.pictures import Images, Pictures, Transform
 from clipkit.training import distributed
 
-TEXT_BATCH = 256
+TEXT_BATCH = 4096  # texts: the more, the more prefixes they share; the text tower bounds the memory by itself
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
 _INFO = "clipkit_features"  # names the JSON in our files: bytes of a tensor, for a header ends at 100 MB
 

@@ -18,6 +18,7 @@ interrupted run goes on from its last checkpoint when started again. `examples/e
 """
 
 import argparse
+import dataclasses
 import math
 import random
 from collections.abc import Callable, Iterable, Iterator
@@ -90,8 +91,8 @@ class Source:
     def classes(self) -> list[str]:
         return [self.names[members[0]][0].lower() for members in self.by_class]
 
-    def batch(self, indices: np.ndarray, area: float) -> tuple[torch.Tensor, list[str]]:
-        """Augmented images (classes, 3, 64, 64) in 0-1 and their captions."""
+    def batch(self, indices: np.ndarray, area: float, side: int) -> tuple[torch.Tensor, list[str]]:
+        """Augmented images (classes, 3, side, side) in 0-1 and their captions."""
         captions = []
         for i in indices:
             names = self.names[i]
@@ -101,22 +102,33 @@ class Source:
         blurred = torch.rand(len(images)) < self.blur
         small = F.avg_pool2d(images[blurred], 2)
         images[blurred] = F.interpolate(small, scale_factor=2, mode="bicubic").clamp(0, 1)
-        return random_crops(images, area), captions
+        return random_colours(random_crops(images, area, side)), captions
 
 
-def random_crops(images: torch.Tensor, area: float) -> torch.Tensor:
-    """(N, 3, 64, 64) -> the same shape: crops of at least `area` of it, half of them flipped."""
+def random_crops(images: torch.Tensor, area: float, side: int) -> torch.Tensor:
+    """(N, 3, 64, 64) -> (N, 3, side, side): crops of at least `area` of each picture, half of them flipped."""
     n = len(images)
     ratio = torch.empty(n).uniform_(math.log(3 / 4), math.log(4 / 3)).exp().sqrt()
-    side = torch.empty(n).uniform_(area, 1).sqrt()
-    width, height = (side * ratio).clamp(max=1), (side / ratio).clamp(max=1)
+    share = torch.empty(n).uniform_(area, 1).sqrt()
+    width, height = (share * ratio).clamp(max=1), (share / ratio).clamp(max=1)
     theta = torch.zeros(n, 2, 3)
     theta[:, 0, 0] = width * (torch.randint(0, 2, (n,)) * 2 - 1)
     theta[:, 1, 1] = height
     theta[:, 0, 2] = (torch.rand(n) * 2 - 1) * (1 - width)
     theta[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - height)
-    grid = F.affine_grid(theta, [n, 3, 64, 64], align_corners=False)
-    return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    grid = F.affine_grid(theta, [n, 3, side, side], align_corners=False)
+    mode = "bilinear" if side == 64 else "bicubic"  # pictures that grow do so as in evaluation
+    return F.grid_sample(images, grid, mode, padding_mode="reflection", align_corners=False).clamp(0, 1)
+
+
+def random_colours(images: torch.Tensor, strength: float = 0.3) -> torch.Tensor:
+    """(N, 3, H, W) in 0-1 -> the same: brightness, contrast and saturation each changed by up to `strength`."""
+    brightness, contrast, saturation = torch.empty(3, len(images), 1, 1, 1).uniform_(1 - strength, 1 + strength)
+    images = images * brightness
+    mean = images.mean(dim=(1, 2, 3), keepdim=True)
+    images = mean + (images - mean) * contrast
+    grey = images.mean(dim=1, keepdim=True)
+    return (grey + (images - grey) * saturation).clamp(0, 1)
 
 
 def tiny_imagenet(root: Path, cache: Path) -> Source:
@@ -143,8 +155,8 @@ def cifar100(root: Path, cache: Path) -> Source:
 class Batches:
     """Pairs for a step: a picture of each class; of what both sources know, from one of them in turn."""
 
-    def __init__(self, sources: list[Source], area: float) -> None:
-        self.sources, self.area, self.tokenizer = sources, area, Tokenizer()
+    def __init__(self, sources: list[Source], area: float, side: int) -> None:
+        self.sources, self.area, self.side, self.tokenizer = sources, area, side, Tokenizer()
         shared = set(sources[0].classes()) & set(sources[1].classes())
         self.own = [np.array([name not in shared for name in source.classes()]) for source in sources]
         self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
@@ -159,7 +171,9 @@ class Batches:
                 torch.manual_seed(step)
                 rows = [order[row] for order in orders]
                 rows[step % 2] = rows[step % 2][self.own[step % 2]]
-                parts = [source.batch(row, self.area) for source, row in zip(self.sources, rows, strict=True)]
+                parts = [
+                    source.batch(row, self.area, self.side) for source, row in zip(self.sources, rows, strict=True)
+                ]
                 images = (torch.cat([images for images, _ in parts]) - self.mean) / self.std
                 yield Batch((images, self.tokenizer([caption for _, captions in parts for caption in captions])))
                 step += 1
@@ -210,12 +224,18 @@ def main() -> None:
     parser.add_argument("--muon-lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
     parser.add_argument("--area", type=float, default=0.4, help="the smallest share of a picture that a crop keeps")
+    parser.add_argument("--resolution", type=int, default=64, help="of the pictures; a multiple of 32")
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
-    batches = Batches([tiny_imagenet(args.tiny_imagenet, args.out), cifar100(args.cifar100, args.out)], args.area)
+    sources = [tiny_imagenet(args.tiny_imagenet, args.out), cifar100(args.cifar100, args.out)]
+    batches = Batches(sources, args.area, args.resolution)
     torch.manual_seed(0)
-    model = CLIP.from_pretrained(args.start) if args.start else CLIP(CONFIG, batches.tokenizer)
+    if args.start:
+        model = CLIP.from_pretrained(args.start, resolution=args.resolution)
+    else:
+        vision = dataclasses.replace(CONFIG.vision, resolution=args.resolution)
+        model = CLIP(dataclasses.replace(CONFIG, vision=vision), batches.tokenizer)
     config = TrainConfig(steps=args.epochs * EPOCH, warm_up=300, precision="bfloat16", save_every=250)
     make = lambda task: optimizers(task, args.lr, args.muon_lr, args.weight_decay)  # noqa: E731
     trainer = Trainer(model, batches, config, args.out, optimizers=make)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError, ImageError, TokenizerError
-from clipkit.models.layers import recording
+from clipkit.models.kernels import recording
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.text_transformer import TextTransformer
 from clipkit.models.vision_transformer import VisionTransformer

@@ -10,6 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.config import Activation
+from clipkit.models.kernels import Linear, linear
+from clipkit.models.prefixes import Prefixes
 
 
 class QuickGELU(nn.Module):
@@ -33,16 +35,25 @@ class Attention(nn.Module):
         self.num_heads, self.causal = num_heads, causal
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows in the order q, k, v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = nn.Linear(width, width)
+        self.out_proj = Linear(width, width)
 
-    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
-        """(N, L, W) -> (N, L, W); or only the output at `at`, one position for all or (N,) of them: (N, 1, W)."""
+    def forward(self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None) -> Tensor:
+        """(N, L, W) -> (N, L, W); or only the output at `at`, one position for all or (N,) of them: (N, 1, W).
+
+        With a `tree`, its P nodes (P, W) -> (P, W); or, with nodes (R,) as `at`, only theirs: (R, W).
+        """
+        if tree is not None:
+            qkv = linear(x, self.in_proj_weight, self.in_proj_bias)[tree.groups]  # (P, 3W) -> (G, S, 3W)
+            q, k, v = self._heads(qkv, 3)
+            x = F.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask)  # (G, heads, S, W / heads)
+            x = x.transpose(1, 2).flatten(2).flatten(0, 1)  # (G, S, heads, W / heads) -> (G x S, W)
+            return self.out_proj(x[tree.places if at is None else tree.places[at]])
         if at is None:
-            q, k, v = self._heads(F.linear(x, self.in_proj_weight, self.in_proj_bias), 3)
+            q, k, v = self._heads(linear(x, self.in_proj_weight, self.in_proj_bias), 3)
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
         width = x.shape[-1]
-        (q,) = self._heads(F.linear(pick(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
-        k, v = self._heads(F.linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
+        (q,) = self._heads(linear(pick(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
+        k, v = self._heads(linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
         mask = None
         if self.causal:
             last = torch.as_tensor(at, device=x.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
@@ -62,19 +73,14 @@ def pick(x: Tensor, at: Tensor | int) -> Tensor:
     return x[torch.arange(x.shape[0], device=x.device), at, None]
 
 
-def recording() -> bool:
-    """Whether torch.compile, torch.export or a tracer records a graph, which must not branch on the data."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-
-
 class MLP(nn.Module):
     """Two linear layers with an activation between."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
-        self.c_fc = nn.Linear(width, hidden)
+        self.c_fc = Linear(width, hidden)
         self.gelu = ACTIVATIONS[activation]()
-        self.c_proj = nn.Linear(hidden, width)
+        self.c_proj = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.c_proj(self.gelu(self.c_fc(x)))
@@ -90,10 +96,10 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
-        """(N, L, W) -> (N, L, W); or, with `at` as in `Attention`, only its output there: (N, 1, W)."""
-        attended = self.attn(self.ln_1(x), at)
-        x = (x if at is None else pick(x, at)) + attended
+    def forward(self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None) -> Tensor:
+        """Shapes, `at` and `tree` as in `Attention`."""
+        attended = self.attn(self.ln_1(x), at, tree)
+        x = (x if at is None else pick(x, at) if tree is None else x[at]) + attended
         return x + self.mlp(self.ln_2(x))
 
 
@@ -122,12 +128,14 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
-    def forward(self, x: Tensor, at: Tensor | int | None = None) -> Tensor:
+    def forward(self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None) -> Tensor:
         """(N, L, W) -> (N, L, W); or, with one position for all or (N,) positions in `at`, only those: (N, W).
 
-        The result is the same either way: the last block alone leaves out what could not reach it.
+        The result is the same either way: the last block alone leaves out what could not reach it. With a `tree` of
+        prefixes, its nodes (P, W) -> (P, W), or only those that `at` names: (R, W).
         """
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x)
-        return last(x) if at is None else last(x, at).squeeze(1)
+            x = block(x, tree=tree)
+        x = last(x, at, tree)
+        return x if at is None or tree is not None else x.squeeze(1)

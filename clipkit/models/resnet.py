@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.models.kernels import Linear
 from clipkit.models.vision_transformer import ImageTower
 
 EXPANSION = 4  # of a bottleneck's width into its output channels
@@ -48,10 +49,10 @@ class AttentionPool2d(nn.Module):
         self.num_heads = heads
         self.positional_embedding = nn.Parameter(torch.empty(grid[0] * grid[1] + 1, width))
         nn.init.normal_(self.positional_embedding, std=width**-0.5)
-        self.k_proj = nn.Linear(width, width)
-        self.q_proj = nn.Linear(width, width)
-        self.v_proj = nn.Linear(width, width)
-        self.c_proj = nn.Linear(width, output_dim)
+        self.k_proj = Linear(width, width)
+        self.q_proj = Linear(width, width)
+        self.v_proj = Linear(width, width)
+        self.c_proj = Linear(width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
         """Feature map (N, C, H, W) -> (N, output_dim)."""
