@@ -1,0 +1,96 @@
+"""Which kernel computes a linear layer, and that it makes no difference but in time."""
+
+import copy
+from collections.abc import Iterator
+from contextlib import nullcontext
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from clipkit.models import kernels
+from clipkit.models.layers import QuickGELU
+
+needs_onednn = pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
+    """oneDNN is taken for the faster one; the list gets the input of each product that it computes."""
+    seen: list[Any] = []
+    genuine = kernels._onednn_linear
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "_onednn_linear", lambda x, w, b: (seen.append(x), genuine(x, w, b))[1])
+    yield seen
+
+
+@needs_onednn
+@pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (1, 24), (4, 0, 24), (70, 24)])
+def test_onednn_computes_the_same(shape: tuple[int, ...], calls: list[Any]) -> None:
+    torch.manual_seed(0)
+    layer, x = kernels.Linear(24, 17), torch.randn(shape)
+    with torch.no_grad():
+        y = layer(x)
+        strided = layer(torch.randn(24, *shape[:-1]).movedim(0, -1).copy_(x))
+    oracle = x.double().numpy() @ layer.weight.detach().double().numpy().T + layer.bias.detach().double().numpy()
+    assert len(calls) == 2 and y.shape == (*shape[:-1], 17) and y.is_contiguous()
+    np.testing.assert_allclose(y.numpy(), oracle, rtol=0, atol=2e-6)
+    np.testing.assert_allclose(strided.numpy(), oracle, rtol=0, atol=2e-6)
+
+
+@needs_onednn
+def test_slices_of_a_weight_and_views_of_an_input(calls: list[Any]) -> None:
+    torch.manual_seed(1)
+    weight, bias, x = torch.randn(36, 12), torch.randn(36), torch.randn(4, 9, 12)
+    with torch.inference_mode():
+        y = kernels.linear(x[:, ::2], weight[12:], bias[12:])
+    torch.testing.assert_close(y, F.linear(x[:, ::2], weight[12:], bias[12:]), rtol=0, atol=1e-5)
+    assert len(calls) == 1
+
+
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # from the switch, torch's own
+@pytest.mark.parametrize("why", ["gradient", "switch", "autocast", "bfloat16", "float64", "compiled"])
+def test_blas_where_onednn_would_not_do(why: str, calls: list[Any]) -> None:
+    layer, x = kernels.Linear(8, 8), torch.randn(3, 8)
+    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(why, torch.float32)
+    layer, x = layer.to(dtype), x.to(dtype)
+    switch: Any = torch.backends.mkldnn.flags(enabled=False) if why == "switch" else nullcontext()
+    cast: Any = torch.autocast("cpu", torch.bfloat16) if why == "autocast" else nullcontext()
+    with torch.set_grad_enabled(why == "gradient"), switch, cast:
+        if why == "compiled":
+            torch.compile(layer, backend="eager", fullgraph=True)(x)
+        else:
+            layer(x)
+    assert not calls
+
+
+def test_gradients_and_copies_are_those_of_an_ordinary_layer() -> None:
+    torch.manual_seed(2)
+    layer, ordinary = kernels.Linear(6, 5), torch.nn.Linear(6, 5)
+    ordinary.load_state_dict(layer.state_dict())
+    x = torch.randn(4, 6)
+    for module in (layer, ordinary, copy.deepcopy(layer)):
+        module.zero_grad()
+        module(x).square().sum().backward()
+        assert module.weight.grad is not None and ordinary.weight.grad is not None or module is layer
+    assert layer.weight.grad is not None and torch.equal(layer.weight.grad, ordinary.weight.grad)
+
+
+@needs_onednn
+def test_the_measurement_draws_no_random_numbers() -> None:
+    torch.manual_seed(3)
+    expected = torch.rand(2)
+    torch.manual_seed(3)
+    with torch.no_grad():
+        assert kernels._onednn_is_faster.__wrapped__() in (True, False)
+    assert torch.equal(torch.rand(2), expected)
+
+
+def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
+    x = torch.linspace(-20, 20, 1001)
+    kept = x.clone()
+    with torch.no_grad():
+        y = QuickGELU()(x)
+    assert torch.equal(x, kept) and torch.equal(y, QuickGELU()(x.requires_grad_()).detach())
