@@ -152,7 +152,9 @@ def stream_features(
         raise ConfigError(f"precision must be None, bfloat16, float16 or, of float32 weights, float32; not {precision}")
     chunks = list(pictures.chunks) if chunks is None else chunks
     batches: Any = [batch for chunk in chunks for batch in pictures.chunks[chunk]]
-    loader = DataLoader(pictures, batch_sampler=batches, num_workers=pictures.workers, collate_fn=pictures.collate)
+    cuda = weight.device.type == "cuda"  # whose copies run beside the arithmetic, from pinned memory
+    settings: Any = {"num_workers": pictures.workers, "collate_fn": pictures.collate, "pin_memory": cuda}
+    loader = DataLoader(pictures, batch_sampler=batches, **settings)
     half, modes = _HALVES.get(precision or ""), [(module, module.training) for module in model.modules()]
     try:
         model.eval()
@@ -162,7 +164,7 @@ def stream_features(
                 if names:
                     cast = torch.autocast(weight.device.type, half, enabled=half is not None)
                     with torch.no_grad(), cast if precision else nullcontext():
-                        features = encode(images.to(weight.device, weight.dtype))
+                        features = encode(images.to(weight.device, non_blocking=cuda).to(weight.dtype))
                     if not isinstance(features, Tensor) or features.ndim != 2 or len(features) != len(names):
                         what = f"{type(features).__name__} {tuple(getattr(features, 'shape', ()))}"
                         raise ConfigError(f"of {len(names)} images a model must make ({len(names)}, D), not {what}")

@@ -263,9 +263,11 @@ def save_pretrained(
         dtype: of the floating-point weights on disk; as they are if not given.
 
     Raises:
-        ConfigError: if the layout cannot hold the model (see `clipkit.checkpoints.describe`), or if the folder has
-            weights that `load` would take instead.
+        ConfigError: if the layout cannot hold the model (see `clipkit.checkpoints.describe`), if it comes from
+            `CLIP.optimize`, or if the folder has weights that `load` would take instead.
     """
+    if model.optimizations:
+        raise ConfigError(f"this is an inference-only copy ({', '.join(model.optimizations)}): save the model it is of")
     folder = Path(folder)
     documents: dict[str, Any]  # by file name, the config first
     own = model._tokenizer is not None and not model._tokenizer.is_default  # one never asked for is the standard one
