@@ -140,7 +140,7 @@ def _classify(args: argparse.Namespace) -> int:
     return 0 if not missing else 1 if files else 2
 
 
-def _labelled(args: argparse.Namespace, shots: int | None = None, seed: int = 0) -> tuple[Any, Any, list[int]]:
+def _labelled(args: argparse.Namespace, shots: int | None = None, seed: int = 0) -> tuple[Any, Any, Any]:
     """A classifier of the folder's classes, and the features and labels of its pictures."""
     import torch
 
@@ -153,13 +153,14 @@ def _labelled(args: argparse.Namespace, shots: int | None = None, seed: int = 0)
     classifier = _classifier(args, names)
     if unknown := sorted(set(names) - set(classifier.labels)):
         raise DataError(f"the classifier has no class for these folders of {args.data}: {', '.join(unknown)}")
-    labels = pairs.labels or []
-    chosen = range(len(pairs)) if shots is None else sample_shots(torch.tensor(labels), shots, seed).tolist()
-    label = {str(pairs.files[i]): classifier.labels.index(names[labels[i]]) for i in chosen}
-    found = extract_features(classifier.model, list(label), workers=args.workers, progress=sys.stderr.isatty())
+    labels = torch.tensor(pairs.labels)
+    chosen = range(len(pairs)) if shots is None else sample_shots(labels, shots, seed).tolist()
+    place = [classifier.labels.index(name) for name in names]
+    rows = [(pairs.files[i], place[labels[i]]) for i in chosen]
+    found = extract_features(classifier.model, rows, workers=args.workers, progress=sys.stderr.isatty())
     for _, problem in found.skipped:
         print(f"clipkit: skipped: {problem}", file=sys.stderr)
-    return classifier, found.features, [label[path] for path in found.paths]
+    return classifier, found.features, found.labels
 
 
 def _fit(args: argparse.Namespace) -> int:
@@ -179,12 +180,10 @@ def _fit(args: argparse.Namespace) -> int:
 
 
 def _eval(args: argparse.Namespace) -> int:
-    import torch
-
     from clipkit.classify import metrics
 
-    classifier, features, answers = _labelled(args)
-    labels, probabilities = torch.tensor(answers), classifier.probabilities(features)
+    classifier, features, labels = _labelled(args)
+    probabilities = classifier.probabilities(features)
     predicted, classes = probabilities.argmax(dim=1), len(classifier.labels)
     figures = {
         "top-1": metrics.accuracy(predicted, labels),
@@ -257,7 +256,7 @@ def _finetune(args: argparse.Namespace) -> int:
 
     names = ("epochs", "batch_size", "blocks", "alpha", "lr", "held_out", "workers")
     try:
-        model = load_model(args.model, device=args.device or distributed.local_device(), dtype=torch.float32)
+        model = load_model(args.model, device=args.device, dtype=torch.float32)
         figures = finetune_from(args.data, args.out, model, **{name: getattr(args, name) for name in names})
         main = distributed.rank() == 0
     finally:

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -102,17 +101,23 @@ def extract_features(
         DataError: if no image can be read, if `out` was made with other weights, images or options, or if the
             processes differ in those.
     """
+    distributed.start(next((p.device for p in model.parameters()), torch.device("cpu")))
     pictures = Pictures(model, images, transform, batch_size, workers)
     target, first, made_of = Path(out) if out else None, distributed.rank() == 0, {}
     settings: Any = {"precision": precision, "normalize": normalize}
     if target or distributed.group():
-        made_of = {"weights": _digest(model), "images or transform": pictures.digest()} | settings
+        made_of = {
+            "weights": digest(getattr(model, "visual", model), getattr(model, "config", None)),
+            "images or transform": pictures.digest(),
+        } | settings
     whole, done = (0, max(stop for _, stop in pictures.chunks)), {}
     parts = {(start, stop): Path(f"{out}.parts", f"{start}-{stop}.safetensors") for start, stop in pictures.chunks}
     if target and first:
         files = {whole: target} if target.exists() else parts
         done = {chunk: load_features(file, made_of) for chunk, file in files.items() if file.exists()}
-    plans = _gathered((made_of, [chunk for chunk in pictures.chunks if not done.keys() & {chunk, whole}]))
+    plans = distributed.gather_objects(
+        (made_of, [chunk for chunk in pictures.chunks if not done.keys() & {chunk, whole}])
+    )
     if any(other != made_of for other, _ in plans):
         raise DataError("the processes hold different models or images, or a DataLoader or transform that is random")
     # As the first process saw it: another may look when files are being written already.
@@ -122,7 +127,7 @@ def extract_features(
             done[chunk] = _join([next(stream) for _ in pictures.chunks[chunk]])
             if target:
                 _write(done[chunk], parts[chunk], made_of)
-    done = {chunk: part for share in _gathered(done) for chunk, part in share.items()}
+    done = {chunk: part for share in distributed.gather_objects(done) for chunk, part in share.items()}
     result = _join([done[chunk] for chunk in sorted(done)])
     if not result.paths:
         raise DataError(f"none of {len(result.skipped)} images can be read; of the first: {result.skipped[0][1]}")
@@ -130,7 +135,7 @@ def extract_features(
         if not target.exists():
             _write(result, target, made_of)
         shutil.rmtree(f"{out}.parts", ignore_errors=True)
-    _gathered(None)  # none returns, and perhaps calls again, before the file is whole
+    distributed.gather_objects(None)  # none returns, and perhaps calls again, before the file is whole
     return result
 
 
@@ -213,14 +218,13 @@ def embed_texts(model: CLIP, texts: Sequence[str], *, truncate: bool = False) ->
     return torch.cat(features)
 
 
-def _digest(model: nn.Module) -> str:
-    """By which the image tower is known again."""
-    tower = getattr(model, "visual", model)
-    digest = hashlib.sha256(f"{getattr(model, 'config', None)!r}{tower!r}".encode())
-    for name, value in [*tower.named_parameters(), *tower.named_buffers()]:
-        digest.update(f"{name}{value.dtype}".encode())
-        digest.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
+def digest(module: nn.Module, *about: object) -> str:
+    """By which weights, and what is said about them, are known again."""
+    sha = hashlib.sha256(repr((*about, module)).encode())
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        sha.update(f"{name}{value.dtype}".encode())
+        sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()
 
 
 def _join(parts: list[Features]) -> Features:
@@ -239,11 +243,3 @@ def _write(features: Features, path: Path, made_of: dict[str, Any]) -> None:
     info = json.dumps({"made_of": made_of, "paths": features.paths, "skipped": features.skipped}).encode()
     tensors = {"features": features.features, _INFO: torch.frombuffer(bytearray(info), dtype=torch.uint8)}
     write_weights(tensors | ({} if features.labels is None else {"labels": features.labels}), path)
-
-
-def _gathered(value: Any) -> list[Any]:
-    """Of each process, in order of rank."""
-    values = [value] * distributed.world_size()
-    if distributed.group():
-        dist.all_gather_object(values, value)
-    return values

@@ -24,6 +24,7 @@ from clipkit.config import Activation, CLIPConfig, ResNetConfig
 from clipkit.errors import CheckpointError, ConfigError, StateDictMismatchError
 from clipkit.models.clip import CLIP
 from clipkit.tokenizer import Tokenizer
+from clipkit.training import distributed
 
 if TYPE_CHECKING:
     from clipkit.preprocess import Preprocess
@@ -122,11 +123,7 @@ def _stated_config(
     if isinstance(config, CLIPConfig):
         return config
     if config is not None:
-        row = registry.find(config)
-        known = resolve(config).config if config == "tiny" else row and row.config
-        if known is None:
-            raise registry.unknown(config)
-        return known
+        return published_config(config)
     row = source.row
     if row and source.config and (conflict := infer.differences(source.config, row.config)):
         raise ConfigError(
@@ -138,6 +135,15 @@ def _stated_config(
     if files.OPENAI_SCALARS <= found.keys():  # all nine of OpenAI's models are alike in this
         return infer.from_shapes(weights, "quick_gelu", 64)
     return None
+
+
+def published_config(name: str) -> CLIPConfig:
+    """The architecture of a published name or of "tiny". Raises `UnknownModelError` for any other."""
+    row = registry.find(name)
+    known = resolve(name).config if name == "tiny" else row and row.config
+    if known is None:
+        raise registry.unknown(name)
+    return known
 
 
 def _decide_config(
@@ -185,9 +191,9 @@ class _Uninitialised(TorchFunctionMode):
 
 
 def decide_device(device: str | torch.device | None) -> torch.device:
-    """The device asked for, or CUDA if there is one. Raises `ConfigError` if it cannot be used."""
+    """The device asked for, or CUDA if there is one, under torchrun this process's. `ConfigError` if it is no use."""
     try:
-        decided = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        decided = torch.device(device or distributed.local_device() or ("cuda" if torch.cuda.is_available() else "cpu"))
         torch.empty(0, device=decided)
     except Exception as error:  # torch has no type of its own for this
         raise ConfigError(f"there is no device {str(device)!r} here ({error}): pass 'cpu' or None") from error

@@ -6,7 +6,7 @@ import struct
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
 from torch import Tensor, nn
@@ -15,10 +15,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, IterableDa
 from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
 
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-Images: TypeAlias = "str | os.PathLike[str] | Sequence[str | os.PathLike[str] | Image] | Dataset[Any] | DataLoader[Any]"
+Images: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
 Transform: TypeAlias = Callable[[Any], Tensor]
 
 CHUNK = 1024  # pictures that are lost at most when work is cut short, and that processes take in turn

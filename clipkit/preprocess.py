@@ -36,15 +36,9 @@ _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
 # The EXIF tag and how each of its values is undone (CIPA DC-008, section 4.6.4; 1 is upright).
 _EXIF_ORIENTATION = 0x0112
-_EXIF_TURNS = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
+_EXIF_TURNS = dict(
+    enumerate("FLIP_LEFT_RIGHT ROTATE_180 FLIP_TOP_BOTTOM TRANSPOSE ROTATE_270 TRANSVERSE ROTATE_90".split(), start=2)
+)
 
 
 @dataclass(frozen=True)

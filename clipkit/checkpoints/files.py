@@ -149,19 +149,6 @@ def write_weights(
         partial.chmod(mode)
 
 
-def read_metadata(path: str | os.PathLike[str]) -> dict[str, str]:
-    """The metadata of a safetensors file. Raises as `read_weights`."""
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as file:
-            return file.metadata() or {}
-    except FileNotFoundError as error:
-        raise CheckpointNotFoundError(f"no file {path}") from error
-    except (OSError, SafetensorError) as error:
-        raise _corrupt(Path(path), f"no safetensors file ({error})") from error
-
-
 @contextmanager
 def replacing(path: str | os.PathLike[str]) -> Iterator[Path]:
     """A file to write, which replaces the one at `path` at the end, or not at all. Missing folders are made."""

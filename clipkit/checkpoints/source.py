@@ -68,7 +68,8 @@ def resolve(
     if row is None:
         if path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
             raise CheckpointNotFoundError(f"there is no file or folder {name!r}")
-        registry.refuse(repo)
+        if not ignore_config:
+            registry.refuse(repo)
         if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or registry.LIKE_PUBLISHED.match(repo):
             raise registry.unknown(name)
     repo, cache = row.hub if row else repo, None if cache_dir is None else Path(cache_dir)

@@ -93,8 +93,7 @@ class _Anchored:
         self.inputs = features @ self.metric  # (N, D)
         self.moved = weight.new_zeros(weight.shape)  # V
         counts = labels.bincount(minlength=classes)
-        self.shares = (len(labels) / (counts > 0).sum() / counts[labels]).unsqueeze(1)  # (N, 1), their sum is N
-        self.targets = F.one_hot(labels, classes) * self.shares
+        self.shares = len(labels) / (counts > 0).sum() / counts.clamp(min=1)  # (C,), of the pictures their sum is N
 
     def fit(self, strength: float, iterations: int) -> None:
         """Go on from where the last fit ended."""
@@ -102,7 +101,7 @@ class _Anchored:
 
         def loss() -> Tensor:
             logits = self.base + self.inputs @ moved.T
-            cross_entropy = -(logits.log_softmax(dim=1) * self.targets).sum()
+            cross_entropy = F.cross_entropy(logits, self.labels, self.shares, reduction="sum")
             return (cross_entropy + strength / 2 * moved.square().sum()) / len(self.labels)
 
         minimise(loss, [moved], iterations)

@@ -86,7 +86,12 @@ class ImageClassifier(nn.Module):
 
     @classmethod
     def zero_shot(
-        cls, model: CLIP | str, class_names: ClassNames, templates: Templates = TEMPLATES, *, progress: bool = False
+        cls,
+        model: "CLIP | str | os.PathLike[str]",
+        class_names: ClassNames,
+        templates: Templates = TEMPLATES,
+        *,
+        progress: bool = False,
     ) -> "ImageClassifier":
         """A classifier from class names alone.
 
@@ -94,7 +99,7 @@ class ImageClassifier(nn.Module):
             model: a CLIP, or the name of one to load.
             class_names, templates, progress: as in `zero_shot_weights`.
         """
-        model = load_model(model) if isinstance(model, str) else model
+        model = model if isinstance(model, CLIP) else load_model(model)
         labels, prompts = render(class_names, templates)
         weights = zero_shot_weights(model, dict(zip(labels, prompts, strict=True)), ["{}"], progress=progress)
         head = CosineHead(weights, model.logit_scale)

@@ -223,10 +223,8 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
     alpha = 1.0 if alpha is None else alpha
     weight, bias = discriminant(features, labels)
     linear = zero_shot.to_linear()
-    return LinearHead(linear.weight + alpha * weight, linear.bias + alpha * bias), {
-        "alpha": alpha,
-        "scale": zero_shot.logit_scale.exp().item(),
-    }
+    head = LinearHead(linear.weight + alpha * weight, linear.bias + alpha * bias)
+    return head, {"alpha": alpha, "scale": zero_shot.logit_scale.exp().item()}
 
 
 def cache(
@@ -240,29 +238,22 @@ def cache(
             where each class has one picture.
     """
 
-    def head(x: Tensor, y: Tensor, alpha: float, beta: float) -> CacheHead:
-        values = F.one_hot(y, zero_shot.classes)
-        numbers = (torch.tensor(value, device=x.device) for value in (alpha, beta))
-        return CacheHead(zero_shot.weight, zero_shot.logit_scale, x, values, *numbers)
-
+    values = F.one_hot(labels, zero_shot.classes).float()
     if (alpha is None or beta is None) and (folds := make_folds(labels)):
-        grid = [
-            (a, b)
-            for a in ((0.1, 0.3, 1.0, 3.0, 10.0, 30.0) if alpha is None else (alpha,))
-            for b in ((1.0, 3.0, 5.5, 10.0, 30.0) if beta is None else (beta,))
-        ]
-        zero = torch.cat([zero_shot(features[out]) for _, out in folds])
+        alphas = (0.1, 0.3, 1.0, 3.0, 10.0, 30.0) if alpha is None else (alpha,)
+        betas = (1.0, 3.0, 5.5, 10.0, 30.0) if beta is None else (beta,)
+        zero = torch.cat([zero_shot(features[out]) for _, out in folds]).detach()
         answers = torch.cat([labels[out] for _, out in folds])
-
-        def loss(b: float) -> dict[tuple[float, float], float]:
-            near = torch.cat([head(features[rest], labels[rest], 1, b).affinity(features[out]) for rest, out in folds])
-            return {(a, b): calibrate(zero + a * near, answers)[0].mean().item() for a in {a for a, _ in grid}}
-
-        with torch.no_grad():
-            losses = {key: value for b in {b for _, b in grid} for key, value in loss(b).items()}
+        near = [(features[out] @ features[rest].T - 1, values[rest]) for rest, out in folds]
+        losses: dict[tuple[float, float], float] = {}
+        for b in betas:
+            logits = torch.cat([(b * similarity).exp() @ answer for similarity, answer in near])
+            losses |= {(a, b): calibrate(zero + a * logits, answers)[0].mean().item() for a in alphas}
         alpha, beta = min(losses, key=lambda key: losses[key])
     alpha, beta = 1.0 if alpha is None else alpha, 5.5 if beta is None else beta
-    return head(features, labels, alpha, beta), {"alpha": alpha, "beta": beta}
+    numbers = (torch.tensor(value, device=features.device) for value in (alpha, beta))
+    head = CacheHead(zero_shot.weight, zero_shot.logit_scale, features, values, *numbers)
+    return head, {"alpha": alpha, "beta": beta}
 
 
 def cache_finetuned(
@@ -282,10 +273,5 @@ def cache_finetuned(
     return head, chosen | {"epochs": epochs, "lr": lr}
 
 
-METHODS: dict[str, Callable[..., Fitted]] = {
-    function.__name__: function
-    for function in (
-        *(anchored, linear_probe, zero_shot_linear, random_linear),
-        *(prompt_weights, gaussian, cache, cache_finetuned),
-    )
-}
+_FITS = (anchored, linear_probe, zero_shot_linear, random_linear, prompt_weights, gaussian, cache, cache_finetuned)
+METHODS: dict[str, Callable[..., Fitted]] = {fit.__name__: fit for fit in _FITS}

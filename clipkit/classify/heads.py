@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.checkpoints.files import read_metadata, read_weights, write_weights
+from clipkit.checkpoints.files import read_weights, write_weights
 from clipkit.errors import ConfigError, CorruptCheckpointError
 
 
@@ -194,12 +194,15 @@ def load_head(path: str | os.PathLike[str]) -> tuple[Head, list[str], dict[str, 
     Raises:
         CheckpointNotFoundError, CorruptCheckpointError: if the file is missing, damaged, or no head.
     """
-    tensors, about = read_weights(path), read_metadata(path).get("clipkit")
+    from safetensors import SafetensorError, safe_open
+
+    tensors = read_weights(path)
     try:
-        known = json.loads(about or "")
+        with safe_open(path, "pt") as file:
+            known = json.loads((file.metadata() or {})["clipkit"])
         head = HEADS[known["head"]](**tensors)
         labels, provenance = list(known["labels"]), known["provenance"]
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{path} is no head that clipkit saved ({error!r})") from error
     if len(labels) != head.classes:
         raise CorruptCheckpointError(f"{path} has {len(labels)} labels for {head.classes} classes")

@@ -47,7 +47,7 @@ def _among_top(scores: Tensor, own: Tensor, k: int) -> Tensor:
 
 def accuracy(predicted: Tensor, labels: Tensor) -> float:
     """Share of predictions (N,) that equal their labels (N,), 0 to 1. Raises `ConfigError` for other shapes."""
-    _check_rows("accuracy", predicted, labels, ndim=1)
+    predicted, labels = _checked("accuracy", predicted, labels, 1)
     return (predicted == labels).double().mean().item()
 
 

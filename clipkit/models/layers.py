@@ -138,6 +138,6 @@ class Transformer(nn.Module):
         """
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x, tree=tree)
+            x = block(x, None, tree)
         x = last(x, at, tree)
         return x if at is None or tree is not None else x.squeeze(1)

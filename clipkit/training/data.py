@@ -113,10 +113,11 @@ def read_table(table: Path) -> Pairs:
         raise error if isinstance(error, DataError) else DataError(f"cannot read {table}: {error}") from error
     for number, record in enumerate(records, start=1):
         path, captions = _value(record, PATH_COLUMNS), _captions(record)
-        if not path or not isinstance(path, str) or not captions:
+        surplus = isinstance(record, dict) and None in record  # of a caption with commas and no quotes
+        if not path or not isinstance(path, str) or not captions or surplus:
             raise DataError(
                 f"row {number} of {table} needs a path (a column named {', '.join(PATH_COLUMNS)}) and a caption "
-                f"({', '.join(CAPTION_COLUMNS)}), but is {record!r}"
+                f"({', '.join(CAPTION_COLUMNS)}), in quotes if there are commas in it, but is {record!r}"
             )
         rows.setdefault(path, []).extend(captions)
     if not rows:
@@ -204,15 +205,18 @@ class PairBatches:
     @property
     def identity(self) -> str:
         """A digest of all that decides what comes, by which a trainer knows the batches again."""
-        parts = [[str(file) for file in self.pairs.files], self.pairs.captions, self.pairs.labels]
-        parts += [self.batch_size, str(self.augment), self.seed]
-        return hashlib.sha256(json.dumps(parts).encode()).hexdigest()
+        digest = hashlib.sha256(repr((self.pairs.labels, self.batch_size, self.augment, self.seed)).encode())
+        known: dict[int, bytes] = {}  # the pictures of a class share one list of captions, perhaps 80 of them
+        for file, captions in zip(self.pairs.files, self.pairs.captions, strict=True):
+            if id(captions) not in known:
+                known[id(captions)] = hashlib.sha256(repr(captions).encode(errors="surrogateescape")).digest()
+            digest.update(f"{file}\0".encode(errors="surrogateescape") + known[id(captions)])
+        return digest.hexdigest()
 
     def __call__(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from a step on, without end."""
         _share(self.batch_size)
         samples = _Samples(self)
-        options: dict[str, Any] = {"prefetch_factor": 4} if self.workers else {}
         return iter(
             DataLoader(
                 samples,
@@ -221,7 +225,7 @@ class PairBatches:
                 collate_fn=_collate,
                 worker_init_fn=_own_group,
                 pin_memory=torch.cuda.is_available(),
-                **options,
+                prefetch_factor=4 if self.workers else None,
             )
         )
 
@@ -290,7 +294,8 @@ def _share(batch_size: int) -> int:
 
 def _own_group(worker: int) -> None:
     """Signals to the trainer's process group are the trainer's: torchrun stops workers too, before it can save."""
-    os.setpgid(0, 0)
+    if hasattr(os, "setpgid"):  # not on Windows
+        os.setpgid(0, 0)
 
 
 def _check_workers(workers: Any) -> None:

@@ -1,7 +1,7 @@
 """What a process knows of the others that `torchrun` started, and the two collectives that carry gradients."""
 
 import os
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.distributed as dist
@@ -46,28 +46,34 @@ def world_size() -> int:
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
+def gather_objects(value: Any) -> list[Any]:
+    """What each process has, in order of rank."""
+    values = [value] * world_size()
+    if group():
+        dist.all_gather_object(values, value)
+    return values
+
+
 def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The rows of every rank, in order: (N, ...) -> (ranks x N, ...). Its gradient is summed over the ranks."""
-    if group is None:
-        return x
-    import torch.distributed.nn.functional as collectives
-
-    return torch.cat(collectives.all_gather(x, group))
+    return x if group is None else cast(Tensor, _Gather.apply(x, group))
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     """The sum, on every rank. Its gradient is multiplied by their number, for DistributedDataParallel to average."""
-    return x if group is None else _Sum.apply(x, group)
+    return x if group is None else gather(x.reshape(1), group).sum()
 
 
-class _Sum(torch.autograd.Function):
+class _Gather(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
-        ctx.ranks = dist.get_world_size(group)
-        x = x.clone()
-        dist.all_reduce(x, group=group)
-        return x
+        ctx.group = group
+        parts = [torch.empty_like(x, memory_format=torch.contiguous_format) for _ in range(dist.get_world_size(group))]
+        dist.all_gather(parts, x.contiguous(), group=group)
+        return torch.cat(parts)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        return grad * ctx.ranks, None
+        total = grad.contiguous().clone()
+        dist.all_reduce(total, group=ctx.group)
+        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None

@@ -1,20 +1,18 @@
 """Fine-tuning: of a classifier from class folders, and of both towers from captioned pictures."""
 
 import copy
-import hashlib
 import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TypeVar, cast
 
-import torch
 from torch import nn
 
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.heads import Head, LinearHead
 from clipkit.classify.prompts import TEMPLATES, Templates
 from clipkit.errors import ConfigError, DataError
-from clipkit.features import extract_features
+from clipkit.features import digest
 from clipkit.models.clip import CLIP
 from clipkit.training import distributed
 from clipkit.training.data import Augment, PairBatches, Pairs
@@ -100,14 +98,12 @@ def finetune(
         config = replace(_gentle(model, steps, lr), image_blocks=blocks)
     seed = config.seed if config else 0
     batches = PairBatches(pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers, seed)
-    found = extract_features(model, pairs.files, workers=workers)  # without broken pictures
-    label = dict(zip(map(os.fspath, pairs.files), pairs.labels, strict=True))
     start = ImageClassifier.zero_shot(model, class_names, templates)
-    start.fit(found.features, [label[path] for path in found.paths])
+    start.fit(list(zip(pairs.files, pairs.labels, strict=True)), workers=workers)  # without broken pictures
     head, tuned = start.head.to_linear(), copy.deepcopy(model).float()
     zero_shot = LinearHead(start.provenance.pop("scale") * start.zero_shot_head.weight)  # as sure of itself as the head
     if config:
-        task, identity = ClassificationTask(tuned, head), _digest(model, class_names, start.prompts)
+        task, identity = ClassificationTask(tuned, head), digest(model, class_names, start.prompts)
         Trainer(task, batches, config, Path(out) / "run", device=tuned.device, identity=identity).fit()
     tuned, head = interpolate(model, tuned, alpha).eval(), interpolate(zero_shot, head, alpha).eval()
     provenance = start.provenance | {"method": "finetune", "epochs": epochs, "alpha": alpha}
@@ -145,19 +141,11 @@ def finetune_captions(
     tuned = copy.deepcopy(model).float()
     batches = PairBatches(pairs, batch_size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed)
     run = Path(out) / "run"
-    tuned = Trainer(tuned, batches, config, run, device=tuned.device, identity=_digest(model)).fit()
+    tuned = Trainer(tuned, batches, config, run, device=tuned.device, identity=digest(model)).fit()
     tuned = interpolate(model, tuned, alpha).eval()
     if distributed.rank() == 0:
         tuned.save_pretrained(Path(out) / "model")
     return tuned
-
-
-def _digest(model: CLIP, *others: object) -> str:
-    """By which a run knows again what it started from."""
-    digest = hashlib.sha256(repr(others).encode())
-    for name, value in model.state_dict().items():
-        digest.update(name.encode() + value.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().tobytes())
-    return digest.hexdigest()
 
 
 def _gentle(model: CLIP, steps: int, lr: float | None) -> TrainConfig:

@@ -70,7 +70,7 @@ class Trainer:
         identity: str = "",
     ) -> None:
         self.config, self.batches, self.evaluate, self.out = config, batches, evaluate, Path(out)
-        self.device = decide_device(device or distributed.local_device())
+        self.device = decide_device(device)
         distributed.start(self.device)
         self.sharded = config.shard and distributed.group() is not None
         self.task: Task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
@@ -302,11 +302,8 @@ class Trainer:
                 raise TrainingError(
                     f"{checkpoint} cannot be resumed ({error}): remove it, or give another out"
                 ) from error
-        if distributed.group() is not None:
-            steps: list[Any] = [None] * distributed.world_size()
-            dist.all_gather_object(steps, self.step)
-            if len(set(steps)) > 1:
-                raise TrainingError(f"the processes found steps {steps}: {self.out} must be one folder that all see")
+        if len(set(steps := distributed.gather_objects(self.step))) > 1:
+            raise TrainingError(f"the processes found steps {steps}: {self.out} must be one folder that all see")
 
     def _refuse_another(self, checkpoint: Path, state: dict[str, Any]) -> None:
         now, then = asdict(self.config), state["config"]
@@ -347,7 +344,7 @@ class Trainer:
         model, folder = self.model, self.out / "model"
         weights = self._weights() if self.sharded else {}
         if weights:
-            model = CLIP(self.model.config, self.model.tokenizer)
+            model = CLIP(self.model.config, self.model._tokenizer)
             model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
         if distributed.rank() == 0:
             model.save_pretrained(folder)
@@ -357,7 +354,8 @@ class Trainer:
 
 
 # What may change between the parts of a run: how far it goes, what it reports, how it saves memory or time.
-_FREE = {"steps", "log_every", "save_every", "evaluate_every", "compile", "micro_batch", "gradient_checkpointing"}
+_FREE = {"steps", "warm_up", "log_every", "save_every", "evaluate_every"}
+_FREE |= {"compile", "micro_batch", "gradient_checkpointing"}
 _COUNTERS = ("step", "losses", "counted", "skipped")  # of a Trainer, kept in its checkpoint
 
 

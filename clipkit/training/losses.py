@@ -92,25 +92,23 @@ class _TiledClipLoss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
-        with torch.autocast(ctx.saved_tensors[0].device.type, enabled=False):
-            return _TiledClipLoss._gradients(ctx, grad)
-
-    @staticmethod
-    def _gradients(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
         images, texts, scale, matching, matching_all, by_image, by_text = ctx.saved_tensors
         grad_images, grad_texts, grad_scale = torch.empty_like(images), torch.zeros_like(texts), torch.zeros_like(scale)
-        for tile, diagonal in ctx.tiles:
-            logits = _logits(images[tile], texts, scale, matching[tile], diagonal)
-            score = logits - matching[tile, None]
-            slope = (score - by_image[tile, None]).exp_()  # of 2N x the loss, by logit: first the softmax over texts
-            grad_scale += score.mul_(slope).sum()
-            score = torch.sub(logits, matching_all, out=logits)
-            by_column = torch.sub(score, by_text).exp_()
-            grad_scale += score.mul_(by_column).sum()
-            slope += by_column
-            slope.diagonal(diagonal).sub_(2)
-            grad_images[tile] = slope @ texts
-            grad_texts.addmm_(slope.T, images[tile])
+        with torch.autocast(images.device.type, enabled=False):
+            for tile, diagonal in ctx.tiles:
+                logits = _logits(images[tile], texts, scale, matching[tile], diagonal)
+                score = logits - matching[tile, None]
+                slope = (
+                    score - by_image[tile, None]
+                ).exp_()  # of 2N x the loss, by logit: first the softmax over texts
+                grad_scale += score.mul_(slope).sum()
+                score = torch.sub(logits, matching_all, out=logits)
+                by_column = torch.sub(score, by_text).exp_()
+                grad_scale += score.mul_(by_column).sum()
+                slope += by_column
+                slope.diagonal(diagonal).sub_(2)
+                grad_images[tile] = slope @ texts
+                grad_texts.addmm_(slope.T, images[tile])
         grad = grad / (2 * len(texts))
         return grad_images.mul_(grad * scale), grad_texts.mul_(grad * scale), grad_scale * grad / scale, None
 

@@ -3,20 +3,19 @@
 import json
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
-from clipkit import registry
 from clipkit.classify.metrics import accuracy, recall_at_k
 from clipkit.classify.prompts import TEMPLATES, Templates, check_templates
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.config import CLIPConfig, build, check_positive
 from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
-from clipkit.loading import load_model
+from clipkit.loading import load_model, published_config
 from clipkit.models.clip import CLIP
-from clipkit.training.data import Augment, PairBatches, Pairs, ShardBatches, read_folder, read_table
+from clipkit.training.data import Augment, Batches, PairBatches, Pairs, ShardBatches, read_folder, read_table
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
@@ -83,7 +82,7 @@ class RunConfig:
             values["model"] = CLIPConfig.from_dict(values["model"])
         config = build(cls, values)
         beside = {
-            name: str(path.parent / value)
+            name: str(path.parent / Path(value).expanduser())
             for name in ("data", "out", "evaluate", "init")
             if (value := getattr(config, name)) and "://" not in value
         }
@@ -97,33 +96,20 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     if config.init is not None:
         model = load_model(config.init, device="cpu", dtype=torch.float32)
     else:
-        architecture = config.model
-        if isinstance(architecture, str):
-            row = registry.find(architecture)
-            if row is None:
-                raise registry.unknown(architecture)
-            architecture = row.config
-        assert architecture is not None
         torch.manual_seed(config.train.seed)
-        model = CLIP(architecture)
-    options: dict[str, Any] = {
-        "batch_size": config.batch_size,
-        "preprocess": model.preprocess,
-        "tokenizer": model.tokenizer,
-        "augment": config.augment,
-        "workers": config.workers,
-        "seed": config.train.seed,
-    }
-    shards = config.data.endswith((".tar", ".tgz", ".tar.gz"))
-    batches = (
-        ShardBatches(config.data, **options)
-        if shards
-        else PairBatches(read_pairs(Path(config.data), config.templates)[0], **options)
-    )
+        model = CLIP(
+            published_config(config.model) if isinstance(config.model, str) else cast(CLIPConfig, config.model)
+        )
+    options = config.batch_size, model.preprocess, model.tokenizer, config.augment, config.workers, config.train.seed
+    if config.data.endswith((".tar", ".tgz", ".tar.gz")):
+        batches: Batches = ShardBatches(config.data, *options)
+    else:
+        batches = PairBatches(read_pairs(Path(config.data), config.templates)[0], *options)
     evaluate = None
     if config.evaluate is not None:
         held_out, names = read_folder(Path(config.evaluate))
-        evaluate = lambda model: {"accuracy": zero_shot(model, held_out, names, config.templates)}  # noqa: E731
+        templates, workers = config.templates, config.workers
+        evaluate = lambda model: {"accuracy": zero_shot(model, held_out, names, templates, workers)}  # noqa: E731
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
 
 
@@ -141,15 +127,19 @@ def read_pairs(data: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, lis
     return read_table(data), []
 
 
-def zero_shot(model: CLIP, pairs: Pairs, class_names: list[str], templates: Templates = TEMPLATES) -> float:
+def zero_shot(
+    model: CLIP, pairs: Pairs, class_names: list[str], templates: Templates = TEMPLATES, workers: int = 0
+) -> float:
     """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
     weights = zero_shot_weights(model, class_names, templates).cpu()
-    return accuracy((embed_images(model, pairs.files) @ weights.T).argmax(dim=1), torch.tensor(pairs.labels))
+    return accuracy(
+        (embed_images(model, pairs.files, workers=workers) @ weights.T).argmax(dim=1), torch.tensor(pairs.labels)
+    )
 
 
-def retrieval(model: CLIP, pairs: Pairs) -> dict[str, float]:
+def retrieval(model: CLIP, pairs: Pairs, workers: int = 0) -> dict[str, float]:
     """Recall at 1 and 5 between pictures and their first captions, both ways, 0 to 1."""
-    images = embed_images(model, pairs.files)
+    images = embed_images(model, pairs.files, workers=workers)
     texts = embed_texts(model, [captions[0] for captions in pairs.captions], truncate=True).cpu()
     return {
         f"{name} R@{k}": recall_at_k(queries, keys, k)
@@ -180,15 +170,16 @@ def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, 
             f"of {len(pairs)}"
         )
     training, rest = pairs.split(count)
+    workers = options.get("workers", 0)
     if names:
         # Measured first, so that a broken picture shows before the training.
-        before = {"accuracy": zero_shot(model, rest, names)}
+        before = {"accuracy": zero_shot(model, rest, names, workers=workers)}
         tuned = finetune(model, training, names, out, **options)
-        predicted = tuned.probabilities(rest.files).argmax(dim=1)
+        predicted = tuned.probabilities(rest.files, workers=workers).argmax(dim=1)
         after = {"accuracy": accuracy(predicted, torch.tensor(rest.labels))}
     else:
         if options.pop("blocks", None) is not None:
             raise ConfigError("blocks is for class folders: with captions both towers are trained")
-        before = retrieval(model, rest)
-        after = retrieval(finetune_captions(model, training, out, **options), rest)
+        before = retrieval(model, rest, workers)
+        after = retrieval(finetune_captions(model, training, out, **options), rest, workers)
     return {name: (before[name], after[name]) for name in before}
