@@ -78,6 +78,12 @@ def test_a_set_brings_its_templates(model):
     assert prompts == [[t.replace("{}", "ship") for t in prompt_set("stl10").templates]] and len(prompts[0]) == 2
 
 
+def test_the_path_of_a_model_is_enough(model, tmp_path):
+    model.save_pretrained(tmp_path / "mine")
+    classifier = ImageClassifier.zero_shot(tmp_path / "mine", ["red", "blue"])
+    assert classifier.labels == ["red", "blue"]
+
+
 def test_the_name_of_a_model_is_enough():
     names = ["cat", "rocket", "cup of coffee"]
     classifier = ImageClassifier.zero_shot("tiny", names)

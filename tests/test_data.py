@@ -359,6 +359,7 @@ def test_jsonl_with_several_captions_and_rows_of_one_path(tmp_path):
         ("t.csv", "picture,caption\na.png,x\n", "row 1 of .*t.csv needs a path .*filepath.*'picture': 'a.png'"),
         ("t.csv", "path,words\na.png,x\n", "row 1 of .* a caption .*title.* 'words': 'x'"),
         ("t.csv", "path,caption\na.png,x\nb.png\n", "row 2 of .*'b.png'"),
+        ("t.csv", "path,caption\na.png,a dog, running\n", "row 1 of .* in quotes if there are commas .* running"),
         ("t.csv", "path,caption\na.png,x\nb.png,  \n", "row 2 of .*'b.png'"),
         ("t.csv", "path,caption\n,x\n", "row 1 of"),
         ("t.csv", "path,caption\n", "holds no rows"),

@@ -2,6 +2,7 @@
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -319,6 +320,37 @@ def work(rank: int, world: int, images: Path, folder: Path) -> None:
     dist.barrier()
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
+
+
+ALONE = """
+import sys, clipkit
+model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
+found = clipkit.extract_features(model, sys.argv[1], batch_size=2)
+from clipkit.training import distributed
+with open(f"{sys.argv[2]}/{distributed.rank()}", "w") as file:
+    print(distributed.rank(), distributed.world_size(), len(found.paths), file=file)
+"""
+
+
+def test_under_torchrun_nothing_else_is_to_be_called(folder, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", ALONE, folder, tmp_path],
+            env=os.environ
+            | {"PYTHONPATH": str(Path(features.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
+            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
+            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
+        )
+        for rank in range(2)
+    ]
+    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    count = len(features.extract_features(toy_model(), folder).paths)
+    assert [(tmp_path / str(rank)).read_text().split() for rank in range(2)] == [
+        [str(rank), "2", str(count)] for rank in range(2)
+    ]
 
 
 def test_two_processes_give_what_one_gives(folder, tmp_path):

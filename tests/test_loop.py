@@ -132,6 +132,16 @@ def test_a_finished_run_is_left_as_it_is(tmp_path: Path) -> None:
     assert (tmp_path / "log.jsonl").read_text() == log
 
 
+def test_a_run_goes_on_for_more_steps(tmp_path: Path) -> None:
+    """The warm-up follows the steps where none is given, and is no reason to refuse."""
+    for steps in (20, 40):
+        config = TrainConfig(steps=steps, log_every=1, save_every=10)
+        trainer = Trainer(toy_model(), toy_batches, config, tmp_path, device="cpu")
+        assert trainer.step == steps - 20
+        trainer.fit()
+    assert len(losses(tmp_path)) == 40
+
+
 def test_another_run_is_not_continued(tmp_path: Path) -> None:
     run(tmp_path, steps=2)
     with pytest.raises(TrainingError, match=r"of another run \(lr 0.003 there, 0.1 here\): give another out"):

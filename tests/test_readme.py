@@ -15,9 +15,9 @@ ROOT = Path(__file__).parents[1]
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_python_blocks_run(dtype, tmp_path, monkeypatch):
     blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     load = clipkit.load
-    monkeypatch.setattr(clipkit, "load", lambda name: load("tiny", "cpu", dtype=dtype))
+    monkeypatch.setattr(clipkit, "load", lambda name, dtype=dtype: load("tiny", "cpu", dtype=dtype))
     photos = ROOT / "examples" / "photos"
     for name, source in {"photo": "cat", "cat1": "cat", "cat2": "cat", "dog1": "coffee", "dog2": "rocket"}.items():
         shutil.copy(photos / f"{source}.jpg", tmp_path / f"{name}.jpg")
@@ -29,3 +29,4 @@ def test_the_python_blocks_run(dtype, tmp_path, monkeypatch):
     assert names["probabilities"].shape == (1, 2)
     assert names["probabilities"].sum() == pytest.approx(1, abs=1e-3)
     assert all(p.grad is not None for p in names["model"].parameters())
+    assert names["fast"].optimizations and names["half"].dtype == torch.bfloat16

@@ -15,6 +15,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -338,10 +339,8 @@ class ShardBatches:
 
     def __call__(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from a step on, without end. `DataError` without the webdataset package."""
-        try:
-            import webdataset  # noqa: F401  # pyright: ignore[reportMissingImports]
-        except ImportError as error:
-            raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'") from error
+        if not find_spec("webdataset"):
+            raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'")
         loader = DataLoader(
             _Stream(self, step),
             batch_size=None,
