@@ -18,7 +18,8 @@ from clipkit import PreprocessConfig
 from clipkit.errors import ConfigError, DataError
 from clipkit.preprocess import Preprocess
 from clipkit.training import distributed
-from clipkit.training.data import TRIES, Augment, Batch, PairBatches, Pairs, ShardBatches, read_folder, read_table
+from clipkit.training.data import TRIES, Augment, Batch, PairBatches, Pairs, read_folder, read_table
+from clipkit.training.shards import ShardBatches
 
 PREPROCESS = Preprocess((32, 32), toy_config().preprocess)
 

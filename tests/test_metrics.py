@@ -30,11 +30,6 @@ def oracle(queries: np.ndarray, keys: np.ndarray, k: int) -> float:
 
 
 @pytest.mark.parametrize("k", [1, 2, 5, 40, 100])
-def test_accuracy_takes_classes_alone() -> None:
-    with pytest.raises(ConfigError, match="accuracy needs classes as integers, not torch.float32"):
-        accuracy(torch.ones(2), torch.ones(2, dtype=torch.long))
-
-
 def test_against_numpy_with_many_ties(k):
     """Small integers, so that products are exact and every other similarity is shared."""
     random = np.random.default_rng(0)
@@ -403,3 +398,8 @@ ONE = torch.zeros(1, dtype=torch.long)
 def test_refuses_other_values(call, message):
     with pytest.raises(ConfigError, match=message):
         call()
+
+
+def test_accuracy_takes_classes_alone() -> None:
+    with pytest.raises(ConfigError, match="accuracy needs classes as integers, not torch.float32"):
+        accuracy(torch.ones(2), torch.ones(2, dtype=torch.long))

@@ -14,9 +14,10 @@ from toy_data import caption_table, colour_folders, picture, toy_config
 from clipkit import CLIP, ImageClassifier
 from clipkit.errors import ClipkitError, ConfigError, DataError, ImageError, TrainingError, UnknownModelError
 from clipkit.training import run
-from clipkit.training.data import Augment, ShardBatches, read_folder, read_table
+from clipkit.training.data import Augment, read_folder, read_table
 from clipkit.training.optimizer import TrainConfig
 from clipkit.training.run import RunConfig, finetune_from, read_pairs, retrieval, train, zero_shot
+from clipkit.training.shards import ShardBatches
 
 TRAIN = {"steps": 6, "lr": 1e-3, "warm_up": 1, "log_every": 1, "save_every": 2}
 WHOLE = {"data": "pictures", "out": "run", "batch_size": 8, "train": TRAIN, "init": "start"}

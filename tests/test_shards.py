@@ -16,7 +16,8 @@ from toy_data import assert_same_batches, take, toy_config, within
 from clipkit.errors import DataError
 from clipkit.preprocess import Preprocess
 from clipkit.training import distributed
-from clipkit.training.data import TRIES, ShardBatches
+from clipkit.training.data import TRIES
+from clipkit.training.shards import ShardBatches
 
 # webdataset leaves it to the garbage collector to close a shard that it has not read to the end
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar'>:ResourceWarning")

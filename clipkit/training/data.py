@@ -1,34 +1,30 @@
-"""Training data: pictures with captions, from folders, tables or tar shards, as batches that depend on the step alone.
+"""Training data: pictures with captions, from folders or tables, as batches that depend on the step alone.
 
 A trainer asks for batches by calling `batches(step)`, and gets an iterator over that step and all that follow. For
-folders and tables nothing else decides what comes, neither the number of workers nor an interruption, so a resumed run
+these nothing else decides what comes, neither the number of workers nor an interruption, so a resumed run
 sees the same batches. A picture that cannot be read is named in the batch, and another takes its place.
 """
 
 import csv
 import hashlib
-import importlib
-import io
 import json
 import math
 import os
 import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from importlib.util import find_spec
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, get_worker_info
+from torch.utils.data import DataLoader, Dataset
 
 from clipkit.classify.prompts import TEMPLATES, Templates, render
 from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.pictures import list_images
-from clipkit.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
+from clipkit.preprocess import Preprocess, read_image
 from clipkit.tokenizer import Tokenizer
 from clipkit.training import distributed
 
@@ -113,7 +109,7 @@ def read_table(table: Path) -> Pairs:
     except (OSError, ValueError, csv.Error) as error:
         raise error if isinstance(error, DataError) else DataError(f"cannot read {table}: {error}") from error
     for number, record in enumerate(records, start=1):
-        path, captions = _value(record, PATH_COLUMNS), _captions(record)
+        path, captions = _value(record, PATH_COLUMNS), captions_of(record)
         surplus = isinstance(record, dict) and None in record  # of a caption with commas and no quotes
         if not path or not isinstance(path, str) or not captions or surplus:
             raise DataError(
@@ -137,7 +133,7 @@ def _value(record: Any, columns: Sequence[str]) -> Any:
     return next((record[key] for key in columns if key in record), None) if isinstance(record, dict) else None
 
 
-def _captions(record: Any) -> list[str]:
+def captions_of(record: Any) -> list[str]:
     """Those of a record, a text or a list of texts; none if they are missing or anything else."""
     captions = _value(record, CAPTION_COLUMNS)
     captions = captions if isinstance(captions, list) else [captions]
@@ -201,7 +197,7 @@ class PairBatches:
             raise DataError(f"batch_size {self.batch_size} must be from 1 to the {len(self.pairs)} pictures")
         if self.tokenizer is None and self.pairs.labels is None:
             raise DataError("these pictures have no classes: give a tokenizer to train on their captions")
-        _check_workers(self.workers)
+        check_workers(self.workers)
 
     @property
     def identity(self) -> str:
@@ -216,15 +212,15 @@ class PairBatches:
 
     def __call__(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from a step on, without end."""
-        _share(self.batch_size)
+        share_of(self.batch_size)
         samples = _Samples(self)
         return iter(
             DataLoader(
                 samples,
                 batch_sampler=self._indices(step),  # pyright: ignore[reportArgumentType]
                 num_workers=self.workers,
-                collate_fn=_collate,
-                worker_init_fn=_own_group,
+                collate_fn=collate,
+                worker_init_fn=own_group,
                 pin_memory=torch.cuda.is_available(),
                 prefetch_factor=4 if self.workers else None,
             )
@@ -232,7 +228,7 @@ class PairBatches:
 
     def _indices(self, step: int) -> Iterator[list[tuple[int, int]]]:
         """For each step this process's pictures, each with the seed of what is random about it."""
-        per_epoch, share = len(self.pairs) // self.batch_size, _share(self.batch_size)
+        per_epoch, share = len(self.pairs) // self.batch_size, share_of(self.batch_size)
         first = distributed.rank() * share
         while True:
             epoch, within = divmod(step, per_epoch)
@@ -268,7 +264,7 @@ class _Samples(Dataset):
         for _ in range(TRIES):
             rng = random.Random(seed)
             try:
-                image = _image(pairs.files[index], source.preprocess, source.augment, rng)
+                image = prepare(pairs.files[index], source.preprocess, source.augment, rng)
             except ImageError as error:
                 skipped.append(str(error))
                 index = (index + 1) % len(pairs)
@@ -281,121 +277,32 @@ class _Samples(Dataset):
         raise DataError(f"{TRIES} pictures in a row cannot be read. The last one: {skipped[-1]}")
 
 
-def _image(file: Any, preprocess: Preprocess, augment: Augment | None, rng: random.Random) -> Tensor:
+def prepare(file: Any, preprocess: Preprocess, augment: Augment | None, rng: random.Random) -> Tensor:
+    """A picture as training sees it: (3, H, W) float32."""
     image = read_image(file)
     return preprocess(image) if augment is None else augment(image, preprocess, rng)
 
 
-def _share(batch_size: int) -> int:
+def share_of(batch_size: int) -> int:
     """The pairs of each process."""
     if batch_size % distributed.world_size():
         raise DataError(f"batch_size {batch_size} must be a multiple of the {distributed.world_size()} processes")
     return batch_size // distributed.world_size()
 
 
-def _own_group(worker: int) -> None:
+def own_group(worker: int) -> None:
     """Signals to the trainer's process group are the trainer's: torchrun stops workers too, before it can save."""
     if hasattr(os, "setpgid"):  # not on Windows
         os.setpgid(0, 0)
 
 
-def _check_workers(workers: Any) -> None:
+def check_workers(workers: Any) -> None:
+    """Raise `DataError` unless it is a count."""
     if not isinstance(workers, int) or workers < 0:
         raise DataError(f"workers must be an integer of at least 0, not {workers!r}")
 
 
-def _collate(samples: list[tuple[Tensor, Tensor, str, list[str]]]) -> Batch:
+def collate(samples: list[tuple[Tensor, Tensor, str, list[str]]]) -> Batch:
+    """Image, target, name and what was skipped before it, of each."""
     images, targets, names, skipped = zip(*samples, strict=True)
     return Batch((torch.stack(images), torch.stack(targets)), names, [reason for some in skipped for reason in some])
-
-
-@dataclass(frozen=True)
-class ShardBatches:
-    """Batches from WebDataset tar shards, read as a stream: shards drawn with replacement, then a shuffle buffer.
-
-    A sample is a picture (`.jpg`, `.png`, `.webp`, ...) with a `.txt`, or a `.json` that holds a caption or several
-    under one of `CAPTION_COLUMNS`. Every process and worker draws for itself, from the seed and the step that it starts
-    at: a resumed run goes on with fresh draws, not with those that an uninterrupted one would have seen.
-
-    Args:
-        urls: paths or addresses of shards, with braces for many: "data/{000..127}.tar".
-        batch_size, preprocess, tokenizer, augment, workers, seed: as in `PairBatches`.
-        buffer: samples to shuffle among.
-    """
-
-    urls: str | Sequence[str]
-    batch_size: int
-    preprocess: Preprocess
-    tokenizer: Tokenizer
-    augment: Augment | None = Augment()
-    workers: int = 0
-    seed: int = 0
-    buffer: int = 2000
-
-    def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise DataError(f"batch_size must be an integer of at least 1, not {self.batch_size!r}")
-        _check_workers(self.workers)
-
-    def __call__(self, step: int) -> Iterator[Batch]:
-        """The batches of this process, from a step on, without end. `DataError` without the webdataset package."""
-        if not find_spec("webdataset"):
-            raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'")
-        loader = DataLoader(
-            _Stream(self, step),
-            batch_size=None,
-            num_workers=self.workers,
-            worker_init_fn=_own_group,
-            pin_memory=torch.cuda.is_available(),
-        )
-        return iter(loader)
-
-
-class _Stream(IterableDataset):
-    def __init__(self, source: ShardBatches, step: int) -> None:
-        self.source, self.seeds = source, [source.seed, step, distributed.rank()]
-        self.share = _share(source.batch_size)  # asked here: a worker need not know the others
-
-    def __iter__(self) -> Iterator[Batch]:
-        webdataset: Any = importlib.import_module("webdataset")  # whose names are not known before it runs
-        source, worker = self.source, get_worker_info()
-        seed = int(np.random.SeedSequence([*self.seeds, worker.id if worker else 0]).generate_state(1)[0])
-        rng, skipped = random.Random(seed), []
-
-        def skip(error: Exception) -> bool:
-            skipped.append(str(error))
-            return True
-
-        def stored() -> Iterator[dict[str, Any]]:
-            barren = 0  # shards in a row without a sample
-            for shard in webdataset.ResampledShards(source.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
-                barren += 1
-                for sample in webdataset.tarfile_to_samples(handler=skip)([shard]):
-                    barren = 0
-                    yield sample
-                if barren == TRIES:
-                    raise DataError(f"{TRIES} shards in a row hold no samples. {(skipped or [shard['url']])[-1]}")
-
-        def read() -> Iterator[tuple[Tensor, Tensor, str, list[str]]]:
-            unusable = 0  # samples in a row
-            for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(stored()):
-                try:
-                    picture = next((v for k, v in sample.items() if f".{k}" in IMAGE_SUFFIXES), None)
-                    text = {"text": sample["txt"].decode()} if "txt" in sample else None
-                    captions = _captions(text or json.loads(sample.get("json", "0")))
-                    if picture is None or not captions:
-                        raise DataError("it needs a picture and a caption")
-                    image = _image(io.BytesIO(picture), source.preprocess, source.augment, rng)
-                except ValueError as error:  # of which ImageError and broken JSON are kinds
-                    skip(DataError(f"{sample['__url__']}, {sample['__key__']}: {error}"))
-                    unusable += 1
-                    if unusable == TRIES:
-                        raise DataError(f"{TRIES} samples in a row cannot be used. {skipped[-1]}") from error
-                    continue
-                reasons, unusable = skipped[:], 0
-                skipped.clear()
-                yield image, source.tokenizer(rng.choice(captions), truncate=True)[0], sample["__key__"], reasons
-
-        samples = read()
-        while True:
-            yield _collate(list(islice(samples, self.share)))

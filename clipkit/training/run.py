@@ -15,10 +15,11 @@ from clipkit.errors import ConfigError, DataError
 from clipkit.features import embed_images, embed_texts
 from clipkit.loading import load_model, published_config
 from clipkit.models.clip import CLIP
-from clipkit.training.data import Augment, Batches, PairBatches, Pairs, ShardBatches, read_folder, read_table
+from clipkit.training.data import Augment, Batches, PairBatches, Pairs, read_folder, read_table
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
+from clipkit.training.shards import ShardBatches
 
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
