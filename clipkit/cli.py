@@ -164,11 +164,9 @@ def _labelled(args: argparse.Namespace, shots: int | None = None, seed: int = 0)
 
 
 def _fit(args: argparse.Namespace) -> int:
-    from clipkit.classify.few_shot import METHODS
-    from clipkit.errors import ConfigError
+    from clipkit.classify.few_shot import check_method
 
-    if args.method not in METHODS:  # known before many pictures are encoded
-        raise ConfigError(f"--method must be one of {', '.join(METHODS)}, not {args.method!r}")
+    check_method(args.method)  # before many pictures are encoded
     classifier, features, labels = _labelled(args, args.shots, args.seed)
     classifier.fit(features, labels, args.method, seed=args.seed).save(args.out)
     about = {"classes": len(classifier.labels)} | classifier.provenance

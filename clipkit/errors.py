@@ -13,7 +13,8 @@ ClipkitError
 ├── TokenizerError (ValueError)           text or token ids that cannot be used
 ├── ImageError (ValueError)               an image that cannot be read or is out of range
 ├── DataError (ValueError)                a data set that cannot be read or used
-└── TrainingError (RuntimeError)          training that cannot go on
+├── TrainingError (RuntimeError)          training that cannot go on
+└── ExportError (RuntimeError)            an exported file that does not compute what the classifier does
 """
 
 
@@ -71,3 +72,7 @@ class DataError(ClipkitError, ValueError):
 
 class TrainingError(ClipkitError, RuntimeError):
     """Training cannot go on: the loss is no longer finite, or a checkpoint belongs to another run."""
+
+
+class ExportError(ClipkitError, RuntimeError):
+    """The exported file disagrees with the classifier, and was not kept."""

@@ -192,6 +192,16 @@ def test_the_likeliest_labels_come_first():
 # Fitting
 
 
+def test_what_cannot_work_is_said_before_anything_is_encoded(model, monkeypatch):
+    classifier = ImageClassifier.zero_shot(model, NAMES)
+    two = [picture((200, 30, 30), (30, 30, 200), seed) for seed in range(2)]
+    monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded in vain"))
+    with pytest.raises(ConfigError, match="method must be one of"):
+        classifier.fit(two, [0, 1], "best")
+    with pytest.raises(DataError, match="4 pictures need as many labels, not 3"):
+        classifier.fit([*two, *two], [0, 1, 1])
+
+
 def test_labels_are_indices_or_names(model, few):
     features, labels = few
     names, heads = [NAMES[i] for i in labels], []

@@ -213,7 +213,7 @@ def test_broken_pictures_of_class_folders_are_reported(toy, capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["fit", "{}/pictures", "--method", "best"], "--method must be one of anchored, .* not 'best'"),
+        (["fit", "{}/pictures", "--method", "best"], "method must be one of anchored, .* not 'best'"),
         (["fit", "{}/pictures", "--shots", "0"], "at least one shot, not 20 and 0"),
         (["fit", "{}/nowhere"], "nowhere holds no folders of pictures"),
         (["fit", "{}/one"], "a single class"),

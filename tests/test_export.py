@@ -18,7 +18,7 @@ from torch import Tensor
 from clipkit import CLIP, ImageClassifier
 from clipkit.classify import export as source
 from clipkit.classify.heads import CacheHead, Head, LinearHead, WeightedPromptHead
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, ExportError
 
 PHOTOS = Path(__file__).parents[1] / "examples" / "photos"
 NAMES = ["cat", "dog", "rocket"]
@@ -183,7 +183,7 @@ def test_a_file_that_differs_is_not_kept(towers, tmp_path, monkeypatch, suffix, 
     path = tmp_path / f"out{suffix}"
     path.write_bytes(b"an older file")
     stand_in(monkeypatch, suffix, say)
-    with pytest.raises(RuntimeError, match=message):
+    with pytest.raises(ExportError, match=message):
         classifier.export(path)
     assert [p.name for p in tmp_path.iterdir()] == [path.name] and path.read_bytes() == b"an older file"
     stand_in(monkeypatch, suffix, lambda images, right: right + 5e-5)  # other kernels may round otherwise

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.classify.few_shot import fit_head
+from clipkit.classify.few_shot import check_method, fit_head
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, load_head, save_head
 from clipkit.classify.prompts import TEMPLATES, ClassNames, Templates, render
 from clipkit.classify.zero_shot import zero_shot_weights
@@ -170,27 +170,34 @@ class ImageClassifier(nn.Module):
             options: of the method's function.
 
         Returns:
-            The classifier itself. If anything is wrong it is as it was.
+            The classifier itself; `provenance` has what was chosen, the pictures of each class, and those that a data
+            set without `labels` could not read. If anything is wrong it is as it was.
 
         Raises:
             DataError: if the labels do not fit the pictures or the classes.
             ConfigError, ImageError: as `fit_head` and `embed_images`.
         """
         reading = {"batch_size": batch_size, "workers": workers, "progress": progress}
+        check_method(method)  # before hours of encoding
+        skipped = []
         if labels is None:
             if isinstance(images_or_features, Tensor):
                 raise DataError("features need labels")
             found = extract_features(self.model, images_or_features, **reading)
             if found.labels is None:
                 raise DataError("these pictures come without labels: pass labels, one for each")
-            features, indices = found.features, found.labels
+            features, indices, skipped = found.features, found.labels, found.skipped
         else:
             indices = self._indices(labels)
+            if isinstance(images_or_features, list | tuple) and len(images_or_features) != len(indices):
+                raise DataError(f"{len(images_or_features)} pictures need as many labels, not {len(indices)}")
             features = self._features(images_or_features, reading)
         if method == "prompt_weights":
             options["captions"] = self._captions()
         head, chosen = fit_head(features, indices, self.zero_shot_head, method, seed, **options)
         chosen.update(counts=indices.bincount(minlength=len(self.labels)).tolist())
+        if skipped:
+            chosen["skipped"] = [list(one) for one in skipped]
         self.head, self.provenance = head.to(self.model.device), chosen
         return self
 
@@ -224,6 +231,8 @@ class ImageClassifier(nn.Module):
                 "classes cannot be compared with: make a classifier of all names and fit again"
             )
         self.head, self.zero_shot_head = head.eval(), every
+        if counts := self.provenance.get("counts"):
+            self.provenance["counts"] = counts + [0] * len(labels)
         self.labels, self.prompts = self.labels + labels, self.prompts + prompts
         return self
 
@@ -256,7 +265,7 @@ class ImageClassifier(nn.Module):
 
         Raises:
             ConfigError: for another ending, or if a package is missing.
-            RuntimeError: if the file's probabilities differ by more than 1e-4.
+            ExportError: if the file's probabilities differ by more than 1e-4.
         """
         from clipkit.classify.export import export
 

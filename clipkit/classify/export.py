@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.checkpoints.files import replacing
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, ExportError
 
 if TYPE_CHECKING:
     from clipkit.classify.classifier import ImageClassifier
@@ -54,7 +54,7 @@ def export(classifier: "ImageClassifier", path: Path) -> None:
         for size in (1, 2, 5):  # the number of images must have stayed free
             difference = (run(images[:size]) - deployed(images[:size])).abs().max().item()
             if not difference <= TOLERANCE:
-                raise RuntimeError(f"the exported file differs by {difference:.1e} for {size} images; it is not kept")
+                raise ExportError(f"the exported file differs by {difference:.1e} for {size} images; it is not kept")
 
 
 def _program(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:

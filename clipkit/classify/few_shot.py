@@ -59,8 +59,7 @@ def fit_head(
         ConfigError: for another method, features of another width, or a single class.
         DataError: for no pictures, labels that are out of range, or features that are not finite.
     """
-    if method not in METHODS:
-        raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
+    check_method(method)
     if features.ndim != 2 or features.shape[1] != zero_shot.width:
         raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {tuple(features.shape)}")
     if zero_shot.classes < 2:
@@ -79,6 +78,12 @@ def fit_head(
         features = features.detach().to(device, torch.float32, copy=True)
         head, chosen = METHODS[method](features, labels.to(device, torch.int64, copy=True), zero_shot, **options)
     return head.eval(), {"method": method, "pictures": len(labels)} | chosen
+
+
+def check_method(method: str) -> None:
+    """Raise `ConfigError` unless it is one of `METHODS`."""
+    if method not in METHODS:
+        raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
 def linear_probe(features: Tensor, labels: Tensor, zero_shot: CosineHead, C: float | None = None) -> Fitted:
