@@ -41,11 +41,10 @@ def features_of(
 ) -> tuple[Tensor, Tensor, list[str]]:
     pairs, names = SETS[name](root, split)
     cache.mkdir(parents=True, exist_ok=True)
-    found = extract_features(
-        model, pairs.files, out=cache / f"{name}-{split}.safetensors", batch_size=250, progress=True
-    )
-    label = dict(zip(map(str, pairs.files), pairs.labels or [], strict=True))
-    return found.features, torch.tensor([label[path] for path in found.paths]), names
+    rows = list(zip(pairs.files, pairs.labels or [], strict=True))
+    found = extract_features(model, rows, out=cache / f"{name}-{split}.safetensors", batch_size=250, progress=True)
+    assert found.labels is not None
+    return found.features, found.labels, names
 
 
 def captions_of(model: clipkit.CLIP, names: list[str], templates: tuple[str, ...]) -> Tensor:

@@ -5,32 +5,32 @@
         [--seconds 20] [--full] [--compile] [--quick] [--json FILE] [--markdown FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not installed is left out.
-Needs Linux, whose /proc tells peaks of memory. Runs on the CPU. Cost with the defaults: about an hour on two quiet
-cores, 10 GB of memory and as much disk; `--quick` shows in a minute or two that all of it runs, and measures nothing.
+Needs Linux. Runs on the CPU. Cost with the defaults: about an hour on two quiet cores, 10 GB of memory and as much
+disk; `--quick` measures nothing, and shows in a minute or two that all of it runs.
 
-- image: preprocessed batches of 1, 8 and 64 to features, in float32 and bfloat16, and the share that clipkit reaches of
-  a limit: the operations that its layers have to do, at the rate at which torch's best library multiplies two matrices
-  of 2048 x 2048, measured right before and after. Reading weights and memory count for nothing in it.
-- text: 1, 64 and 1,000 prompts, strings to features of unit length, once for each kind of text tower.
+- image: preprocessed batches of 1, 8 and 64 to unit features, in float32 and bfloat16, and the share that clipkit
+  reaches of a limit: the operations that its layers have to do, at the rate at which torch's best library multiplies
+  two matrices of 2048 x 2048, measured right before and after.
+- text: 1, 64 and 1,000 prompts, strings to unit features, once for each kind of text tower.
 - classifier: 50 of ImageNet's classes, or with `--full` all, in 80 templates each, by the first of the models.
 - tokenize: 1, 1,000 and 80,000 prompts; where the cache is cold, clipkit alone has forgotten all words.
-- preprocess: a JPEG of 640 x 480 from its file, and 32 of them on two threads.
+- preprocess: a JPEG of 640 x 480 from its file; 32 of them on two threads.
 - import: whole processes, beside one that imports torch alone, which is no peer.
-- load: ViT-B/32 and ViT-L/14 from each library's own files, in a process of its own; and its peak of memory.
+- load: ViT-B/32 and ViT-L/14 from each library's own files; and the peak of memory of a process that does it.
 
 The first call of each contestant is not counted; its output is compared with clipkit's, in bfloat16 with clipkit's in
 float32, and if any is too far off, it stops there. Then they take turns, in alternating order, until the row has had
 its seconds and 3 rounds at least. In bfloat16, peers run both with weights cast and with autocast. What would take a
 peer minutes is timed on a random part and extrapolated in proportion, marked by ~. `--compile` adds torch.compile to
 each: for clipkit of the image tower, for peers of both. Prints medians, and the ratio of the fastest peer to clipkit
-with its quartiles over the rounds; the file has all. They mean little on a busy machine, for which see the load.
+with its quartiles over the rounds. They mean little on a busy machine, for which see the load.
 """
 
 import argparse
+import importlib
 import importlib.metadata
 import importlib.util
 import json
-import multiprocessing
 import os
 import random
 import subprocess
@@ -38,7 +38,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
 from copy import deepcopy
 from dataclasses import dataclass, field
@@ -53,7 +53,7 @@ import torch.nn.functional as F
 from PIL import Image, ImageOps
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from training import peak_of  # beside this file
+from training import alone, peak_of  # beside this file
 
 import clipkit
 from clipkit import registry
@@ -62,13 +62,15 @@ from tests.random_weights import randomise, some_images
 
 PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers"}  # modules, and what pip calls them
 HERE = [name for name in PEERS if importlib.util.find_spec(name)]
+open_clip: Any = importlib.import_module("open_clip") if "open_clip" in HERE else None
+transformers: Any = importlib.import_module("transformers") if "transformers" in HERE else None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
 PARTS = {"text": {"open_clip": 64, "transformers": 256}, "classifier": {"open_clip": 2, "transformers": 8}}  # at most
 BATCH = 64  # prompts that peers encode at once
 ROUNDS, MOST, SLICE = 3, 200, 0.005  # rounds at least and at most; seconds of one measurement at least
 EXACT, NEAR = 2e-5, 0.02  # largest difference of unit vectors; in bfloat16, 1 - the lowest cosine
-LEVELS = 0.2  # largest difference of normalised pixels where torch resizes and not PIL
+LEVELS = 0.05  # largest difference of normalised pixels where torch resizes and not PIL
 Call = Callable[[], Any]
 Side = dict[str, Callable[[Any], Tensor]]  # by section, from images (N, 3, H, W), prompts or names to unit features
 
@@ -78,7 +80,6 @@ class Row:
     """What is timed: contestants by names that start with their library's.
 
     `check` tells by how much an output is off, which must not exceed the contestant's own limit, or `limit`.
-    An output that is a tuple begins with the seconds that it took by itself, and the MiB.
     """
 
     name: str
@@ -90,15 +91,15 @@ class Row:
     limit: float = 0.0
     limits: dict[str, float] = field(default_factory=dict)
     dtype: torch.dtype = torch.float32
-    flops: int = 0
+    flops: int = 0  # of all items
+    facts: dict[str, float] = field(default_factory=dict)
 
 
 def timed(call: Call) -> float:
     count, started = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - started < SLICE:
-        output, count = call(), count + 1
-        if isinstance(output, tuple):
-            return output[0]
+        call()
+        count += 1
     return (time.perf_counter() - started) / count
 
 
@@ -111,13 +112,11 @@ def matmul_rate(dtype: torch.dtype) -> float:
     return 2 * 2048**3 / min(timed(route) for route in routes * 4)
 
 
-@torch.inference_mode()
 def run(row: Row, budget: float) -> dict[str, Any]:
     outputs = {name: call() for name, call in row.contestants.items()}
     off = {name: row.check(output) for name, output in outputs.items()}
     if wrong := {name: value for name, value in off.items() if not value <= row.limits.get(name, row.limit)}:
         raise SystemExit(f"{row.name}: outputs differ by too much, nothing is timed: {wrong}")
-    peaks = {name: output[1] for name, output in outputs.items() if isinstance(output, tuple)}
     outputs.clear()
     rates = [matmul_rate(row.dtype)] if row.flops else []
     seconds: dict[str, list[float]] = {name: [] for name in row.contestants}
@@ -129,43 +128,44 @@ def run(row: Row, budget: float) -> dict[str, Any]:
     medians = {name: median(values) for name, values in seconds.items()}
     ours = min((name for name in medians if name.startswith("clipkit")), key=medians.__getitem__)
     peer = min((name for name in medians if name.startswith((*PEERS,))), key=medians.__getitem__, default=None)
-    result = {"name": row.name, "unit": row.unit, "items": row.items, "ours": ours, "peer": peer, "medians": medians}
-    result |= {"load": os.getloadavg()[0], "peak MiB": peaks, "seconds": seconds}
+    result: dict[str, Any] = {"name": row.name, "unit": row.unit, "items": row.items, "rounds": turn}
+    result |= {"ours": ours, "peer": peer, "load": os.getloadavg()[0], "facts": row.facts}
+    result["seconds"] = {name: quartiles(values) for name, values in seconds.items()}
     result["extrapolated_from"] = {x: f"{n} of {row.items:,}" for x, n in row.parts.items() if n < row.items}
     half = row.dtype is torch.bfloat16
     result["cosine" if half else "difference"] = {x: 1 - value if half else value for x, value in off.items()}
     if rates:
         result["matmul FLOP/s"] = max(*rates, matmul_rate(row.dtype))
-        result["share of limit"] = row.flops / result["matmul FLOP/s"] / medians[ours]
+        result |= {"FLOP": row.flops, "share of limit": row.flops / result["matmul FLOP/s"] / medians[ours]}
     if peer:
-        ratios = [theirs / mine for theirs, mine in zip(seconds[peer], seconds[ours], strict=True)]
-        result["ratio"] = quantiles(ratios, n=4, method="inclusive")  # quartile, median, quartile
+        result["ratio"] = quartiles([x / y for x, y in zip(seconds[peer], seconds[ours], strict=True)])
     return result
 
 
+def quartiles(values: list[float]) -> list[float]:
+    """The lower one, the median, the upper one."""
+    return quantiles(values, n=4, method="inclusive")
+
+
 def shown(result: dict[str, Any], name: str) -> str:
-    value, items = result["medians"][name], result["items"]
+    value, items = result["seconds"][name][1], result["items"]
     rate = f" = {items / value:.4g} {result['unit']}/s" if items > 1 else ""
     return f"{'~' * (name in result['extrapolated_from'])}{1000 * value:.4g} ms{rate}"
 
 
 def cells(result: dict[str, Any]) -> list[str]:
-    ours, peer = result["ours"], result["peer"]
-    notes = [f"{result['share of limit']:.2f} of the limit"] if "share of limit" in result else []
+    ours, peer, ratio, notes, theirs = result["ours"], result["peer"], "", [], ""
+    if peer:
+        theirs, ratio = f"{shown(result, peer)}, {peer}", "{1:.2f} ({0:.2f} to {2:.2f})".format(*result["ratio"])
+    if "share of limit" in result:
+        notes.append(f"{result['share of limit']:.2f} of the limit")
     if "cosine" in result:
-        notes.append(
-            f"cosine to float32 {result['cosine'][ours]:.5f}, of all at least {min(result['cosine'].values()):.5f}"
-        )
+        notes.append(f"cosine {result['cosine'][ours]:.5f}, of all at least {min(result['cosine'].values()):.5f}")
     else:
         notes.append(f"largest difference {max(result['difference'].values()):.1g}")
-    notes += [f"{name} {mib:.0f} MiB" for name, mib in result["peak MiB"].items()]
+    notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
     notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
-    theirs = (
-        [f"{shown(result, peer)}, {peer}", "{1:.2f} ({0:.2f} to {2:.2f})".format(*result["ratio"])]
-        if peer
-        else ["", ""]
-    )
-    return [result["name"], shown(result, ours), *theirs, "; ".join(notes)]
+    return [result["name"], shown(result, ours), theirs, ratio, "; ".join(notes)]
 
 
 def markdown(report: dict[str, Any]) -> str:
@@ -176,15 +176,11 @@ def markdown(report: dict[str, Any]) -> str:
 
 def hardware() -> dict[str, Any]:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    return {
-        "cpu": next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown"),
-        "cores": len(os.sched_getaffinity(0)),
-        "threads": torch.get_num_threads(),
-        "load": os.getloadavg()[0],
-        "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
-        "torch": torch.__version__,
-        "clipkit": clipkit.__version__,
-    } | {name: importlib.metadata.version(PEERS[name]) for name in HERE}
+    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
+    date, load = datetime.now(timezone.utc).isoformat(timespec="minutes"), os.getloadavg()[0]
+    out = {"date": date, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load}
+    out |= {"clipkit": clipkit.__version__, "torch": torch.__version__}
+    return out | {name: importlib.metadata.version(PEERS[name]) for name in HERE}
 
 
 # The libraries.
@@ -204,22 +200,14 @@ def load(library: str, folder: str, dtype: torch.dtype = torch.float32) -> Any:
     if library == "clipkit":
         return clipkit.load(folder, "cpu", dtype=dtype)[0]
     if library == "open_clip":
-        import open_clip
-
         precision = "fp32" if dtype is torch.float32 else "pure_bf16"
         return open_clip.create_model(f"local-dir:{folder}", precision=precision).eval()
-    import transformers
-
     return transformers.CLIPModel.from_pretrained(folder, dtype=dtype).eval()
 
 
 def tokenizer_of(peer: str, root: Path) -> Callable[[list[str]], Tensor]:
     if peer == "open_clip":
-        import open_clip
-
         return open_clip.tokenize
-    import transformers
-
     smallest = weights(root, "TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", peer)  # all have the same tokenizer
     fast = transformers.CLIPTokenizer.from_pretrained(smallest)
     return lambda texts: fast(texts, padding=True, return_tensors="pt")["input_ids"]
@@ -280,9 +268,8 @@ def sides(root: Path, name: str, dtype: torch.dtype, compile: bool) -> dict[str,
         for label, (autocast, own) in settings.items():
             models = {peer + label: load(peer, weights(root, name, peer), own)}
             if resnet:
-                models |= {
-                    f"{x} channels_last": deepcopy(y).to(memory_format=torch.channels_last) for x, y in models.items()
-                }
+                last = deepcopy(models[peer + label]).to(memory_format=torch.channels_last)
+                models[f"{peer}{label} channels_last"] = last
             if compile:
                 models |= {f"{x} compiled": compiled(y) for x, y in models.items()}
             out |= {x: peer_side(y, tokenizer, autocast, own) for x, y in models.items()}
@@ -298,10 +285,10 @@ def shuffled_names() -> list[str]:
     return random.Random(0).sample(names, len(names))
 
 
-def distance(found: Tensor, expected: Tensor, dtype: torch.dtype) -> float:
+def distance(found: Tensor, expected: Tensor, exact: bool) -> float:
     """Of features from the first that were expected: the largest difference, or 1 - the lowest cosine."""
     one, other = (F.normalize(x.double(), dim=-1) for x in (found, expected[: len(found)]))
-    return float((one - other).abs().max() if dtype is torch.float32 else 1 - (one * other).sum(dim=-1).min())
+    return float((one - other).abs().max() if exact else 1 - (one * other).sum(dim=-1).min())
 
 
 def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) -> Iterator[Row]:
@@ -309,31 +296,27 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
     if section == "text":  # the first of each kind
         names = [*{registry.MODELS[name].config.text: name for name in names[::-1]}.values()][::-1]
     for name in names:
+        resolution = registry.MODELS[name].config.vision.resolution
+        with FlopCounterMode(display=False) as counter:  # with gradients, every product is one of torch's own
+            load("clipkit", weights(root, name)).encode_image(some_images(1, resolution))
         expected: dict[int, Tensor] = {}
         for precision, dtype in DTYPES.items():
-            contestants, flops = sides(root, name, dtype, args.compile), 0
-            resolution = registry.MODELS[name].config.vision.resolution
-            if section == "image":
-                with FlopCounterMode(display=False) as counter:  # with gradients, every product is one of torch's own
-                    load("clipkit", weights(root, name)).encode_image(some_images(1, resolution))
-                flops = counter.get_total_flops()
-            else:
+            contestants, exact = sides(root, name, dtype, args.compile), dtype is torch.float32
+            if section != "image":
                 contestants.pop("clipkit compiled", None)  # its text tower is as it was
             for count in SIZES[section]:
-                inputs: Any = shuffled_names()[:count]
-                if section != "classifier":
-                    images, prompts = some_images(count, resolution), [f"a photo of a {x}." for x in inputs]
-                    inputs = images if section == "image" else prompts
+                inputs: Any = some_images(count, resolution) if section == "image" else shuffled_names()[:count]
+                if section == "text":
+                    inputs = [f"a photo of a {x}." for x in inputs]
                 parts = {x: min(count, PARTS.get(section, {}).get(x.split()[0], count)) for x in contestants}
-                calls = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
-                with torch.inference_mode():
-                    expected.setdefault(count, calls["clipkit"]())
-                check = partial(distance, expected=expected[count], dtype=dtype)
-                title, limit = (
-                    f"{section}: {name}, {precision}, {count:,} {unit}",
-                    EXACT if dtype is torch.float32 else NEAR,
-                )
-                yield Row(title, calls, check, unit, count, parts, limit, {}, dtype, count * flops)
+                bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
+                calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
+                expected.setdefault(count, calls["clipkit"]())
+                check = partial(distance, expected=expected[count], exact=exact)
+                row = Row(f"{section}: {name}, {precision}, {count:,} {unit}", calls, check, unit, count, parts)
+                row.limit, row.dtype = EXACT if exact else NEAR, dtype
+                row.flops = count * counter.get_total_flops() if section == "image" else 0
+                yield row
 
 
 def tokenize_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
@@ -367,32 +350,23 @@ def preprocess_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
         ImageOps.fit(photo, (640, 480), Image.Resampling.BICUBIC, centering=centre).save(file, quality=90)
     config = registry.MODELS["ViT-B/32"].config
     ways: dict[str, Any] = {"clipkit": clipkit.Preprocess(config.vision.resolution, config.preprocess)}
-    if "open_clip" in HERE:
-        import open_clip
 
-        transform: Any = open_clip.image_transform(config.vision.resolution[0], is_train=False)
+    def process(processor: Any, file: Path) -> Tensor:
+        return processor(images=Image.open(file), return_tensors="pt")["pixel_values"][0]
+
+    if open_clip:
+        transform = open_clip.image_transform(config.vision.resolution[0], is_train=False)
         ways["open_clip"] = lambda file: transform(Image.open(file))
-    if "transformers" in HERE:
-        import transformers
-
-        def process(processor: Any, file: Path) -> Tensor:
-            return processor(images=Image.open(file), return_tensors="pt")["pixel_values"][0]
-
+    if transformers:
         ways["transformers"] = partial(process, transformers.CLIPImageProcessor())
         ways["transformers PIL"] = partial(process, transformers.CLIPImageProcessorPil())
-    limits = {name: LEVELS for name in ways if name.startswith("transformers")}
     with ThreadPoolExecutor(2) as pool:
-        for each, some in ((map, files[:1]), (pool.map, files)):
+        for name, each, some in (("a JPEG", map, files[:1]), ("JPEGs on two threads", pool.map, files)):
             calls = {x: lambda way=way, e=each, s=some: torch.stack([*e(way, s)]) for x, way in ways.items()}
-            expected = calls["clipkit"]()
-            yield Row(
-                f"preprocess: {len(some)} JPEG of 640 x 480, {1 if each is map else 2} threads",
-                calls,
-                lambda found, expected=expected: float((found - expected).abs().max()),
-                "images",
-                len(some),
-                limits=limits,
-            )
+            check = partial(lambda expected, found: float((found - expected).abs().max()), calls["clipkit"]())
+            row = Row(f"preprocess: {name}", calls, check, "images", len(some))
+            row.limits = {x: LEVELS for x in ways if x.startswith("transformers")}
+            yield row
 
 
 def import_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
@@ -401,39 +375,36 @@ def import_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     env["PYTHONPYCACHEPREFIX"] = str(root / "bytecode")
     statements = {"clipkit": "import clipkit", "torch alone": "import torch", "open_clip": "import open_clip"}
     statements["transformers"] = "from transformers import CLIPModel"  # without a name it would import nothing
+    statements = {x: code for x, code in statements.items() if x not in PEERS or x in HERE}
     run = partial(subprocess.run, env=env, check=True)
-    calls = {
-        x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items() if x not in PEERS or x in HERE
-    }
+    calls = {x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items()}
     yield Row("import: a process", calls, lambda output: 0.0)
 
 
-def checksum(model: nn.Module) -> float:
-    return sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.parameters())
+def loaded(library: str, folder: str) -> Any:
+    model = load(library, folder)
+    for weight in model.parameters():  # one number of each page, as a file may be mapped and not read
+        weight.detach().flatten()[::1024].sum()
+    return model
 
 
-def load_cost(library: str, folder: str) -> tuple[float, float, float]:
-    def work() -> None:
-        kept.append(load(library, folder))
-        for weight in kept[0].parameters():  # one number of each page, as a file may be mapped and not read
-            weight.detach().flatten()[::1024].sum()
-
+def load_cost(library: str, folder: str) -> tuple[float, float]:
     load(library, folder)  # imports what is imported late
-    kept: list[nn.Module] = []
-    return *peak_of(work), checksum(kept[0])
+    return peak_of(partial(loaded, library, folder))
 
 
 def load_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
-    def fresh(library: str, folder: str) -> tuple[float, float, float]:
-        with ProcessPoolExecutor(1, multiprocessing.get_context("spawn")) as pool:
-            return pool.submit(load_cost, library, folder).result()
+    def checksum(model: nn.Module) -> float:
+        return sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.parameters())
 
-    for name in {"ViT-B/32", "ViT-L/14"}.intersection(args.models):
+    for name in (name for name in args.models if name in ("ViT-B/32", "ViT-L/14")):
+        folders = {library: weights(root, name, library) for library in ("clipkit", *HERE)}
         total = checksum(model := load("clipkit", weights(root, name)))
-        calls = {x: partial(fresh, x, weights(root, name, x)) for x in ("clipkit", *HERE)}
+        check = partial(lambda total, model: abs(checksum(model) / total - 1), total)
+        row = Row(f"load: {name}", {x: partial(loaded, x, y) for x, y in folders.items()}, check, limit=1e-9)
         size = sum(weight.nbytes for weight in model.parameters()) / 2**20
-        check = partial(lambda total, output: abs(output[2] / total - 1), total)
-        yield Row(f"load: {name}, {size:.0f} MiB of weights", calls, check, limit=1e-9)
+        row.facts = {f"{x}'s peak over weights": alone(load_cost, x, y)[1] / size for x, y in folders.items()}
+        yield row
 
 
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Row]]] = {
@@ -471,7 +442,7 @@ def main() -> None:
         for row in (row for section in args.rows for row in SECTIONS[section](Path(folder), args)):
             result = run(row, args.seconds)
             report["rows"].append(result)
-            print("", *(f"  {name:32}{shown(result, name)}" for name in result["medians"]), sep="\n")
+            print("", *(f"  {name:32}{shown(result, name)}" for name in result["seconds"]), sep="\n")
             print(*cells(result), sep=" | ", flush=True)
             if args.json:  # after each row, so that nothing measured is lost
                 args.json.write_text(json.dumps(report, indent=1) + "\n")
