@@ -1,8 +1,10 @@
 """Which kernel computes a linear layer, and that it makes no difference but in time."""
 
 import copy
+import platform
 from collections.abc import Iterator
 from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -78,14 +80,19 @@ def test_gradients_and_copies_are_those_of_an_ordinary_layer() -> None:
     assert layer.weight.grad is not None and torch.equal(layer.weight.grad, ordinary.weight.grad)
 
 
-@needs_onednn
-def test_the_measurement_draws_no_random_numbers() -> None:
-    torch.manual_seed(3)
-    expected = torch.rand(2)
-    torch.manual_seed(3)
-    with torch.no_grad():
-        assert kernels._onednn_is_faster.__wrapped__() in (True, False)
-    assert torch.equal(torch.rand(2), expected)
+@pytest.mark.parametrize("about, expected", [("vendor_id: AuthenticAMD", True), ("vendor_id: GenuineIntel", False)])
+def test_the_choice_follows_the_vendor(about: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Path, "read_text", lambda path: about)
+    assert kernels._onednn_is_faster.__wrapped__() is expected
+
+
+def test_the_choice_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(path: Path) -> str:
+        raise FileNotFoundError(path)
+
+    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(platform, "processor", lambda: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD")
+    assert kernels._onednn_is_faster.__wrapped__()
 
 
 def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:

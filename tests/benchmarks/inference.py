@@ -312,8 +312,11 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
                 bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
                 calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
                 expected.setdefault(count, calls["clipkit"]())
-                check = partial(distance, expected=expected[count], exact=exact)
-                row = Row(f"{section}: {name}, {precision}, {count:,} {unit}", calls, check, unit, count, parts)
+                check, title = (
+                    partial(distance, expected=expected[count], exact=exact),
+                    f"{count:,} {unit}" if count > 1 else "one",
+                )
+                row = Row(f"{section}: {name}, {precision}, {title}", calls, check, unit, count, parts)
                 row.limit, row.dtype = EXACT if exact else NEAR, dtype
                 row.flops = count * counter.get_total_flops() if section == "image" else 0
                 yield row
@@ -339,7 +342,7 @@ def tokenize_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
         check = partial(differing, expected=tokenizer(texts[:count]))
         for label, ours in {"": tokenizer, ", cold cache": cold}.items():
             calls = {x: partial(function, texts[:count]) for x, function in ({"clipkit": ours} | peers).items()}
-            yield Row(f"tokenize: {count:,} prompts{label}", calls, check, "prompts", count)
+            yield Row(f"tokenize: {count:,}{label}", calls, check, "prompts", count)
 
 
 def preprocess_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
