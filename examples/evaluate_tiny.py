@@ -27,7 +27,7 @@ def main() -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")
     parser.add_argument("--model", default="tiny")
     args = parser.parse_args()
-    model = clipkit.CLIP.from_pretrained(args.model)
+    model = clipkit.CLIP.from_pretrained(args.model).optimize()
     print("| set | prompts | top-1 | top-5 |\n|---|---|---|---|")
     for name in SETS:
         if not (root := getattr(args, name)):

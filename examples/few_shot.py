@@ -150,7 +150,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     parser.add_argument("--plot", action="store_true")
     args = parser.parse_args()
-    model = clipkit.CLIP.from_pretrained(args.model)
+    model = clipkit.CLIP.from_pretrained(args.model).optimize()
     args.out.mkdir(parents=True, exist_ok=True)
     for name, root in (entry.split("=", 1) for entry in args.data):
         result = experiment(model, name, Path(root), args.cache / args.model.replace("/", "-"), args.draws)

@@ -44,8 +44,9 @@ class Experiment:
     def __init__(self, args: argparse.Namespace) -> None:
         self.args, self.model = args, clipkit.CLIP.from_pretrained(args.model, dtype=torch.float32)
         self.cache = args.cache / args.model.replace("/", "-")
-        self.train, self.labels, self.names = features_of(self.model, "fruits360", args.fruits360, "train", self.cache)
-        self.test, self.answers, _ = features_of(self.model, "fruits360", args.fruits360, "test", self.cache)
+        self.fast, root = self.model.optimize(), args.fruits360
+        self.train, self.labels, self.names = features_of(self.fast, "fruits360", root, "train", self.cache)
+        self.test, self.answers, _ = features_of(self.fast, "fruits360", root, "test", self.cache)
         self.captions = captions_of(self.model, self.names, FRUIT_TEMPLATES)  # (C, K, D)
         self.zero_shot = self.cosine(self.captions)
 
@@ -125,7 +126,8 @@ class Experiment:
 
     def accuracy_of(self, model: clipkit.CLIP, head: LinearHead) -> float:
         files = fruits360(self.args.fruits360, "test")[0].files
-        return measure(head.eval(), clipkit.extract_features(model, files, batch_size=250).features, self.answers)
+        features = extract_features(model.optimize(), files, batch_size=250).features
+        return measure(head.eval(), features, self.answers)
 
     def upsampling(self) -> dict[str, dict[str, float]]:
         """The whole pipeline with either resize; `tiny` takes 64 pixels and shrinks the pictures, others enlarge."""
@@ -136,7 +138,7 @@ class Experiment:
             resize = replace(self.model.config.preprocess, interpolation=mode)
             transform = clipkit.Preprocess(self.model.config.vision.resolution, resize)
             seen, unseen = (
-                extract_features(self.model, pairs.files, transform=transform, batch_size=250).features
+                extract_features(self.fast, pairs.files, transform=transform, batch_size=250).features
                 for pairs in (few, rest)
             )
             head, _ = fit_head(seen, self.labels[support], self.zero_shot)

@@ -168,7 +168,7 @@ def test_old_batch_norms_without_counters(resnet: CLIP, tmp_path: Path) -> None:
 def test_embedded_checkpoint() -> None:
     model, preprocess = clipkit.load("tiny", "cpu")
     assert model.dtype == torch.float32 and model.vocab_size == 49408 and model.context_length == 77
-    assert preprocess == model.preprocess and preprocess.resolution == (64, 64)
+    assert preprocess == model.preprocess and preprocess.resolution == (96, 96)
     assert CLIP.from_pretrained("tiny", device="cpu").config == model.config
 
 
