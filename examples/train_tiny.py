@@ -1,14 +1,15 @@
-"""Train the embedded checkpoint `tiny` from scratch: a CLIP of 11 million parameters on two public sets of photos.
+r"""Train the embedded checkpoint `tiny` from scratch: a CLIP of 11 million parameters on two public sets of photos.
 
     python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/tiny --epochs 32
-    python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/more --epochs 20 --start tiny
+    python examples/train_tiny.py --tiny-imagenet DIR --cifar100 DIR --out runs/more --epochs 5 --start tiny \
+        --resolution 96 --area 0.25 --lr 8e-4 --muon-lr 2e-3 --weight-decay 0.1
 
 `--tiny-imagenet` is the folder with `wnids.txt`, `words.txt` and `train/`; `--cifar100` the one with `train/<class>/`,
 whose file names keep the noun that each picture was searched by (`apple_s_000027.png`). Every step sees each of the
 200 Tiny-ImageNet classes once and each of the 100 CIFAR classes once; a class that both have is left out of one of
 them, in turn, so that no two captions of a batch mean the same and the contrastive loss is free of false negatives.
 Captions are a template around one of the class's names. A quarter of Tiny-ImageNet's pictures are shrunk to CIFAR's
-32 pixels first, lest blur give the set away. `--start` goes on from a model instead of from scratch.
+32 pixels first, lest blur give the set away; colours vary. `--start` goes on from a model instead of from scratch.
 
 Muon steps the kernels and matrices, AdamW the rest.
 
