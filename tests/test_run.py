@@ -276,7 +276,7 @@ def test_retrieval_counts_first_captions_both_ways(tmp_path, model, monkeypatch)
     images = unit.clone()
     images[1:4] = unit[0] + 0.9 * unit[1:4]
     images[0] *= 2
-    monkeypatch.setattr(run, "embed_images", lambda _, files: images[: len(files)])
+    monkeypatch.setattr(run, "embed_images", lambda _, files, workers: images[: len(files)])
     monkeypatch.setattr(run, "embed_texts", lambda _, texts, **options: asked.append((texts, options)) or unit)
     figures = retrieval(model, pairs)
     assert figures == {

@@ -295,6 +295,7 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
     names = args.models[:1] if section == "classifier" else args.models
     if section == "text":  # the first of each kind
         names = [*{registry.MODELS[name].config.text: name for name in names[::-1]}.values()][::-1]
+    most: dict[str, int] = PARTS.get(section, {})
     for name in names:
         resolution = registry.MODELS[name].config.vision.resolution
         with FlopCounterMode(display=False) as counter:  # with gradients, every product is one of torch's own
@@ -308,7 +309,7 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
                 inputs: Any = some_images(count, resolution) if section == "image" else shuffled_names()[:count]
                 if section == "text":
                     inputs = [f"a photo of a {x}." for x in inputs]
-                parts = {x: min(count, PARTS.get(section, {}).get(x.split()[0], count)) for x in contestants}
+                parts = {x: min(count, most.get(x.split()[0], count)) for x in contestants}
                 bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
                 calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
                 expected.setdefault(count, calls["clipkit"]())
@@ -380,7 +381,7 @@ def import_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     statements["transformers"] = "from transformers import CLIPModel"  # without a name it would import nothing
     statements = {x: code for x, code in statements.items() if x not in PEERS or x in HERE}
     run = partial(subprocess.run, env=env, check=True)
-    calls = {x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items()}
+    calls: dict[str, Call] = {x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items()}
     yield Row("import: a process", calls, lambda output: 0.0)
 
 
