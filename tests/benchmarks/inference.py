@@ -221,10 +221,10 @@ def clipkit_side(model: clipkit.CLIP) -> Side:
 
 
 def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], autocast: bool, dtype: torch.dtype) -> Side:
-    ours = hasattr(model, "encode_image")  # open_clip
-    encode_image = model.encode_image if ours else lambda images: model.get_image_features(images).pooler_output
-    # Without a mask of the padding, which a causal tower does not need, and is faster without.
-    encode_text = model.encode_text if ours else lambda tokens: model.get_text_features(tokens).pooler_output
+    plain = hasattr(model, "encode_image")  # open_clip's
+    encode_image = model.encode_image if plain else lambda images: model.get_image_features(images).pooler_output
+    # No mask of the padding: a causal tower can do without.
+    encode_text = model.encode_text if plain else lambda tokens: model.get_text_features(tokens).pooler_output
     templates = clipkit.prompt_set("imagenet").templates
     context = partial(torch.autocast, "cpu", torch.bfloat16) if autocast else nullcontext
 
@@ -309,15 +309,14 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
                 inputs: Any = some_images(count, resolution) if section == "image" else shuffled_names()[:count]
                 if section == "text":
                     inputs = [f"a photo of a {x}." for x in inputs]
-                parts = {x: min(count, most.get(x.split()[0], count)) for x in contestants}
+                parts = {x: min(count, most.get(x.split()[0]) or count) for x in contestants}
                 bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
                 calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
-                expected.setdefault(count, calls["clipkit"]())
-                check, title = (
-                    partial(distance, expected=expected[count], exact=exact),
-                    f"{count:,} {unit}" if count > 1 else "one",
-                )
-                row = Row(f"{section}: {name}, {precision}, {title}", calls, check, unit, count, parts)
+                if count not in expected:
+                    expected[count] = calls["clipkit"]()
+                check = partial(distance, expected=expected[count], exact=exact)
+                title = f"{section}: {name}, {precision}, " + (f"{count:,} {unit}" if count > 1 else "one")
+                row = Row(title, calls, check, unit, count, parts)
                 row.limit, row.dtype = EXACT if exact else NEAR, dtype
                 row.flops = count * counter.get_total_flops() if section == "image" else 0
                 yield row
