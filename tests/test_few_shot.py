@@ -368,3 +368,10 @@ def test_samples_follow_the_seed():
 def test_impossible_samples(labels, shots):
     with pytest.raises(ConfigError, match=f"at least one shot, not {len(labels)} and {shots}"):
         sample_shots(labels, shots)
+
+
+def test_shots_of_names_are_those_of_numbers() -> None:
+    names = ["dog", "cat", "dog", "cat", "cat", "eel"]
+    numbers = [1, 0, 1, 0, 0, 2]
+    found = [sample_shots(labels, 2, seed=3).tolist() for labels in (names, numbers, torch.tensor(numbers))]
+    assert found[0] == found[1] == found[2] and len(found[0]) == 5

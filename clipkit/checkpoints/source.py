@@ -79,7 +79,9 @@ def resolve(
     try:
         return _on_hub(find, row, ignore_config)
     except (DownloadError, CheckpointNotFoundError) as error:
-        if row is None or row.openai is None or revision is not None:
+        if row is None:
+            raise type(error)(f"{error}\nNor is there a local folder or file {name!r}") from error
+        if row.openai is None or revision is not None:
             raise
         file, digest = row.openai
         address = registry.OPENAI_ARCHIVES.format(sha256=digest, file=file)

@@ -6,7 +6,7 @@ that the docstring states where each has one. `anchored` is the default; the oth
 """
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,11 +18,11 @@ from clipkit.classify.heads import CacheHead, CosineHead, LinearHead, WeightedPr
 from clipkit.errors import ConfigError, DataError
 
 
-def sample_shots(labels: Tensor, shots: int, seed: int = 0) -> Tensor:
+def sample_shots(labels: Tensor | Sequence[int] | Sequence[str], shots: int, seed: int = 0) -> Tensor:
     """Draw a balanced support set: so many pictures of each class, or all of a class that has fewer.
 
     Args:
-        labels: (N,) int64.
+        labels: (N,) int64, or N numbers or names.
         shots: pictures per class, at least 1.
         seed: the same one draws the same pictures.
 
@@ -34,6 +34,9 @@ def sample_shots(labels: Tensor, shots: int, seed: int = 0) -> Tensor:
     """
     if len(labels) == 0 or shots < 1:
         raise ConfigError(f"sample_shots needs labels and at least one shot, not {len(labels)} and {shots}")
+    if not isinstance(labels, Tensor):
+        place: dict[int | str, int] = {label: i for i, label in enumerate(sorted(set(labels)))}
+        labels = torch.tensor([place[label] for label in labels])
     generator = torch.Generator().manual_seed(seed)
     members = [(labels.cpu() == label).nonzero().flatten() for label in labels.unique().tolist()]
     return torch.cat([own[torch.randperm(len(own), generator=generator)[:shots]] for own in members])
