@@ -89,14 +89,18 @@ def test_one_process_needs_no_group() -> None:
 
 
 def torchrun(world: int, out: Path, values: str, *stop_at: str, code: int = 0) -> None:
+    script = Path(__file__).with_name("training_worker.py")
+    launch(world, [str(script), str(out), values, *stop_at], code)
+
+
+def launch(world: int, arguments: list[str], code: int = 0) -> None:
     """What torchrun does, without its overhead: as many processes, told of each other by the environment."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    script = Path(__file__).with_name("training_worker.py")
     processes = [
         subprocess.Popen(
-            [sys.executable, "-W", "ignore", str(script), str(out), values, *stop_at],
+            [sys.executable, "-W", "ignore", *arguments],
             env=os.environ
             | {"PYTHONPATH": str(Path(clipkit.__file__).parents[1])}
             | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}

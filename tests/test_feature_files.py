@@ -2,7 +2,6 @@
 
 import os
 import signal
-import socket
 import subprocess
 import sys
 from dataclasses import replace
@@ -13,7 +12,7 @@ import pytest
 import torch
 import torch.distributed as dist
 from safetensors.torch import load_file, save_file
-from test_distributed import multiprocessing
+from test_distributed import launch, multiprocessing
 from torch.utils.data import DataLoader, Dataset
 from toy_data import picture, toy_config
 
@@ -333,20 +332,7 @@ with open(f"{sys.argv[2]}/{distributed.rank()}", "w") as file:
 
 
 def test_under_torchrun_nothing_else_is_to_be_called(folder, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-c", ALONE, folder, tmp_path],
-            env=os.environ
-            | {"PYTHONPATH": str(Path(features.__file__).parents[1]), "OMP_NUM_THREADS": "1"}
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2"}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-        )
-        for rank in range(2)
-    ]
-    assert [process.wait(timeout=300) for process in processes] == [0, 0]
+    launch(2, ["-c", ALONE, str(folder), str(tmp_path)])
     count = len(features.extract_features(toy_model(), folder).paths)
     assert [(tmp_path / str(rank)).read_text().split() for rank in range(2)] == [
         [str(rank), "2", str(count)] for rank in range(2)

@@ -122,10 +122,9 @@ def _scatter(features: Tensor, labels: Tensor, classes: int) -> Tensor | None:
 
     In float64. Shrinkage towards a multiple of the identity, by the amount that minimises the expected squared error.
     """
-    counts = labels.bincount(minlength=classes)
+    means, counts = class_means(features, labels, classes)
     if counts.max() < 2:
         return None
-    means = F.one_hot(labels, classes).T.float() @ features / counts.clamp(min=1)[:, None]
     rest = (features - means[labels])[counts[labels] > 1].double()
     n, width = rest.shape
     covariance = rest.T @ rest / n
@@ -134,6 +133,12 @@ def _scatter(features: Tensor, labels: Tensor, classes: int) -> Tensor | None:
     noise = (rest.square().sum(dim=1).square().sum() / n - covariance.square().sum()) / n
     share = (noise / distance).nan_to_num(0)  # 0 / 0 where pictures of one class are all the same
     return torch.lerp(covariance, identity, share.clamp(0, 1))
+
+
+def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
+    """The mean feature of each class (C, D), zeros where it has no picture, and its number of pictures (C,)."""
+    counts = labels.bincount(minlength=classes)
+    return F.one_hot(labels, classes).T.float() @ features / counts.clamp(min=1)[:, None], counts
 
 
 def make_folds(labels: Tensor) -> list[tuple[Tensor, Tensor]]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.classify.anchored import Fitted, anchored, calibrate, make_folds, minimise
+from clipkit.classify.anchored import Fitted, anchored, calibrate, class_means, make_folds, minimise
 from clipkit.classify.heads import CacheHead, CosineHead, LinearHead, WeightedPromptHead
 from clipkit.errors import ConfigError, DataError
 
@@ -211,8 +211,7 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
     """
 
     def discriminant(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        counts = y.bincount(minlength=zero_shot.classes)
-        means = F.one_hot(y, zero_shot.classes).T.float() @ x / counts.clamp(min=1)[:, None]
+        means, counts = class_means(x, y, zero_shot.classes)
         rest = x - means[y] if counts.max() > 1 else x - x.mean(dim=0)  # of one picture each there is no other scatter
         scatter = (rest.T @ rest).double()  # (n - 1) times the covariance
         identity = torch.eye(zero_shot.width, dtype=scatter.dtype, device=x.device)

@@ -1,8 +1,8 @@
 """Training data: pictures with captions, from folders or tables, as batches that depend on the step alone.
 
 A trainer asks for batches by calling `batches(step)`, and gets an iterator over that step and all that follow. For
-these nothing else decides what comes, neither the number of workers nor an interruption, so a resumed run
-sees the same batches. A picture that cannot be read is named in the batch, and another takes its place.
+these nothing else decides what comes, neither the number of workers nor an interruption, so a resumed run sees the same
+batches. A picture that cannot be read is named in the batch, and another takes its place.
 """
 
 import csv
