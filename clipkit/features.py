@@ -223,6 +223,7 @@ def digest(module: nn.Module, *about: object) -> str:
     sha = hashlib.sha256(repr((*about, module)).encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         sha.update(f"{name}{value.dtype}".encode())
+        value = value.to_dense() if value.is_mkldnn else value  # as `CLIP.optimize` leaves them
         sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()
 

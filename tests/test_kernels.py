@@ -1,6 +1,7 @@
 """Which kernel computes a linear layer, and that it makes no difference but in time."""
 
 import copy
+import pickle
 import platform
 from collections.abc import Iterator
 from contextlib import nullcontext
@@ -12,6 +13,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from clipkit.errors import ConfigError
 from clipkit.models import kernels
 from clipkit.models.layers import QuickGELU
 
@@ -24,7 +26,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
     seen: list[Any] = []
     genuine = kernels._onednn_linear
     monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(kernels, "_onednn_linear", lambda x, w, b: (seen.append(x), genuine(x, w, b))[1])
+    monkeypatch.setattr(kernels, "_onednn_linear", lambda x, *rest: (seen.append(x), genuine(x, *rest))[1])
     yield seen
 
 
@@ -101,3 +103,35 @@ def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
     with torch.no_grad():
         y = QuickGELU()(x)
     assert torch.equal(x, kept) and torch.equal(y, QuickGELU()(x.requires_grad_()).detach())
+
+
+@pytest.mark.parametrize("size", [(20, 12), (23, 15)])  # with a rest at the edges
+def test_patches_are_a_convolution(size: tuple[int, int]) -> None:
+    torch.manual_seed(3)
+    layer, images = kernels.Patches(3, 7, 4), torch.randn(2, 3, *size)
+    with torch.no_grad():
+        y = layer(images)
+    expected = F.conv2d(images.double(), layer.weight.detach().double(), stride=4)
+    assert y.shape == expected.shape == (2, 7, 5, 3)
+    torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-6)
+    images.requires_grad_()
+    found = torch.autograd.grad(layer(images).square().sum(), [images, layer.weight])
+    expected = torch.autograd.grad(F.conv2d(images, layer.weight, stride=4).square().sum(), [images, layer.weight])
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+@needs_onednn
+@pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
+def test_packed_weights_compute_the_same(activation: str) -> None:
+    torch.manual_seed(4)
+    x, weight, bias = torch.randn(2, 5, 24), torch.randn(17, 24), torch.randn(17)
+    packed = kernels.pack(weight)
+    expected = F.linear(x, weight, bias)
+    expected = {"none": expected, "gelu": F.gelu(expected), "swish": F.silu(expected)}[activation]
+    for each in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert each.is_mkldnn and each.shape == (17, 24)
+        torch.testing.assert_close(kernels.linear(x, each, bias, activation), expected, rtol=0, atol=2e-5)
+    with torch.autocast("cpu", torch.bfloat16):  # in which the layer before may have run
+        assert kernels.linear(x.bfloat16(), packed, bias).dtype == torch.float32
+    with pytest.raises(ConfigError, match=r"optimize\(\) has no gradients"):
+        kernels.linear(x.requires_grad_(), packed, bias)

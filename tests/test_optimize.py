@@ -8,8 +8,12 @@ import torch
 from torch import nn
 
 import clipkit
-from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError
+from clipkit.features import digest
+from clipkit.models import kernels
+from clipkit.models.layers import QuickGELU
+from tests.random_weights import randomise
 
 TEXT = TextConfig(width=64, layers=1, activation="gelu")
 
@@ -40,7 +44,7 @@ def test_folded_batch_norms_give_the_same_features(dtype: torch.dtype, tolerance
     torch.testing.assert_close(features, expected, rtol=0, atol=tolerance * expected.abs().max().item())
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
     assert fast.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
-    assert fast.optimizations == ("22 batch norms folded into convolutions", "channels last")  # 3 + 5 x 3 + 4
+    assert fast.optimizations[:2] == ("22 batch norms folded into convolutions", "channels last")  # 3 + 5 x 3 + 4
     assert not fast.training and not any(p.requires_grad for p in fast.parameters())
     # and the model is as it was
     assert model.training and model.optimizations == () and all(p.requires_grad for p in model.parameters())
@@ -54,13 +58,46 @@ def test_twice_is_once() -> None:
         assert torch.equal(fast.optimize().encode_image(images), fast.encode_image(images))
 
 
-def test_a_vision_transformer_has_nothing_to_fold() -> None:
-    vision = ViTConfig(resolution=32, patch_size=16, width=64, layers=1, activation="gelu")
-    model = clipkit.CLIP(CLIPConfig(embed_dim=24, vision=vision, text=TEXT))
-    fast, images = model.optimize(), torch.randn(2, 3, 32, 32)
-    assert fast.optimizations == () and fast is not model
-    with torch.no_grad():
-        assert torch.equal(fast.encode_image(images), model.encode_image(images))
+def transformer(activation: Activation = "quick_gelu") -> clipkit.CLIP:
+    torch.manual_seed(1)
+    vision = ViTConfig(resolution=32, patch_size=16, width=64, layers=2, activation=activation)
+    text = TextConfig(width=64, layers=2, activation=activation)
+    return randomise(clipkit.CLIP(CLIPConfig(embed_dim=24, vision=vision, text=text)))
+
+
+@pytest.mark.skipif(not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN")
+@pytest.mark.parametrize("dtype, tolerance", [(torch.float32, 2e-6), (torch.bfloat16, 0.05)])
+@pytest.mark.parametrize("activation", ["gelu", "quick_gelu"])
+def test_packed_layers_give_the_same_features(
+    activation: Activation, dtype: torch.dtype, tolerance: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "can_pack", lambda weight: weight.dtype == dtype)
+    model = transformer(activation).to(dtype)
+    before = copy.deepcopy(model.state_dict())
+    fast, images, texts = model.optimize(), torch.randn(3, 3, 32, 32), ["a cat", "a dog", "a cat on a mat"]
+    assert fast.optimizations == ("17 linear layers packed for oneDNN",)  # 4 to a block, and the patches
+    assert not any(isinstance(module, nn.GELU | QuickGELU) for module in fast.modules())
+    for other in (fast, copy.deepcopy(fast), fast.optimize()):
+        assert other.optimizations == fast.optimizations and other.dtype == dtype
+        with torch.no_grad():
+            features, expected = (m.encode_image(images, normalize=True) for m in (other, model))
+            torch.testing.assert_close(features, expected, rtol=0, atol=tolerance)
+            torch.testing.assert_close(other.embed_texts(texts), model.embed_texts(texts), rtol=0, atol=tolerance)
+            single = other.encode_text(other.tokenizer(texts[:1]), normalize=True).float()
+            torch.testing.assert_close(single, model.embed_texts(texts[:1]), rtol=0, atol=tolerance)
+    assert all(torch.equal(value, before[key]) for key, value in model.state_dict().items())
+    assert digest(fast) == digest(model.optimize()) != digest(model)
+    with pytest.raises(ConfigError, match="has no gradients: take those of the model"):
+        fast.encode_image(images.requires_grad_())
+
+
+@pytest.mark.parametrize("vendor", [True, False])
+def test_layers_are_packed_where_it_pays(vendor: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: vendor)
+    packed = vendor and torch.backends.mkldnn.is_available()
+    assert bool(transformer().optimize().optimizations) is packed
+    assert transformer().double().optimize().optimizations == ()
+    assert transformer().optimize(compile=True).optimizations == ("image tower compiled",)
 
 
 def test_a_copy_is_not_saved_for_the_model(tmp_path: Path) -> None:

@@ -1,8 +1,8 @@
 """Attention, blocks and the stack they form: what the vision and the text transformer share.
 
-A pooled tower keeps one token per sample, so the last block has nothing to compute for the others: there, one query
-attends to all keys and one token passes the MLP. Every token that is skipped could not have reached the output, which
-makes it exact.
+A pooled tower keeps one token per sample, so the last block computes nothing for the others but keys and values: one
+query attends to all, and one token passes the MLP. Every token that is skipped could not have reached the output,
+which makes it exact.
 """
 
 import torch
@@ -44,27 +44,25 @@ class Attention(nn.Module):
 
         With a `tree`, its P nodes (P, W) -> (P, W); or, with nodes (R,) as `at`, only theirs: (R, W).
         """
+        qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (..., W) -> (..., 3W)
         if tree is not None:
-            qkv = linear(x, self.in_proj_weight, self.in_proj_bias)[tree.groups]  # (P, 3W) -> (G, S, 3W)
-            q, k, v = self._heads(qkv, 3)
+            q, k, v = self._heads(qkv[tree.groups])  # (P, 3W) -> (G, S, 3W)
             x = F.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask)  # (G, heads, S, W / heads)
             x = x.transpose(1, 2).flatten(2).flatten(0, 1)  # (G, S, heads, W / heads) -> (G x S, W)
             return self.out_proj(x[tree.places if at is None else tree.places[at]])
+        q, k, v = self._heads(qkv)
         if at is None:
-            q, k, v = self._heads(linear(x, self.in_proj_weight, self.in_proj_bias), 3)
             return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
-        width = x.shape[-1]
-        (q,) = self._heads(linear(pick(x, at), self.in_proj_weight[:width], self.in_proj_bias[:width]), 1)
-        k, v = self._heads(linear(x, self.in_proj_weight[width:], self.in_proj_bias[width:]), 2)
         mask = None
         if self.causal:
             last = torch.as_tensor(at, device=x.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
             mask = torch.arange(x.shape[1], device=x.device) <= last  # (N or 1, 1, 1, L), the same for every head
+        q = pick(q.transpose(1, 2), at).transpose(1, 2)  # (N, heads, L, W / heads) -> (N, heads, 1, W / heads)
         return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
-    def _heads(self, x: Tensor, parts: int) -> tuple[Tensor, ...]:
-        """(N, L, parts x W) -> parts tensors of (N, heads, L, W / heads)."""
-        return x.unflatten(-1, (parts, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """(N, L, 3W) -> three of (N, heads, L, W / heads)."""
+        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
 
     def _merge(self, x: Tensor) -> Tensor:
         return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, heads, L, W / heads) -> (N, L, W)

@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import Activation
+from clipkit.models.kernels import Patches
 from clipkit.models.layers import Transformer
 
 
@@ -41,7 +42,7 @@ class VisionTransformer(ImageTower):
     ) -> None:
         super().__init__(resolution, output_dim)
         patches = (resolution[0] // patch_size) * (resolution[1] // patch_size)
-        self.conv1 = nn.Conv2d(3, width, patch_size, stride=patch_size, bias=False)
+        self.conv1 = Patches(3, width, patch_size)
         self.class_embedding = nn.Parameter(torch.empty(width))
         self.positional_embedding = nn.Parameter(torch.empty(patches + 1, width))
         self.ln_pre = nn.LayerNorm(width)
