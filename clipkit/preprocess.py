@@ -45,11 +45,16 @@ _EXIF_TURNS = dict(
 class Preprocess:
     """Turns a picture into a float32 CPU tensor, resized to `resolution` (height, width) and normalised by `config`.
 
+    `backend` says who resizes pictures: "pil", the same bits as the references, or "tensor", torch's kernel for 8-bit
+    tensors, four times as fast and on photos one level of 255 off at most. `dataclasses.replace(model.preprocess,
+    backend="tensor")` makes the one of the other.
+
     It holds no state, so it can be pickled, compared, and shared between threads and worker processes.
     """
 
     resolution: tuple[int, int]
     config: PreprocessConfig
+    backend: str = "pil"
 
     def __post_init__(self) -> None:
         sides = self.resolution if isinstance(self.resolution, list | tuple) else ()
@@ -57,6 +62,8 @@ class Preprocess:
             raise ConfigError(
                 f"Preprocess.resolution must be (height, width), two positive integers, not {self.resolution!r}"
             )
+        if self.backend not in ("pil", "tensor"):
+            raise ConfigError(f"Preprocess.backend must be 'pil' or 'tensor', not {self.backend!r}")
         object.__setattr__(self, "resolution", tuple(sides))
 
     def __call__(self, image: "Image | str | os.PathLike[str] | torch.Tensor") -> torch.Tensor:
@@ -93,14 +100,20 @@ class Preprocess:
         from PIL.Image import Resampling
 
         height, width = self._fit(picture.height, picture.width)
-        if (width, height) != picture.size:
-            picture = picture.resize((width, height), Resampling[self.config.interpolation.upper()])
-        if picture.mode != "RGB":
-            picture = picture.convert("RGB")
         top, left, bottom, right = self._window(height, width)
-        picture = picture.crop((left, top, right, bottom))  # PIL paints what lies outside the picture black
-        pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1).contiguous()  # (H, W, 3) -> (3, H, W)
-        return self._normalise(pixels.to(torch.float32).div_(255))
+        resize = (width, height) != picture.size
+        # PIL resizes all that the window leaves out: cut beforehand, some edges would differ by a level.
+        if resize and self.backend == "pil":
+            picture = picture.resize((width, height), Resampling[self.config.interpolation.upper()])
+        picture = picture if picture.mode == "RGB" else picture.convert("RGB")
+        if resize and self.backend == "tensor":
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)[None]  # (h, w, 3) -> (1, 3, h, w)
+            pixels = F.interpolate(pixels, (height, width), mode=self.config.interpolation, antialias=True)[0]
+            pixels = F.pad(pixels, (-left, right - width, -top, bottom - height))  # negative padding crops
+        else:
+            picture = picture.crop((left, top, right, bottom))  # PIL paints what lies outside the picture black
+            pixels = torch.from_numpy(np.array(picture)).permute(2, 0, 1)  # (H, W, 3) -> (3, H, W)
+        return self._normalise(pixels.contiguous().to(torch.float32).div_(255))
 
     def _from_tensor(self, image: torch.Tensor) -> torch.Tensor:
         """(3, h, w) or (N, 3, h, w) to (3, H, W) or (N, 3, H, W)."""

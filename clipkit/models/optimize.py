@@ -60,8 +60,9 @@ def _pack(module: nn.Module) -> bool:
     if isinstance(module, MLP) and _packable(module.c_fc.weight) and not isinstance(module.gelu, nn.Identity):
         # oneDNN knows x sigmoid(x), of which QuickGELU is that of 1.702 x, divided by 1.702.
         scale = 1.702 if isinstance(module.gelu, QuickGELU) else 1.0
-        for value, factor in ((module.c_fc.weight, scale), (module.c_fc.bias, scale), (module.c_proj.weight, 1 / scale)):
-            value.mul_(factor)
+        for value in module.c_fc.parameters():
+            value.mul_(scale)
+        module.c_proj.weight.div_(scale)
         module.c_fc.activation = "swish" if scale != 1 else "gelu"
         module.gelu = nn.Identity()
     name = "in_proj_weight" if isinstance(module, Attention) else "weight"
