@@ -2,33 +2,34 @@
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load] [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50]
-        [--seconds 20] [--full] [--compile] [--quick] [--json FILE] [--markdown FILE]
+        [--seconds 20] [--full] [--compile] [--quick] [--json FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not installed is left out.
 Needs Linux. Runs on the CPU. Cost with the defaults: about an hour on two quiet cores, 10 GB of memory and as much
 disk; `--quick` measures nothing, and shows in a minute or two that all of it runs.
 
-- image: preprocessed batches of 1, 8 and 64 to unit features, in float32 and bfloat16, and the share that clipkit
-  reaches of a limit: the operations that its layers have to do, at the rate at which torch's best library multiplies
-  two matrices of 2048 x 2048, measured right before and after.
+- image: preprocessed batches of 1, 8 and 64 to unit features, in float32 and bfloat16.
 - text: 1, 64 and 1,000 prompts, strings to unit features, once for each kind of text tower.
 - classifier: 50 of ImageNet's classes, or with `--full` all, in 80 templates each, by the first of the models.
 - tokenize: 1, 1,000 and 80,000 prompts; where the cache is cold, clipkit alone has forgotten all words.
-- preprocess: a JPEG of 640 x 480 from its file; 32 of them on two threads.
+- preprocess: a JPEG of 640 x 480 from its file; 32 of them on two threads. Those who resize by PIL have a row of their
+  own, and those who resize by torch.
 - import: whole processes, beside one that imports torch alone, which is no peer.
 - load: ViT-B/32 and ViT-L/14 from each library's own files; and the peak of memory of a process that does it.
 
-The first call of each contestant is not counted; its output is compared with clipkit's, in bfloat16 with clipkit's in
-float32, and if any is too far off, it stops there. Then they take turns, in alternating order, until the row has had
-its seconds and 3 rounds at least. In bfloat16, peers run both with weights cast and with autocast. What would take a
-peer minutes is timed on a random part and extrapolated in proportion, marked by ~. `--compile` adds torch.compile to
-each: for clipkit of the image tower, for peers of both. Prints medians, and the ratio of the fastest peer to clipkit
-with its quartiles over the rounds. They mean little on a busy machine, for which see the load.
+clipkit runs as `optimize()` makes it. The first call of each contestant is not counted; its output is compared with
+that of clipkit as loaded, through torch's plainest kernels in float32, and if any is too far off, it stops there. Then
+they take turns, in alternating order, until the row has had its seconds and 3 rounds at least. In bfloat16 the weights
+are cast, which is faster than autocast for all. What would take a peer minutes is timed on a random part and
+extrapolated in proportion, marked by ~. `--compile` adds torch.compile to each: for clipkit of the image tower, for
+peers of both. Prints medians; ratios of peers to clipkit with quartiles over the rounds; and the share clipkit reaches
+of a limit: the operations that must be done (for text, those of distinct prefixes) at the rate at which torch's best
+library multiplies two matrices of 2048 x 2048, measured right before and after. They mean little on a busy machine,
+for which see the load. Rows of an existing `--json` file are kept or replaced; `report.py` makes a page of it.
 """
 
 import argparse
 import importlib
-import importlib.metadata
 import importlib.util
 import json
 import os
@@ -36,31 +37,28 @@ import random
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import nullcontext
 from copy import deepcopy
-from dataclasses import dataclass, field
-from datetime import datetime, timezone
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from statistics import median, quantiles
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
+from report import ratios, shown
+from side_by_side import PEERS, Call, Row, hardware, run
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
-from training import alone, peak_of  # beside this file
+from training import alone, peak_of  # all three beside this file
 
 import clipkit
 from clipkit import registry
 from clipkit.config import ResNetConfig
 from tests.random_weights import randomise, some_images
 
-PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers"}  # modules, and what pip calls them
 HERE = [name for name in PEERS if importlib.util.find_spec(name)]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in HERE else None
 transformers: Any = importlib.import_module("transformers") if "transformers" in HERE else None
@@ -68,119 +66,11 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
 PARTS = {"text": {"open_clip": 64, "transformers": 256}, "classifier": {"open_clip": 2, "transformers": 8}}  # at most
 BATCH = 64  # prompts that peers encode at once
-ROUNDS, MOST, SLICE = 3, 200, 0.005  # rounds at least and at most; seconds of one measurement at least
+CHECKED = 8  # images of a batch whose features are compared
 EXACT, NEAR = 2e-5, 0.02  # largest difference of unit vectors; in bfloat16, 1 - the lowest cosine
+RESNET_NEAR = 0.25  # the same of a ResNet, whose random weights, unlike trained ones, magnify each rounding
 LEVELS = 0.05  # largest difference of normalised pixels where torch resizes and not PIL
-Call = Callable[[], Any]
 Side = dict[str, Callable[[Any], Tensor]]  # by section, from images (N, 3, H, W), prompts or names to unit features
-
-
-@dataclass
-class Row:
-    """What is timed: contestants by names that start with their library's.
-
-    `check` tells by how much an output is off, which must not exceed the contestant's own limit, or `limit`.
-    """
-
-    name: str
-    contestants: dict[str, Call]
-    check: Callable[[Any], float]
-    unit: str = ""  # what the items are
-    items: int = 1
-    parts: dict[str, int] = field(default_factory=dict)  # of the items, for a contestant that does not do all
-    limit: float = 0.0
-    limits: dict[str, float] = field(default_factory=dict)
-    dtype: torch.dtype = torch.float32
-    flops: int = 0  # of all items
-    facts: dict[str, float] = field(default_factory=dict)
-
-
-def timed(call: Call) -> float:
-    count, started = 0, time.perf_counter()
-    while count == 0 or time.perf_counter() - started < SLICE:
-        call()
-        count += 1
-    return (time.perf_counter() - started) / count
-
-
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the best of torch's libraries."""
-    x, weight = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    routes = [partial(F.linear, x, weight)]
-    if dtype is torch.float32 and torch.backends.mkldnn.is_available():
-        routes.append(partial(torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], ""))
-    return 2 * 2048**3 / min(timed(route) for route in routes * 4)
-
-
-def run(row: Row, budget: float) -> dict[str, Any]:
-    outputs = {name: call() for name, call in row.contestants.items()}
-    off = {name: row.check(output) for name, output in outputs.items()}
-    if wrong := {name: value for name, value in off.items() if not value <= row.limits.get(name, row.limit)}:
-        raise SystemExit(f"{row.name}: outputs differ by too much, nothing is timed: {wrong}")
-    outputs.clear()
-    rates = [matmul_rate(row.dtype)] if row.flops else []
-    seconds: dict[str, list[float]] = {name: [] for name in row.contestants}
-    turn, started = 0, time.perf_counter()
-    while turn < ROUNDS or (turn < MOST and time.perf_counter() - started < budget):
-        for name in list(row.contestants)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(timed(row.contestants[name]) * row.items / row.parts.get(name, row.items))
-        turn += 1
-    medians = {name: median(values) for name, values in seconds.items()}
-    ours = min((name for name in medians if name.startswith("clipkit")), key=medians.__getitem__)
-    peer = min((name for name in medians if name.startswith((*PEERS,))), key=medians.__getitem__, default=None)
-    result: dict[str, Any] = {"name": row.name, "unit": row.unit, "items": row.items, "rounds": turn}
-    result |= {"ours": ours, "peer": peer, "load": os.getloadavg()[0], "facts": row.facts}
-    result["seconds"] = {name: quartiles(values) for name, values in seconds.items()}
-    result["extrapolated_from"] = {x: f"{n} of {row.items:,}" for x, n in row.parts.items() if n < row.items}
-    half = row.dtype is torch.bfloat16
-    result["cosine" if half else "difference"] = {x: 1 - value if half else value for x, value in off.items()}
-    if rates:
-        result["matmul FLOP/s"] = max(*rates, matmul_rate(row.dtype))
-        result |= {"FLOP": row.flops, "share of limit": row.flops / result["matmul FLOP/s"] / medians[ours]}
-    if peer:
-        result["ratio"] = quartiles([x / y for x, y in zip(seconds[peer], seconds[ours], strict=True)])
-    return result
-
-
-def quartiles(values: list[float]) -> list[float]:
-    """The lower one, the median, the upper one."""
-    return quantiles(values, n=4, method="inclusive")
-
-
-def shown(result: dict[str, Any], name: str) -> str:
-    value, items = result["seconds"][name][1], result["items"]
-    rate = f" = {items / value:.4g} {result['unit']}/s" if items > 1 else ""
-    return f"{'~' * (name in result['extrapolated_from'])}{1000 * value:.4g} ms{rate}"
-
-
-def cells(result: dict[str, Any]) -> list[str]:
-    ours, peer, ratio, notes, theirs = result["ours"], result["peer"], "", [], ""
-    if peer:
-        theirs, ratio = f"{shown(result, peer)}, {peer}", "{1:.2f} ({0:.2f} to {2:.2f})".format(*result["ratio"])
-    if "share of limit" in result:
-        notes.append(f"{result['share of limit']:.2f} of the limit")
-    if "cosine" in result:
-        notes.append(f"cosine {result['cosine'][ours]:.5f}, of all at least {min(result['cosine'].values()):.5f}")
-    else:
-        notes.append(f"largest difference {max(result['difference'].values()):.1g}")
-    notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
-    notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
-    return [result["name"], shown(result, ours), theirs, ratio, "; ".join(notes)]
-
-
-def markdown(report: dict[str, Any]) -> str:
-    table = [["work", "clipkit", "fastest peer", "ratio (quartiles)", ""], ["---"] * 5, *map(cells, report["rows"])]
-    lines = ["; ".join(f"{key} {value}" for key, value in report["hardware"].items()), ""]
-    return "\n".join(lines + [f"| {' | '.join(row)} |" for row in table]) + "\n"
-
-
-def hardware() -> dict[str, Any]:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-    cpu = next((line.split(":")[1].strip() for line in lines if line.startswith("model name")), "unknown")
-    date, load = datetime.now(timezone.utc).isoformat(timespec="minutes"), os.getloadavg()[0]
-    out = {"date": date, "cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads(), "load": load}
-    out |= {"clipkit": clipkit.__version__, "torch": torch.__version__}
-    return out | {name: importlib.metadata.version(PEERS[name]) for name in HERE}
 
 
 # The libraries.
@@ -220,34 +110,32 @@ def clipkit_side(model: clipkit.CLIP) -> Side:
     return {"image": partial(model.encode_image, normalize=True), "text": model.embed_texts, "classifier": classifier}
 
 
-def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], autocast: bool, dtype: torch.dtype) -> Side:
+def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch.dtype) -> Side:
     plain = hasattr(model, "encode_image")  # open_clip's
     encode_image = model.encode_image if plain else lambda images: model.get_image_features(images).pooler_output
     # No mask of the padding: a causal tower can do without.
     encode_text = model.encode_text if plain else lambda tokens: model.get_text_features(tokens).pooler_output
     templates = clipkit.prompt_set("imagenet").templates
-    context = partial(torch.autocast, "cpu", torch.bfloat16) if autocast else nullcontext
-
-    def image(images: Tensor) -> Tensor:
-        with context():
-            return F.normalize(encode_image(images.to(dtype)), dim=-1)
 
     def text(texts: list[str]) -> Tensor:
-        with context():
-            parts = [encode_text(tokenizer(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)]
+        parts = [encode_text(tokenizer(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)]
         return F.normalize(torch.cat(parts), dim=-1)
 
     def classifier(names: list[str]) -> Tensor:
         return F.normalize(torch.stack([text([t.format(x) for t in templates]).mean(dim=0) for x in names]), dim=-1)
 
-    return {"image": image, "text": text, "classifier": classifier}
+    return {
+        "image": lambda images: F.normalize(encode_image(images.to(dtype)), dim=-1),
+        "text": text,
+        "classifier": classifier,
+    }
 
 
 def compiled(model: nn.Module) -> nn.Module:
     model = deepcopy(model)
     for tower in ("visual", "transformer", "vision_model", "text_model"):  # open_clip's, transformers'
         if hasattr(model, tower):
-            getattr(model, tower).compile()
+            getattr(model, tower).compile(dynamic=False)
     return model
 
 
@@ -255,25 +143,26 @@ def sides(root: Path, name: str, dtype: torch.dtype, compile: bool) -> dict[str,
     """Every library in every setting that may be its fastest, clipkit first."""
     resnet = isinstance(registry.MODELS[name].config.vision, ResNetConfig)
     model = load("clipkit", weights(root, name), dtype)
-    out = {"clipkit": clipkit_side(model.optimize() if resnet else model)}
+    out = {"clipkit": clipkit_side(model.optimize())}
     if compile:
         out["clipkit compiled"] = clipkit_side(model.optimize(compile=True))
-    settings = {"": (False, torch.float32)}
-    if dtype is torch.bfloat16:
-        settings = {" bfloat16": (False, dtype), " autocast": (True, torch.float32)}
     for peer in HERE:
         if resnet and peer == "transformers":  # which has none
             continue
-        tokenizer = tokenizer_of(peer, root)
-        for label, (autocast, own) in settings.items():
-            models = {peer + label: load(peer, weights(root, name, peer), own)}
-            if resnet:
-                last = deepcopy(models[peer + label]).to(memory_format=torch.channels_last)
-                models[f"{peer}{label} channels_last"] = last
-            if compile:
-                models |= {f"{x} compiled": compiled(y) for x, y in models.items()}
-            out |= {x: peer_side(y, tokenizer, autocast, own) for x, y in models.items()}
+        models = {peer: load(peer, weights(root, name, peer), dtype)}
+        if resnet:
+            models[f"{peer} channels_last"] = deepcopy(models[peer]).to(memory_format=torch.channels_last)
+        if compile:
+            models |= {f"{x} compiled": compiled(y) for x, y in models.items()}
+        out |= {x: peer_side(y, tokenizer_of(peer, root), dtype) for x, y in models.items()}
     return out
+
+
+def reference(root: Path, name: str, section: str, inputs: Any) -> tuple[Tensor, int]:
+    """Features of inputs by torch's plainest kernels, and operations that they take."""
+    side, warned = clipkit_side(load("clipkit", weights(root, name))), torch.backends.mkldnn.flags(enabled=False)
+    with torch.no_grad(), warned, FlopCounterMode(display=False) as counter:  # it knows no kernel of oneDNN's
+        return side[section](inputs), counter.get_total_flops()
 
 
 # What is timed.
@@ -286,8 +175,8 @@ def shuffled_names() -> list[str]:
 
 
 def distance(found: Tensor, expected: Tensor, exact: bool) -> float:
-    """Of features from the first that were expected: the largest difference, or 1 - the lowest cosine."""
-    one, other = (F.normalize(x.double(), dim=-1) for x in (found, expected[: len(found)]))
+    """Of the features that both have: the largest difference, or 1 - the lowest cosine."""
+    one, other = (F.normalize(x.double(), dim=-1) for x in (found[: len(expected)], expected[: len(found)]))
     return float((one - other).abs().max() if exact else 1 - (one * other).sum(dim=-1).min())
 
 
@@ -297,28 +186,28 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
         names = [*{registry.MODELS[name].config.text: name for name in names[::-1]}.values()][::-1]
     most: dict[str, int] = PARTS.get(section, {})
     for name in names:
-        resolution = registry.MODELS[name].config.vision.resolution
-        with FlopCounterMode(display=False) as counter:  # with gradients, every product is one of torch's own
-            load("clipkit", weights(root, name)).encode_image(some_images(1, resolution))
-        expected: dict[int, Tensor] = {}
+        vision, expected = registry.MODELS[name].config.vision, {}
         for precision, dtype in DTYPES.items():
             contestants, exact = sides(root, name, dtype, args.compile), dtype is torch.float32
             if section != "image":
                 contestants.pop("clipkit compiled", None)  # its text tower is as it was
             for count in SIZES[section]:
-                inputs: Any = some_images(count, resolution) if section == "image" else shuffled_names()[:count]
+                inputs: Any = shuffled_names()[:count]
+                if section == "image":
+                    inputs = some_images(count, vision.resolution)
                 if section == "text":
                     inputs = [f"a photo of a {x}." for x in inputs]
+                checked = min(count, CHECKED) if section == "image" else count
+                if count not in expected:
+                    expected[count] = reference(root, name, section, inputs[:checked])
+                features, flops = expected[count]
                 parts = {x: min(count, most.get(x.split()[0]) or count) for x in contestants}
                 bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
                 calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
-                if count not in expected:
-                    expected[count] = calls["clipkit"]()
-                check = partial(distance, expected=expected[count], exact=exact)
                 title = f"{section}: {name}, {precision}, " + (f"{count:,} {unit}" if count > 1 else "one")
-                row = Row(title, calls, check, unit, count, parts)
-                row.limit, row.dtype = EXACT if exact else NEAR, dtype
-                row.flops = count * counter.get_total_flops() if section == "image" else 0
+                row = Row(title, calls, partial(distance, expected=features, exact=exact), unit, count, parts)
+                row.limit = EXACT if exact else RESNET_NEAR if isinstance(vision, ResNetConfig) else NEAR
+                row.dtype, row.flops = dtype, flops * count // checked
                 yield row
 
 
@@ -352,24 +241,28 @@ def preprocess_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
         photo, centre = Image.open(photos[i % len(photos)]).convert("RGB"), (i / len(files), i / len(files))
         ImageOps.fit(photo, (640, 480), Image.Resampling.BICUBIC, centering=centre).save(file, quality=90)
     config = registry.MODELS["ViT-B/32"].config
-    ways: dict[str, Any] = {"clipkit": clipkit.Preprocess(config.vision.resolution, config.preprocess)}
+    exact = clipkit.Preprocess(config.vision.resolution, config.preprocess)
+    by_pil: dict[str, Any] = {"clipkit": exact}
+    by_torch: dict[str, Any] = {"clipkit": replace(exact, backend="tensor")}
 
     def process(processor: Any, file: Path) -> Tensor:
         return processor(images=Image.open(file), return_tensors="pt")["pixel_values"][0]
 
     if open_clip:
         transform = open_clip.image_transform(config.vision.resolution[0], is_train=False)
-        ways["open_clip"] = lambda file: transform(Image.open(file))
+        by_pil["open_clip"] = lambda file: transform(Image.open(file))
     if transformers:
-        ways["transformers"] = partial(process, transformers.CLIPImageProcessor())
-        ways["transformers PIL"] = partial(process, transformers.CLIPImageProcessorPil())
+        by_pil["transformers"] = partial(process, transformers.CLIPImageProcessorPil())
+        by_torch["transformers"] = partial(process, transformers.CLIPImageProcessor())
     with ThreadPoolExecutor(2) as pool:
-        for name, each, some in (("a JPEG", map, files[:1]), ("JPEGs on two threads", pool.map, files)):
-            calls = {x: lambda way=way, e=each, s=some: torch.stack([*e(way, s)]) for x, way in ways.items()}
-            check = partial(lambda expected, found: float((found - expected).abs().max()), calls["clipkit"]())
-            row = Row(f"preprocess: {name}", calls, check, "images", len(some))
-            row.limits = {x: LEVELS for x in ways if x.startswith("transformers")}
-            yield row
+        for label, each, some in (("a JPEG", map, files[:1]), ("JPEGs on two threads", pool.map, files)):
+            expected = torch.stack([exact(file) for file in some])
+            check = partial(lambda expected, found: float((found - expected).abs().max()), expected)
+            for kind, ways in {"PIL": by_pil, "torch": by_torch}.items():
+                calls = {x: lambda way=way, e=each, s=some: torch.stack([*e(way, s)]) for x, way in ways.items()}
+                row = Row(f"preprocess by {kind}: {label}", calls, check, "images", len(some))
+                row.limit, row.limits = (0, {"transformers": 1e-6}) if kind == "PIL" else (LEVELS, {})
+                yield row
 
 
 def import_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
@@ -427,10 +320,9 @@ def main() -> None:
     models = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"]
     parser.add_argument("--models", nargs="+", choices=registry.MODELS, default=models, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=20)
+    parser.add_argument("--json", type=Path)
     for name in ("--full", "--compile", "--quick"):
         parser.add_argument(name, action="store_true")
-    for name in ("--json", "--markdown"):
-        parser.add_argument(name, type=Path)
     args = parser.parse_args()
     if args.full:
         SIZES["classifier"] = (1000,)
@@ -439,18 +331,20 @@ def main() -> None:
         SIZES.update({"image": (1, 2), "text": (1, 2), "classifier": (1,), "tokenize": (1, 100)})
     for name in PEERS.keys() - HERE:
         print(f"{name} is not installed and left out")
-    report: dict[str, Any] = {"hardware": hardware(), "rows": []}
-    print(report["hardware"])
+    about, rows = hardware(), {}
+    if args.json and args.json.exists():
+        before = json.loads(args.json.read_text())
+        if before["hardware"] != about:
+            raise SystemExit(f"{args.json} was measured with {before['hardware']}, not {about}: name another file")
+        rows = before["rows"]
+    print(about)
     with tempfile.TemporaryDirectory() as folder:
         for row in (row for section in args.rows for row in SECTIONS[section](Path(folder), args)):
-            result = run(row, args.seconds)
-            report["rows"].append(result)
+            rows[row.name] = result = run(row, args.seconds)
             print("", *(f"  {name:32}{shown(result, name)}" for name in result["seconds"]), sep="\n")
-            print(*cells(result), sep=" | ", flush=True)
+            print(row.name, *ratios(result), flush=True, sep=" | ")
             if args.json:  # after each row, so that nothing measured is lost
-                args.json.write_text(json.dumps(report, indent=1) + "\n")
-            if args.markdown:
-                args.markdown.write_text(markdown(report))
+                args.json.write_text(json.dumps({"hardware": about, "rows": rows}, indent=1) + "\n")
 
 
 if __name__ == "__main__":
