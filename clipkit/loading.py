@@ -23,6 +23,7 @@ from clipkit.checkpoints.source import CONFIG, MERGES, OPEN_CLIP_CONFIG, WEIGHT_
 from clipkit.config import Activation, CLIPConfig, ResNetConfig
 from clipkit.errors import CheckpointError, ConfigError, StateDictMismatchError
 from clipkit.models.clip import CLIP
+from clipkit.models.optimize import check_original
 from clipkit.tokenizer import Tokenizer
 from clipkit.training import distributed
 
@@ -200,9 +201,9 @@ def decide_device(device: str | torch.device | None) -> torch.device:
     return decided
 
 
-def _skeleton(config: CLIPConfig, tokenizer: Tokenizer | None = None) -> CLIP:
+def _skeleton(config: CLIPConfig) -> CLIP:
     with torch.device("meta"), _Uninitialised():
-        return CLIP(config, tokenizer)
+        return CLIP(config)
 
 
 def _assemble(
@@ -217,7 +218,8 @@ def _assemble(
         halves = (w.dtype for w in weights.values() if w.dtype in (torch.float16, torch.bfloat16))
         dtype = next(halves, torch.float16) if device.type == "cuda" else torch.float32
 
-    expected = _skeleton(config).state_dict()
+    model = _skeleton(config)
+    expected = model.state_dict()
     for key in expected.keys() - weights.keys():
         if key.endswith("num_batches_tracked"):  # a counter that inference never reads, and old files lack
             weights[key] = torch.tensor(0)
@@ -227,15 +229,13 @@ def _assemble(
         old, config = config.vision, replace(config, vision=replace(config.vision, resolution=resolution))
         key = "visual.attnpool.positional_embedding" if isinstance(old, ResNetConfig) else "visual.positional_embedding"
         weights[key] = resize_positions(weights[key], old.grid, config.vision.grid)
-
-    tokenizer = None
+        model = _skeleton(config)
     if merges is not None:
         tokenizer = Tokenizer(merges.read_text("utf-8").splitlines(), config.text.context_length)
-        if tokenizer.is_default:
-            tokenizer = None
-        elif tokenizer.vocab_size != config.text.vocab_size:
-            raise ConfigError(f"{merges} makes {tokenizer.vocab_size} tokens, the model has {config.text.vocab_size}")
-    model = _skeleton(config, tokenizer)
+        if not tokenizer.is_default:
+            if tokenizer.vocab_size != (size := config.text.vocab_size):
+                raise ConfigError(f"{merges} makes {tokenizer.vocab_size} tokens, the model has {size}")
+            model._tokenizer = tokenizer
     ready = {key: _cast(key, value, dtype).to(device).contiguous() for key, value in weights.items()}
     model.load_state_dict(ready, assign=True)
     return model.eval()
@@ -272,8 +272,7 @@ def save_pretrained(
         ConfigError: if the layout cannot hold the model (see `clipkit.checkpoints.describe`), if it comes from
             `CLIP.optimize`, or if the folder has weights that `load` would take instead.
     """
-    if model.optimizations:
-        raise ConfigError(f"this is an inference-only copy ({', '.join(model.optimizations)}): save the model it is of")
+    check_original(model, "save")
     folder = Path(folder)
     documents: dict[str, Any]  # by file name, the config first
     own = model._tokenizer is not None and not model._tokenizer.is_default  # one never asked for is the standard one

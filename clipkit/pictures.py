@@ -120,6 +120,7 @@ class Pictures(Dataset[Any]):
                 f"begins with one, not {what}"
             )
         labels = rest[0] if rest and isinstance(rest[0], Tensor) and rest[0].shape == (len(names),) else None
+        images = images.cpu()  # where the loader pins them; a transform may work on CUDA
         return images, None if labels is None or labels.is_floating_point() else labels.long(), names, skipped
 
     def digest(self) -> str:

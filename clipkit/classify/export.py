@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipkit.checkpoints.files import replacing
 from clipkit.errors import ConfigError, ExportError
+from clipkit.models.optimize import check_original
 
 if TYPE_CHECKING:
     from clipkit.classify.classifier import ImageClassifier
@@ -45,6 +46,7 @@ def export(classifier: "ImageClassifier", path: Path) -> None:
         raise ConfigError(f"export writes .onnx and .pt2, not {path.name!r}")
     if path.suffix == ".onnx" and (missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if not find_spec(p)]):
         raise ConfigError(f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'")
+    check_original(classifier.model, "export the classifier of")
     write, read = kinds[path.suffix]
     deployed, shape = _Deployed(classifier).eval(), (5, 3, *classifier.model.visual.resolution)
     images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))

@@ -57,6 +57,7 @@ class CLIP(nn.Module):
         self.text = build_text(config.text, config.embed_dim)
         self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # the paper's initial temperature
         self._tokenizer = tokenizer
+        self._preprocess: Preprocess | None = None
         self.optimizations: tuple[str, ...] = ()  # what `optimize` did to this copy
 
     @classmethod
@@ -84,8 +85,8 @@ class CLIP(nn.Module):
                 gains more on a CPU. The first batch of each size takes a minute or so.
 
         Returns:
-            The copy, on the same device and in the same dtype, where it stays; `optimizations` says what was done to
-            it. It has no gradients and cannot be saved.
+            The copy; `optimizations` says what was done to it. It cannot be saved, exported or optimized again, and
+            with packed weights it has no gradients, takes no autocast, and stays as it is in device and dtype.
         """
         from clipkit.models.optimize import optimize
 
@@ -116,14 +117,31 @@ class CLIP(nn.Module):
                     "give CLIP the tokenizer that belongs to its weights"
                 )
             self._tokenizer = tokenizer
+        self._preprocess: Preprocess | None = None
         return self._tokenizer
 
     @property
     def preprocess(self) -> "Preprocess":
-        """The preprocessing that belongs to the weights."""
+        """The preprocessing that belongs to the weights; set another, and whatever embeds pictures takes that."""
         from clipkit.preprocess import Preprocess
 
-        return Preprocess(self.config.vision.resolution, self.config.preprocess)
+        return self._preprocess or Preprocess(self.config.vision.resolution, self.config.preprocess)
+
+    @preprocess.setter
+    def preprocess(self, preprocess: "Preprocess") -> None:
+        self._preprocess = preprocess
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "CLIP":
+        """What moves and casts a module comes through here."""
+        if not any(weight.is_mkldnn for weight in self.parameters()):
+            return super()._apply(fn, recurse)
+        moved = fn(torch.empty(0, dtype=self.dtype))
+        if (moved.device, moved.dtype) != (self.device, self.dtype):
+            raise ConfigError(
+                f"packed weights stay {self.dtype} on the CPU: move or cast the model that this is a copy of, and "
+                "optimize that"
+            )
+        return self
 
     @property
     def dtype(self) -> torch.dtype:
@@ -165,7 +183,9 @@ class CLIP(nn.Module):
                 f"{tuple(images.shape)}: pass pictures through model.preprocess, and add the batch axis by unsqueeze(0)"
             )
         features = self.visual(images.to(self.device, self.dtype))
-        return F.normalize(features, dim=-1) if normalize else features
+        if normalize:
+            return F.normalize(features, dim=-1)
+        return features.clone() if self.optimizations else features  # a CUDA graph writes its next result over this one
 
     def encode_text(self, tokens: Tensor, normalize: bool = False) -> Tensor:
         """Text features, read at each row's end-of-text token; what follows it has no influence.

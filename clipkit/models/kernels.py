@@ -19,7 +19,7 @@ def recording() -> bool:
 
 @functools.cache
 def _onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than MKL does here: on AMD it does, by 1.1 to 3 times.
+    """Whether oneDNN multiplies float32 matrices faster than MKL does here, as on AMD.
 
     By vendor, for a measurement would fall out by chance at times, and another run would not give the same bits.
     """
@@ -43,7 +43,9 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
     if weight.is_mkldnn:
         if torch.is_grad_enabled() and x.requires_grad:
             raise ConfigError("a model from optimize() has no gradients: take those of the model that it is a copy of")
-        return _onednn_linear(x.to(weight.dtype), weight, bias, activation)  # autocast may have made it another
+        if torch.is_autocast_enabled("cpu"):
+            raise ConfigError("a model from optimize() takes no autocast: cast the model it is of, and optimize that")
+        return _onednn_linear(x, weight, bias, activation)
     plain = (
         weight.dtype is not torch.float32
         or weight.device.type != "cpu"
@@ -76,7 +78,7 @@ class PackedWeight(nn.Parameter):
 
 
 def pack(weight: Tensor) -> PackedWeight:
-    """A weight (out, in) for `linear` alone, ordered as oneDNN reads it: 1.0 to 1.4 times as fast."""
+    """A weight (out, in) for `linear` alone, ordered as oneDNN reads it."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
     return PackedWeight(packed, requires_grad=False)
 
@@ -91,13 +93,18 @@ class Linear(nn.Linear):
 
 
 class Patches(nn.Conv2d):
-    """A convolution of square windows side by side: one product of all patches with the weight, by `linear`."""
+    """A convolution of square windows side by side: one product of all patches with the weight, by `linear`.
+
+    With another `stride`, as is set for denser maps, it is the ordinary convolution.
+    """
 
     def __init__(self, channels: int, width: int, size: int) -> None:
         super().__init__(channels, width, size, stride=size, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, C, H, W) -> (N, width, rows, columns), without what is left over at the right and bottom edge."""
+        if self.stride != self.kernel_size:
+            return super().forward(images)
         size = self.kernel_size[0]
         rows, columns = (side // size for side in images.shape[2:])
         x = images[:, :, : rows * size, : columns * size].unflatten(2, (rows, size)).unflatten(4, (columns, size))

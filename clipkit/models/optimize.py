@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from clipkit.errors import ConfigError
 from clipkit.models import kernels
 from clipkit.models.kernels import Linear, Patches
 from clipkit.models.layers import MLP, Attention, QuickGELU
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 
 def optimize(model: "CLIP", compile: bool = False) -> "CLIP":
     """See `CLIP.optimize`."""
+    check_original(model, "optimize")
     model = deepcopy(model).eval().requires_grad_(False)
     done = []
     if isinstance(model.visual, ModifiedResNet):
@@ -28,9 +30,12 @@ def optimize(model: "CLIP", compile: bool = False) -> "CLIP":
     if compile:  # which cannot see through packed weights
         model.visual.compile(mode="reduce-overhead" if model.device.type == "cuda" else None)  # with CUDA graphs
         done.append("image tower compiled")
-    elif packed := sum([_pack(module) for module in model.modules()]):
-        done.append(f"{packed} linear layers packed for oneDNN")
-    model.optimizations = tuple(dict.fromkeys((*model.optimizations, *done)))
+    else:
+        for module in model.modules():
+            _fuse(module)
+        if packed := sum([_pack(module) for module in model.modules()]):
+            done.append(f"{packed} linear layers packed for oneDNN")
+    model.optimizations = tuple(done)
     return model
 
 
@@ -55,22 +60,37 @@ def _fold(parent: nn.Module, conv: str, norm: str) -> bool:
     return True
 
 
+def _fuse(module: nn.Module) -> None:
+    """Leave the activation of an MLP to its first layer, if both are what oneDNN knows."""
+    if not isinstance(module, MLP) or not type(module.c_fc) is type(module.c_proj) is Linear:
+        return
+    exact = type(module.gelu) is nn.GELU and module.gelu.approximate == "none"
+    if not kernels.can_pack(module.c_fc.weight) or not (exact or type(module.gelu) is QuickGELU):
+        return
+    if not exact:  # oneDNN knows x sigmoid(x), of which QuickGELU is that of 1.702 x, divided by 1.702
+        fc, proj = module.c_fc, module.c_proj
+        fc.weight, fc.bias = _scaled(fc.weight, 1.702), _scaled(fc.bias, 1.702)
+        proj.weight = _scaled(proj.weight, 1 / 1.702)
+    module.c_fc.activation, module.gelu = "gelu" if exact else "swish", nn.Identity()
+
+
+def _scaled(parameter: Tensor, scale: float) -> nn.Parameter:
+    return nn.Parameter(parameter * scale, requires_grad=False)
+
+
 def _pack(module: nn.Module) -> bool:
-    """Pack the weight of a linear layer, and of an MLP the activation with it: whether there was one to pack."""
-    if isinstance(module, MLP) and _packable(module.c_fc.weight) and not isinstance(module.gelu, nn.Identity):
-        # oneDNN knows x sigmoid(x), of which QuickGELU is that of 1.702 x, divided by 1.702.
-        scale = 1.702 if isinstance(module.gelu, QuickGELU) else 1.0
-        for value in module.c_fc.parameters():
-            value.mul_(scale)
-        module.c_proj.weight.div_(scale)
-        module.c_fc.activation = "swish" if scale != 1 else "gelu"
-        module.gelu = nn.Identity()
+    """Pack the weight of a linear layer, if this is one that can be."""
+    if type(module) not in (Linear, Patches, Attention):
+        return False
     name = "in_proj_weight" if isinstance(module, Attention) else "weight"
-    if not isinstance(module, Linear | Patches | Attention) or not _packable(weight := getattr(module, name)):
+    if not kernels.can_pack(weight := getattr(module, name)):
         return False
     setattr(module, name, kernels.pack(weight.flatten(1)))
     return True
 
 
-def _packable(weight: Tensor) -> bool:
-    return not weight.is_mkldnn and kernels.can_pack(weight)
+def check_original(model: "CLIP", verb: str) -> None:
+    """Raise `ConfigError` for an inference-only copy, of which not all can be had."""
+    if model.optimizations:
+        done = ", ".join(model.optimizations)
+        raise ConfigError(f"this is an inference-only copy ({done}): {verb} the model it is of")

@@ -2,11 +2,11 @@
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load] [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50]
-        [--seconds 20] [--full] [--compile] [--quick] [--json FILE]
+        [--seconds 20] [--device cpu] [--full] [--compile] [--quick] [--json FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not installed is left out.
-Needs Linux. Runs on the CPU. Cost with the defaults: about an hour on two quiet cores, 10 GB of memory and as much
-disk; `--quick` measures nothing, and shows in a minute or two that all of it runs.
+Needs Linux. Cost with the defaults: about an hour on two quiet cores, 10 GB of memory and as much disk; `--quick`
+measures nothing, and shows in a minute or two that all of it runs.
 
 - image: preprocessed batches of 1, 8 and 64 to unit features, in float32 and bfloat16.
 - text: 1, 64 and 1,000 prompts, strings to unit features, once for each kind of text tower.
@@ -21,11 +21,14 @@ clipkit runs as `optimize()` makes it. The first call of each contestant is not 
 that of clipkit as loaded, through torch's plainest kernels in float32, and if any is too far off, it stops there. Then
 they take turns, in alternating order, until the row has had its seconds and 3 rounds at least. In bfloat16 the weights
 are cast, which is faster than autocast for all. What would take a peer minutes is timed on a random part and
-extrapolated in proportion, marked by ~. `--compile` adds torch.compile to each: for clipkit of the image tower, for
-peers of both. Prints medians; ratios of peers to clipkit with quartiles over the rounds; and the share clipkit reaches
-of a limit: the operations that must be done (for text, those of distinct prefixes) at the rate at which torch's best
-library multiplies two matrices of 2048 x 2048, measured right before and after. They mean little on a busy machine,
-for which see the load. Rows of an existing `--json` file are kept or replaced; `report.py` makes a page of it.
+extrapolated in proportion, marked by ~. `--compile` adds torch.compile to each, for peers also with frozen weights: for
+clipkit of the image tower, for peers of both. With `--device cuda`, float16 takes the place of float32, images come in
+batches of 1 and 256 and are there already, peers encode 1,024 prompts at once, and nothing is extrapolated.
+
+Prints medians; ratios of peers to clipkit, with quartiles over the rounds; and the share that clipkit has of a limit:
+the operations of its plain route (for text, those of distinct prefixes) at the rate at which torch's best library
+multiplies two large matrices, measured right before and after. They mean little on a busy machine, for which see the
+load. Rows of an existing `--json` file are kept or replaced; `report.py` makes a page of it.
 """
 
 import argparse
@@ -45,6 +48,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import side_by_side
 import torch
 import torch.nn.functional as F
 from PIL import Image, ImageOps
@@ -65,7 +69,7 @@ transformers: Any = importlib.import_module("transformers") if "transformers" in
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 SIZES = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
 PARTS = {"text": {"open_clip": 64, "transformers": 256}, "classifier": {"open_clip": 2, "transformers": 8}}  # at most
-BATCH = 64  # prompts that peers encode at once
+BATCH = {"cpu": 64, "cuda": 1024}  # prompts that peers encode at once
 CHECKED = 8  # images of a batch whose features are compared
 EXACT, NEAR = 2e-5, 0.02  # largest difference of unit vectors; in bfloat16, 1 - the lowest cosine
 RESNET_NEAR = 0.25  # the same of a ResNet, whose random weights, unlike trained ones, magnify each rounding
@@ -87,12 +91,13 @@ def weights(root: Path, name: str, layout: str = "open_clip") -> str:
 
 
 def load(library: str, folder: str, dtype: torch.dtype = torch.float32) -> Any:
+    device = side_by_side.DEVICE
     if library == "clipkit":
-        return clipkit.load(folder, "cpu", dtype=dtype)[0]
+        return clipkit.load(folder, device, dtype=dtype)[0]
     if library == "open_clip":
-        precision = "fp32" if dtype is torch.float32 else "pure_bf16"
-        return open_clip.create_model(f"local-dir:{folder}", precision=precision).eval()
-    return transformers.CLIPModel.from_pretrained(folder, dtype=dtype).eval()
+        precision = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}[dtype]
+        return open_clip.create_model(f"local-dir:{folder}", precision=precision, device=device).eval()
+    return transformers.CLIPModel.from_pretrained(folder, dtype=dtype).to(device).eval()
 
 
 def tokenizer_of(peer: str, root: Path) -> Callable[[list[str]], Tensor]:
@@ -118,7 +123,9 @@ def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch
     templates = clipkit.prompt_set("imagenet").templates
 
     def text(texts: list[str]) -> Tensor:
-        parts = [encode_text(tokenizer(texts[i : i + BATCH])) for i in range(0, len(texts), BATCH)]
+        size = BATCH[side_by_side.DEVICE.type]
+        batches = (tokenizer(texts[i : i + size]) for i in range(0, len(texts), size))
+        parts = [encode_text(tokens.to(side_by_side.DEVICE)) for tokens in batches]
         return F.normalize(torch.cat(parts), dim=-1)
 
     def classifier(names: list[str]) -> Tensor:
@@ -131,20 +138,23 @@ def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch
     }
 
 
-def compiled(model: nn.Module) -> nn.Module:
+def compiled(model: nn.Module, **how: Any) -> nn.Module:
     model = deepcopy(model)
     for tower in ("visual", "transformer", "vision_model", "text_model"):  # open_clip's, transformers'
         if hasattr(model, tower):
-            getattr(model, tower).compile(dynamic=False)
+            getattr(model, tower).compile(**how)
     return model
 
 
-def sides(root: Path, name: str, dtype: torch.dtype, compile: bool) -> dict[str, Side]:
+def sides(root: Path, name: str, section: str, dtype: torch.dtype, compile: bool) -> dict[str, Side]:
     """Every library in every setting that may be its fastest, clipkit first."""
+    ways: dict[str, Any] = {"compiled": {}, "frozen": {"options": {"freezing": True}}}  # which packs weights too
+    if side_by_side.DEVICE.type == "cuda":
+        ways = {"compiled": {"mode": "reduce-overhead"}}  # as clipkit's own
     resnet = isinstance(registry.MODELS[name].config.vision, ResNetConfig)
     model = load("clipkit", weights(root, name), dtype)
     out = {"clipkit": clipkit_side(model.optimize())}
-    if compile:
+    if compile and section == "image":
         out["clipkit compiled"] = clipkit_side(model.optimize(compile=True))
     for peer in HERE:
         if resnet and peer == "transformers":  # which has none
@@ -153,15 +163,18 @@ def sides(root: Path, name: str, dtype: torch.dtype, compile: bool) -> dict[str,
         if resnet:
             models[f"{peer} channels_last"] = deepcopy(models[peer]).to(memory_format=torch.channels_last)
         if compile:
-            models |= {f"{x} compiled": compiled(y) for x, y in models.items()}
+            fixed = {"dynamic": False} if section == "image" else {}  # prompts of each length have a shape of their own
+            models |= {
+                f"{x} {way}": compiled(y, **fixed, **how) for x, y in models.items() for way, how in ways.items()
+            }
         out |= {x: peer_side(y, tokenizer_of(peer, root), dtype) for x, y in models.items()}
     return out
 
 
 def reference(root: Path, name: str, section: str, inputs: Any) -> tuple[Tensor, int]:
     """Features of inputs by torch's plainest kernels, and operations that they take."""
-    side, warned = clipkit_side(load("clipkit", weights(root, name))), torch.backends.mkldnn.flags(enabled=False)
-    with torch.no_grad(), warned, FlopCounterMode(display=False) as counter:  # it knows no kernel of oneDNN's
+    side, plain = clipkit_side(load("clipkit", weights(root, name))), torch.backends.mkldnn.flags(enabled=False)
+    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:  # it knows no kernel of oneDNN's
         return side[section](inputs), counter.get_total_flops()
 
 
@@ -176,7 +189,7 @@ def shuffled_names() -> list[str]:
 
 def distance(found: Tensor, expected: Tensor, exact: bool) -> float:
     """Of the features that both have: the largest difference, or 1 - the lowest cosine."""
-    one, other = (F.normalize(x.double(), dim=-1) for x in (found[: len(expected)], expected[: len(found)]))
+    one, other = (F.normalize(x.cpu().double(), dim=-1) for x in (found[: len(expected)], expected[: len(found)]))
     return float((one - other).abs().max() if exact else 1 - (one * other).sum(dim=-1).min())
 
 
@@ -188,13 +201,11 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
     for name in names:
         vision, expected = registry.MODELS[name].config.vision, {}
         for precision, dtype in DTYPES.items():
-            contestants, exact = sides(root, name, dtype, args.compile), dtype is torch.float32
-            if section != "image":
-                contestants.pop("clipkit compiled", None)  # its text tower is as it was
+            contestants, exact = sides(root, name, section, dtype, args.compile), dtype is torch.float32
             for count in SIZES[section]:
                 inputs: Any = shuffled_names()[:count]
                 if section == "image":
-                    inputs = some_images(count, vision.resolution)
+                    inputs = some_images(count, vision.resolution).to(side_by_side.DEVICE)
                 if section == "text":
                     inputs = [f"a photo of a {x}." for x in inputs]
                 checked = min(count, CHECKED) if section == "image" else count
@@ -321,9 +332,18 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", choices=registry.MODELS, default=models, metavar="NAME")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--json", type=Path)
+    parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
     for name in ("--full", "--compile", "--quick"):
         parser.add_argument(name, action="store_true")
     args = parser.parse_args()
+    if args.device == "cuda":
+        side_by_side.DEVICE = torch.device("cuda")
+        DTYPES.pop("float32")
+        DTYPES["float16"] = torch.float16
+        SIZES["image"] = (1, 256)
+        PARTS.clear()
+        if "load" in args.rows:
+            args.rows.remove("load")  # of which the memory is measured on the CPU
     if args.full:
         SIZES["classifier"] = (1000,)
     if args.quick:

@@ -27,12 +27,12 @@ def ratios(result: dict[str, Any]) -> list[str]:
     notes = [] if result["ours"] == "clipkit" else [result["ours"]]
     if "share of limit" in result:
         notes.append(f"{result['share of limit']:.2f} of the limit")
+    off = result.get("cosine") or result["difference"]
+    theirs = [value for name, value in off.items() if not name.startswith("clipkit")]
     if "cosine" in result:
-        notes.append(
-            f"cosine {result['cosine'][result['ours']]:.5f}, peers at least {min(result['cosine'].values()):.5f}"
-        )
-    else:
-        notes.append(f"difference at most {max(result['difference'].values()):.1g}")
+        notes.append(f"cosine {off[result['ours']]:.5f}, peers at least {min(theirs, default=1):.5f}")
+    elif any(off.values()):
+        notes.append(f"off by {off[result['ours']]:.1g}, peers by at most {max(theirs, default=0):.1g}")
     notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
     notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
     return ["; ".join(peers), "; ".join(notes)]
@@ -40,7 +40,7 @@ def ratios(result: dict[str, Any]) -> list[str]:
 
 def table(report: dict[str, Any]) -> str:
     """The machine, and a line for each row."""
-    rows = sorted(report["rows"].values(), key=lambda row: list(report["rows"]).index(row["name"]))
+    rows = list(report["rows"].values())
     dates = sorted(row["date"][:10] for row in rows)
     lines = [
         "; ".join(f"{key} {value}" for key, value in report["hardware"].items()) + f"; {dates[0]} to {dates[-1]}.",

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 import clipkit
 
 PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers"}  # modules, and what pip calls them
+DEVICE = torch.device("cpu")  # of models and inputs; `inference.py` sets it
 ROUNDS, MOST, SLICE = 3, 200, 0.005  # rounds at least and at most; seconds of one measurement at least
 Call = Callable[[], Any]
 
@@ -46,7 +47,7 @@ def run(row: Row, budget: float) -> dict[str, Any]:
     off = {name: row.check(call()) for name, call in row.contestants.items()}
     if wrong := {name: value for name, value in off.items() if not value <= row.limits.get(name, row.limit)}:
         raise SystemExit(f"{row.name}: outputs differ by too much, nothing is timed: {wrong}")
-    rates = [matmul_rate(row.dtype)] if row.flops else []
+    rates = matmul_rates(row.dtype) if row.flops else {}
     seconds: dict[str, list[float]] = {name: [] for name in row.contestants}
     turn, started, load = 0, time.perf_counter(), os.getloadavg()[0]
     while turn < ROUNDS or (turn < MOST and time.perf_counter() - started < budget):
@@ -59,11 +60,12 @@ def run(row: Row, budget: float) -> dict[str, Any]:
     result |= {"date": datetime.now(timezone.utc).isoformat(timespec="minutes"), "load": load, "facts": row.facts}
     result["seconds"] = {name: quartiles(values) for name, values in seconds.items()}
     result["extrapolated_from"] = {x: f"{n} of {row.items:,}" for x, n in row.parts.items() if n < row.items}
-    half = row.dtype is torch.bfloat16
+    half = row.dtype is not torch.float32
     result["cosine" if half else "difference"] = {x: 1 - value if half else value for x, value in off.items()}
     if rates:
-        result["matmul FLOP/s"] = max(*rates, matmul_rate(row.dtype))
-        result |= {"FLOP": row.flops, "share of limit": row.flops / result["matmul FLOP/s"] / medians[ours]}
+        after = matmul_rates(row.dtype)
+        result["matmul FLOP/s"] = rates = {name: max(rate, after[name]) for name, rate in rates.items()}
+        result |= {"FLOP": row.flops, "share of limit": row.flops / max(rates.values()) / medians[ours]}
     result["ratios"] = {}  # of the fastest of each library, the fastest first
     for name in sorted(medians, key=medians.__getitem__):
         known = {other.split()[0] for other in result["ratios"]}
@@ -78,17 +80,20 @@ def timed(call: Call) -> float:
     count, started = 0, time.perf_counter()
     while count == 0 or time.perf_counter() - started < SLICE:
         call()
+        if DEVICE.type == "cuda":
+            torch.cuda.synchronize()
         count += 1
     return (time.perf_counter() - started) / count
 
 
-def matmul_rate(dtype: torch.dtype) -> float:
-    """Floating-point operations a second of the best of torch's libraries, on matrices of 2048 x 2048."""
-    x, weight = (torch.randn(2048, 2048).to(dtype) for _ in range(2))
-    routes = [partial(F.linear, x, weight)]
-    if dtype is torch.float32 and torch.backends.mkldnn.is_available():
-        routes.append(partial(torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], ""))
-    return 2 * 2048**3 / min(timed(route) for route in routes * 4)
+def matmul_rates(dtype: torch.dtype) -> dict[str, float]:
+    """Floating-point operations a second of each of torch's libraries, on square matrices of 2048, on CUDA of 8192."""
+    side = 2048 if DEVICE.type == "cpu" else 8192
+    x, weight = (torch.randn(side, side).to(DEVICE, dtype) for _ in range(2))
+    routes = {"F.linear": partial(F.linear, x, weight)}
+    if DEVICE.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        routes["oneDNN"] = partial(torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], "")
+    return {name: 2 * side**3 / min(timed(route) for _ in range(4)) for name, route in routes.items()}
 
 
 def quartiles(values: list[float]) -> list[float]:
@@ -102,7 +107,8 @@ def hardware() -> dict[str, Any]:
     about = dict(line.split("\t: ") for line in lines[: lines.index("")] if "\t: " in line)
     about = {key.strip(): value for key, value in about.items()}
     cpu = f"{about.get('model name')} (family {about.get('cpu family')}, model {about.get('model')})"
-    out = {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    out: dict[str, Any] = {"gpu": torch.cuda.get_device_name(DEVICE)} if DEVICE.type == "cuda" else {}
+    out |= {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
     out |= {"clipkit": clipkit.__version__, "torch": torch.__version__}
     installed = {d.metadata["Name"].lower().replace("-", "_") for d in importlib.metadata.distributions()}
     return out | {x: importlib.metadata.version(name) for x, name in PEERS.items() if name in installed}
