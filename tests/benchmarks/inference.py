@@ -2,7 +2,7 @@
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load] [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50]
-        [--seconds 20] [--device cpu] [--full] [--compile] [--quick] [--json FILE]
+        [--batches 1 8 64] [--seconds 20] [--device cpu] [--full] [--compile] [--quick] [--json FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not installed is left out.
 Needs Linux. Cost with the defaults: about an hour on two quiet cores, 10 GB of memory and as much disk; `--quick`
@@ -67,7 +67,7 @@ HERE = [name for name in PEERS if importlib.util.find_spec(name)]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in HERE else None
 transformers: Any = importlib.import_module("transformers") if "transformers" in HERE else None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SIZES = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
+SIZES: dict[str, Any] = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
 PARTS = {"text": {"open_clip": 64, "transformers": 256}, "classifier": {"open_clip": 2, "transformers": 8}}  # at most
 BATCH = {"cpu": 64, "cuda": 1024}  # prompts that peers encode at once
 CHECKED = 8  # images of a batch whose features are compared
@@ -330,6 +330,7 @@ def main() -> None:
     parser.add_argument("--rows", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     models = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"]
     parser.add_argument("--models", nargs="+", choices=registry.MODELS, default=models, metavar="NAME")
+    parser.add_argument("--batches", nargs="+", type=int, help="sizes of batches of images")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")
@@ -349,6 +350,7 @@ def main() -> None:
     if args.quick:
         args.seconds = 0
         SIZES.update({"image": (1, 2), "text": (1, 2), "classifier": (1,), "tokenize": (1, 100)})
+    SIZES["image"] = args.batches or SIZES["image"]
     for name in PEERS.keys() - HERE:
         print(f"{name} is not installed and left out")
     about, rows = hardware(), {}
