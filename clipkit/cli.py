@@ -24,6 +24,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
+    from clipkit.classify.few_shot import METHODS
+
     parser = argparse.ArgumentParser(prog="clipkit", description="CLIP checkpoints and classifiers.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -41,7 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     fit.add_argument("data", type=Path, help="a folder with a folder of pictures for each class, named by it")
     fit.add_argument("-o", "--out", type=Path, required=True, help="folder for the classifier")
     _add_model(fit, classifier=False)
-    fit.add_argument("--method", default="anchored", help="see clipkit.classify.few_shot (default: anchored)")
+    fit.add_argument("--method", default="anchored", help=f"{', '.join(METHODS)} (default: anchored)")
     fit.add_argument("--shots", type=int, help="pictures to draw of each class (default: all)")
     fit.add_argument("--seed", type=int, default=0, help="of what is drawn (default: 0)")
     fit.add_argument("--workers", type=int, default=0, help="processes that read pictures (default: 0)")
@@ -185,7 +187,7 @@ def _eval(args: argparse.Namespace) -> int:
     predicted, classes = probabilities.argmax(dim=1), len(classifier.labels)
     figures = {
         "top-1": metrics.accuracy(predicted, labels),
-        "top-5": metrics.top_k_accuracy(probabilities, labels, min(5, classes)),
+        **({"top-5": metrics.top_k_accuracy(probabilities, labels, 5)} if classes > 5 else {}),
         "mean per class": metrics.mean_per_class(predicted, labels),
         "calibration error": metrics.expected_calibration_error(probabilities, labels),
     }

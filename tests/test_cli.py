@@ -2,6 +2,7 @@
 
 import json
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -148,7 +149,6 @@ def test_eval_prints_the_figures_of_a_classifier(toy, capsys, method):
     assert 0 < right.mean() < 1 and confused
     expected = {
         "top-1": right.mean().item(),
-        "top-5": 1.0,  # of four
         "mean per class": right.view(4, 3).mean().item(),
         "calibration error": metrics.expected_calibration_error(probabilities, labels),
     }
@@ -159,8 +159,21 @@ def test_eval_prints_the_figures_of_a_classifier(toy, capsys, method):
     assert main(["eval", str(unseen), *options]) == 0
     table = [row.strip().rsplit(maxsplit=1) for row in capsys.readouterr().out.splitlines()]
     assert " ".join(table[0]) == "12 pictures, 4 classes"
-    assert table[1:5] == [[name, f"{value:.2%}"] for name, value in expected.items()]
-    assert table[6:] == [[f"{names[i]}, {names[j]}", f"{iou:.2%}"] for i, j, iou in confused]
+    assert table[1:4] == [[name, f"{value:.2%}"] for name, value in expected.items()]
+    assert table[5:] == [[f"{names[i]}, {names[j]}", f"{iou:.2%}"] for i, j, iou in confused]
+
+
+def test_eval_tells_the_top_5_of_more_than_five_classes(toy, capsys):
+    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    for name in ("other", "another"):
+        shutil.copytree(unseen / "dark_red", unseen / name)
+    pairs, names = read_folder(unseen)
+    classifier = ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names)
+    probabilities = classifier.probabilities(pairs.files)
+    assert main(["eval", str(unseen), *start(toy), "--json"]) == 0
+    figures = json.loads(capsys.readouterr().out)
+    assert figures["top-5"] == metrics.top_k_accuracy(probabilities, torch.tensor(pairs.labels), 5)
+    assert figures["top-1"] < figures["top-5"]
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -403,3 +403,9 @@ def test_refuses_other_values(call, message):
 def test_accuracy_takes_classes_alone() -> None:
     with pytest.raises(ConfigError, match="accuracy needs classes as integers, not torch.float32"):
         accuracy(torch.ones(2), torch.ones(2, dtype=torch.long))
+
+
+@pytest.mark.parametrize("measure", [accuracy, top_k_accuracy, mean_per_class])
+def test_lists_are_no_tensors(measure) -> None:
+    with pytest.raises(ConfigError, match=rf"{measure.__name__} needs tensors, not list and Tensor"):
+        measure([0, 1], torch.tensor([0, 1]))

@@ -13,6 +13,8 @@ from clipkit.errors import ConfigError
 
 
 def _check_rows(name: str, given: Tensor, labels: Tensor, ndim: int) -> None:
+    if not (isinstance(given, Tensor) and isinstance(labels, Tensor)):
+        raise ConfigError(f"{name} needs tensors, not {type(given).__name__} and {type(labels).__name__}")
     if given.ndim != ndim or labels.ndim != 1 or len(given) != len(labels) or given.numel() == 0:
         needed = "two vectors of one length" if ndim == 1 else "(N, C) and labels (N,)"
         raise ConfigError(f"{name} needs {needed}, not empty, not {tuple(given.shape)}, {tuple(labels.shape)}")
