@@ -49,6 +49,11 @@ def test_folded_batch_norms_give_the_same_features(dtype: torch.dtype, tolerance
     assert not any(isinstance(module, nn.BatchNorm2d) for module in fast.modules())
     assert fast.visual.conv1.weight.is_contiguous(memory_format=torch.channels_last)
     assert fast.optimizations[:2] == ("22 batch norms folded into convolutions", "channels last")  # 3 + 5 x 3 + 4
+    many = torch.randn(80, 3, 64, 64)  # more than go through at a time
+    with torch.no_grad():
+        parts = torch.cat([fast.encode_image(part) for part in many.split(7)])
+        torch.testing.assert_close(fast.encode_image(many), parts, rtol=0, atol=tolerance * parts.abs().max().item())
+    assert "large batches in parts" in fast.optimizations
     assert not fast.training and not any(p.requires_grad for p in fast.parameters())
     # and the model is as it was
     assert model.training and model.optimizations == () and all(p.requires_grad for p in model.parameters())

@@ -76,9 +76,10 @@ class CLIP(nn.Module):
     def optimize(self, *, compile: bool = False) -> "CLIP":
         """A copy for inference alone, which does less for the same features, to float noise.
 
-        A ResNet's batch norms are folded into its convolutions, and channels come last in memory. On a CPU where oneDNN
-        computes the linear layers (bfloat16 weights, and float32 on AMD), their weights are put in its own order, and
-        the activation of an MLP is computed with its first layer.
+        A ResNet's batch norms are folded into its convolutions, channels come last in memory, and on a CPU a large
+        batch goes through in parts, so that a hook sees parts. On a CPU where oneDNN computes the linear layers (bfloat16
+        weights, and float32 on AMD), their weights are put in its own order, and the activation of an MLP is computed
+        with its first layer.
 
         Args:
             compile: let torch.compile loose on the image tower, on CUDA with CUDA graphs, and pack no weights, which

@@ -16,6 +16,8 @@ from clipkit.models.resnet import Bottleneck, ModifiedResNet
 if TYPE_CHECKING:
     from clipkit.models.clip import CLIP
 
+CACHED = 300_000  # pixels whose feature maps stay in a CPU's cache: of RN50, batches of 5 take 0.8 of the time of 64
+
 
 def optimize(model: "CLIP", compile: bool = False) -> "CLIP":
     """See `CLIP.optimize`."""
@@ -31,6 +33,9 @@ def optimize(model: "CLIP", compile: bool = False) -> "CLIP":
         model.visual.compile(mode="reduce-overhead" if model.device.type == "cuda" else None)  # with CUDA graphs
         done.append("image tower compiled")
     else:
+        if isinstance(model.visual, ModifiedResNet) and model.device.type == "cpu":
+            model.visual.pixels_at_once = CACHED
+            done.append("large batches in parts")
         for module in model.modules():
             _fuse(module)
         if packed := sum([_pack(module) for module in model.modules()]):

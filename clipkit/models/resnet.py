@@ -100,6 +100,7 @@ class ModifiedResNet(ImageTower):
         self.layer4 = self._stage(width * 16, width * 8, layers[3], stride=2)
         grid = ((resolution[0] + 1) // 32, (resolution[1] + 1) // 32)  # the first stride rounds up, four round down
         self.attnpool: nn.Module = AttentionPool2d(grid, width * 32, heads, output_dim)
+        self.pixels_at_once: int | None = None  # by `CLIP.optimize`: how many the feature maps may come from at a time
         self.initialise()
 
     @staticmethod
@@ -118,6 +119,10 @@ class ModifiedResNet(ImageTower):
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, output_dim), or the feature map where `attnpool` is an `Identity`."""
+        if self.pixels_at_once is not None:
+            most = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))
+            if len(images) > most:
+                return torch.cat([self.forward(part) for part in images.split(most)])
         x = self.relu1(self.bn1(self.conv1(images)))
         x = self.relu2(self.bn2(self.conv2(x)))
         x = self.relu3(self.bn3(self.conv3(x)))

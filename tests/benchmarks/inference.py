@@ -339,6 +339,7 @@ def main() -> None:
     for name in ("--full", "--compile", "--quick"):
         parser.add_argument(name, action="store_true")
     args = parser.parse_args()
+    torch._dynamo.config.recompile_limit = 1000  # the copies share their code, each size is one, and 8 is the default
     if args.device == "cuda":
         side_by_side.DEVICE = torch.device("cuda")
         DTYPES.pop("float32")

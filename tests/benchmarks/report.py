@@ -40,7 +40,8 @@ def ratios(result: dict[str, Any]) -> list[str]:
 
 def table(report: dict[str, Any]) -> str:
     """The machine, and a line for each row."""
-    rows = list(report["rows"].values())
+    kinds = [name.split(":")[0] for name in report["rows"]]
+    rows = sorted(report["rows"].values(), key=lambda row: kinds.index(row["name"].split(":")[0]))
     dates = sorted(row["date"][:10] for row in rows)
     lines = [
         "; ".join(f"{key} {value}" for key, value in report["hardware"].items()) + f"; {dates[0]} to {dates[-1]}.",
@@ -53,8 +54,10 @@ def table(report: dict[str, Any]) -> str:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Seconds over items, a panel for each kind of work that was measured at several sizes."""
+    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
+    rcParams["svg.fonttype"] = "none"  # letters as letters: a quarter of the size
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in report["rows"].values():
         title, _, size = row["name"].rpartition(", ")
