@@ -77,7 +77,7 @@ class CLIP(nn.Module):
         """A copy for inference alone, which does less for the same features, to float noise.
 
         A ResNet's batch norms are folded into its convolutions, channels come last in memory, and on a CPU a large
-        batch goes through in parts, so that a hook sees parts. On a CPU where oneDNN computes the linear layers (bfloat16
+        batch goes through in parts, which hooks see. On a CPU where oneDNN computes the linear layers (bfloat16
         weights, and float32 on AMD), their weights are put in its own order, and the activation of an MLP is computed
         with its first layer.
 
