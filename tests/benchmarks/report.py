@@ -2,7 +2,7 @@
 
     python tests/benchmarks/report.py tests/benchmarks/results/inference.json --page docs/benchmarks.md
 
-The table goes between the page's two comments, the plot beside the page under its name, as .svg. Needs matplotlib.
+The table goes between the page's two comments, the plot beside the page under its name, as .png. Needs matplotlib.
 """
 
 import argparse
@@ -54,10 +54,8 @@ def table(report: dict[str, Any]) -> str:
 
 def plot(report: dict[str, Any], path: Path) -> None:
     """Seconds over items, a panel for each kind of work that was measured at several sizes."""
-    from matplotlib import rcParams
     from matplotlib.figure import Figure
 
-    rcParams["svg.fonttype"] = "none"  # letters as letters: a quarter of the size
     panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
     for row in report["rows"].values():
         title, _, size = row["name"].rpartition(", ")
@@ -81,7 +79,7 @@ def plot(report: dict[str, Any], path: Path) -> None:
         axes.grid(alpha=0.3)
         if place == 1:
             axes.legend(fontsize=8)
-    figure.savefig(path, metadata={"Date": None})
+    figure.savefig(path, dpi=80)
 
 
 def main() -> None:
@@ -91,7 +89,7 @@ def main() -> None:
     args = parser.parse_args()
     report, page = json.loads(args.json.read_text()), args.page.read_text()
     before, after = page.partition(START)[0], page.partition(END)[2]
-    plot(report, args.page.with_suffix(".svg"))
+    plot(report, args.page.with_suffix(".png"))
     picture = f"![seconds over items]({args.page.with_suffix('.svg').name})"
     args.page.write_text(f"{before}{START}\n\n{table(report)}\n\n{picture}\n\n{END}{after}")
 
