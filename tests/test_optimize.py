@@ -113,6 +113,10 @@ def test_what_a_packed_copy_refuses(packing: None, tmp_path: Path) -> None:
         clipkit.extract_features(fast, [torch.rand(3, 32, 32)], precision="bfloat16")
     with pytest.raises(ConfigError, match=r"inference-only copy \(17 linear .*: optimize the model it is of"):
         fast.optimize(compile=True)
+    before = fast.encode_image(images.detach())
+    with pytest.raises(ConfigError, match="load weights into the model it is of"):
+        fast.load_state_dict(transformer().state_dict())
+    assert torch.equal(fast.encode_image(images.detach()), before)
     classifier = clipkit.ImageClassifier.zero_shot(fast, ["cat", "dog"], ["a {}"])
     with pytest.raises(ConfigError, match="export the classifier of the model it is of"):
         classifier.export(tmp_path / "classifier.onnx")

@@ -73,6 +73,8 @@ def test_a_model_embeds_by_the_preprocessing_it_is_given() -> None:
     model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
     by_pil, before = model.embed_images(PHOTOS), model.preprocess
     model.preprocess = on_tensors(before)
+    with pytest.raises(ConfigError, match="a model's preprocess is a Preprocess, not 'tensor'"):
+        model.preprocess = "tensor"  # pyright: ignore[reportAttributeAccessIssue]
     assert model.preprocess.backend == "tensor" and before.backend == "pil"
     assert not torch.equal(model.embed_images(PHOTOS), by_pil)
     assert torch.equal(model.embed_images(PHOTOS), clipkit.extract_features(model, PHOTOS).features)

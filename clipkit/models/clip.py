@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError, ImageError, TokenizerError
 from clipkit.models.kernels import recording
+from clipkit.models.optimize import check_original
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.text_transformer import TextTransformer
 from clipkit.models.vision_transformer import VisionTransformer
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from clipkit.preprocess import Preprocess
     from clipkit.tokenizer import Tokenizer
@@ -123,14 +124,24 @@ class CLIP(nn.Module):
 
     @property
     def preprocess(self) -> "Preprocess":
-        """The preprocessing that belongs to the weights; set another, and whatever embeds pictures takes that."""
+        """The preprocessing that belongs to the weights; set another, and whatever embeds pictures takes that.
+
+        It is not saved with the model.
+        """
         from clipkit.preprocess import Preprocess
 
         return self._preprocess or Preprocess(self.config.vision.resolution, self.config.preprocess)
 
     @preprocess.setter
     def preprocess(self, preprocess: "Preprocess") -> None:
+        if not callable(preprocess):
+            raise ConfigError(f"a model's preprocess is a Preprocess, not {preprocess!r}")
         self._preprocess = preprocess
+
+    def load_state_dict(self, state_dict: "Mapping[str, Any]", strict: bool = True, assign: bool = False) -> Any:
+        """As of any module; an inference-only copy raises `ConfigError`, for its weights are others."""
+        check_original(self, "load weights into")
+        return super().load_state_dict(state_dict, strict, assign)
 
     def _apply(self, fn: Any, recurse: bool = True) -> "CLIP":
         """What moves and casts a module comes through here."""

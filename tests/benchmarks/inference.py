@@ -357,6 +357,8 @@ def main() -> None:
     for name in PEERS.keys() - HERE:
         print(f"{name} is not installed and left out")
     about, rows = hardware(), {}
+    if args.quick and args.json and args.json.exists():
+        raise SystemExit(f"--quick would put rows that measure nothing into {args.json}: name a new file")
     if args.json and args.json.exists():
         before = json.loads(args.json.read_text())
         if before["hardware"] != about:

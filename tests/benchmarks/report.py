@@ -24,7 +24,7 @@ def shown(result: dict[str, Any], name: str) -> str:
 def ratios(result: dict[str, Any]) -> list[str]:
     """Of each peer's fastest to clipkit, with quartiles; and the notes: share of the limit, agreement, facts."""
     peers = [f"{x}: **{q[1]:.2f}** ({q[0]:.2f} to {q[2]:.2f})" for x, q in result["ratios"].items()]
-    notes = [] if result["ours"] == "clipkit" else [result["ours"]]
+    notes = [f"{result['rounds']} rounds", *([] if result["ours"] == "clipkit" else [result["ours"]])]
     if "share of limit" in result:
         notes.append(f"{result['share of limit']:.2f} of the limit")
     off = result.get("cosine") or result["difference"]
