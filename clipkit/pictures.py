@@ -134,7 +134,7 @@ class Pictures(Dataset[Any]):
             digest.update(_known_by(item))
         images, labels, names, _ = self.collate([self[order[i]] for i in (0, len(order) // 2, -1)])
         digest.update(repr((names, labels)).encode(errors="surrogateescape"))
-        digest.update(b"" if images is None else images.cpu().numpy().tobytes())
+        digest.update(b"" if images is None else images.numpy().tobytes())
         return digest.hexdigest()
 
 

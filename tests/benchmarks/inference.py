@@ -1,4 +1,4 @@
-"""Inference side by side with open_clip and transformers, each at its fastest settings, on the same random weights.
+"""Inference side by side with open_clip and transformers, on the same random weights.
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load] [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50]

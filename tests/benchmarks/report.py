@@ -89,8 +89,9 @@ def main() -> None:
     args = parser.parse_args()
     report, page = json.loads(args.json.read_text()), args.page.read_text()
     before, after = page.partition(START)[0], page.partition(END)[2]
-    plot(report, args.page.with_suffix(".png"))
-    picture = f"![seconds over items]({args.page.with_suffix('.svg').name})"
+    image = args.page.with_suffix(".png")
+    plot(report, image)
+    picture = f"![seconds over items]({image.name})"
     args.page.write_text(f"{before}{START}\n\n{table(report)}\n\n{picture}\n\n{END}{after}")
 
 
