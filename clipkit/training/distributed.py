@@ -1,5 +1,6 @@
 """What a process knows of the others that `torchrun` started, and the two collectives that carry gradients."""
 
+import atexit
 import os
 from typing import Any, cast
 
@@ -23,6 +24,7 @@ def start(device: torch.device) -> None:
         dist.init_process_group("nccl", device_id=device)
     else:
         dist.init_process_group("gloo")
+    atexit.register(stop)  # or threads that still listen may kill the process at its end, after all is done
 
 
 def stop() -> None:
