@@ -9,23 +9,22 @@ logits_per_image, logits_per_text = model(image, tokens)
 """
 
 from clipkit import errors
+from clipkit.checkpoints.registry import available_models, list_models
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.few_shot import sample_shots
-from clipkit.classify.prompts import prompt_set, prompt_sets
 from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.clip import CLIP, load
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.data.preprocess import Preprocess
+from clipkit.encode.store import extract_features
 from clipkit.errors import ClipkitError
-from clipkit.features import extract_features
-from clipkit.loading import load, save_pretrained
-from clipkit.models.clip import CLIP
-from clipkit.preprocess import Preprocess
-from clipkit.registry import available_models, list_models
+from clipkit.prompts import prompt_set, prompt_sets
 from clipkit.tokenizer import Tokenizer, tokenize
-from clipkit.training.checkpointing import cached_features
 from clipkit.training.finetune import finetune, finetune_captions, interpolate
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
 from clipkit.training.optimizer import TrainConfig
+from clipkit.training.recompute import cached_features
 
 __version__ = "0.1.0"
 
@@ -55,7 +54,6 @@ __all__ = [
     "prompt_set",
     "prompt_sets",
     "sample_shots",
-    "save_pretrained",
     "sigmoid_loss",
     "tokenize",
     "zero_shot_weights",

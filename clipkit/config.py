@@ -26,7 +26,9 @@ def _is_positive(value: Any) -> bool:
 def _pair(value: Any, name: str) -> tuple[int, int]:
     pair = value if isinstance(value, list | tuple) else (value, value)
     if len(pair) != 2 or not all(_is_positive(side) for side in pair):
-        raise ConfigError(f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}")
+        raise ConfigError(
+            f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}"
+        )
     return pair[0], pair[1]
 
 
@@ -35,13 +37,17 @@ def check_positive(config: Any, *names: str) -> None:
     for name in names:
         value = getattr(config, name)
         if not _is_positive(value):
-            raise ConfigError(f"{type(config).__name__}.{name} must be a positive integer, not {value!r}")
+            raise ConfigError(
+                f"{type(config).__name__}.{name} must be a positive integer, not {value!r}"
+            )
 
 
 def check_choice(config: Any, name: str, choices: tuple[Any, ...]) -> None:
     """Raise `ConfigError` unless this field is one of the choices."""
     if getattr(config, name) not in choices:
-        raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}")
+        raise ConfigError(
+            f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}"
+        )
 
 
 def build(cls: Any, values: dict[str, Any]) -> Any:
@@ -70,9 +76,13 @@ class TransformerConfig:
         check_positive(self, "width", "layers", "head_width")
         check_choice(self, "activation", ("quick_gelu", "gelu"))
         if self.width % self.head_width:
-            raise ConfigError(f"{name}: width {self.width} is not a multiple of head_width {self.head_width}")
+            raise ConfigError(
+                f"{name}: width {self.width} is not a multiple of head_width {self.head_width}"
+            )
         if not isinstance(ratio, int | float) or not 1 / self.width <= ratio < math.inf:
-            raise ConfigError(f"{name}.mlp_ratio must be a positive number that leaves the MLPs a width, not {ratio!r}")
+            raise ConfigError(
+                f"{name}.mlp_ratio must be a positive number that leaves the MLPs a width, not {ratio!r}"
+            )
 
     @property
     def heads(self) -> int:
@@ -97,7 +107,9 @@ class ViTConfig(TransformerConfig):
         super().__post_init__()
         check_positive(self, "patch_size")
         if any(side < self.patch_size for side in self.resolution):
-            raise ConfigError(f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}")
+            raise ConfigError(
+                f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}"
+            )
 
     @property
     def grid(self) -> tuple[int, int]:
@@ -118,11 +130,17 @@ class ResNetConfig:
         object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
         check_positive(self, "width", "head_width")
         layers = self.layers
-        if not isinstance(layers, list | tuple) or len(layers) != 4 or not all(_is_positive(n) for n in layers):
+        if (
+            not isinstance(layers, list | tuple)
+            or len(layers) != 4
+            or not all(_is_positive(n) for n in layers)
+        ):
             raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {layers!r}")
         object.__setattr__(self, "layers", tuple(layers))
         if any(side < 32 for side in self.resolution):
-            raise ConfigError(f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}")
+            raise ConfigError(
+                f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}"
+            )
         if self.width % 2 or self.pool_width % self.head_width:
             raise ConfigError(
                 f"ResNetConfig: width {self.width} must be even, and 32 x it a multiple of head_width {self.head_width}"
@@ -168,9 +186,13 @@ class PreprocessConfig:
     def __post_init__(self) -> None:
         for name in ("mean", "std"):
             values = getattr(self, name)
-            numbers = isinstance(values, list | tuple) and all(isinstance(v, int | float) for v in values)
+            numbers = isinstance(values, list | tuple) and all(
+                isinstance(v, int | float) for v in values
+            )
             if not numbers or len(values) != 3:
-                raise ConfigError(f"PreprocessConfig.{name} must be three numbers, one per channel, not {values!r}")
+                raise ConfigError(
+                    f"PreprocessConfig.{name} must be three numbers, one per channel, not {values!r}"
+                )
             object.__setattr__(self, name, tuple(values))
         if min(self.std) <= 0:
             raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
@@ -189,11 +211,17 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "embed_dim")
-        parts = {"vision": (ViTConfig, ResNetConfig), "text": (TextConfig,), "preprocess": (PreprocessConfig,)}
+        parts = {
+            "vision": (ViTConfig, ResNetConfig),
+            "text": (TextConfig,),
+            "preprocess": (PreprocessConfig,),
+        }
         for name, kinds in parts.items():
             if not isinstance(getattr(self, name), kinds):
                 needed = " or ".join(kind.__name__ for kind in kinds)
-                raise ConfigError(f"CLIPConfig.{name} must be a {needed}, not {getattr(self, name)!r}")
+                raise ConfigError(
+                    f"CLIPConfig.{name} must be a {needed}, not {getattr(self, name)!r}"
+                )
 
     def to_dict(self) -> dict[str, Any]:
         """The JSON form; `vision` gains a `type`, "vit" or "resnet"."""
@@ -213,4 +241,8 @@ class CLIPConfig:
             if kind not in ("vit", "resnet"):
                 raise ConfigError(f"CLIPConfig.vision.type must be 'vit' or 'resnet', not {kind!r}")
             kinds["vision"] = ViTConfig if kind == "vit" else ResNetConfig
-        return build(cls, values | {name: build(kinds[name], part) for name, part in parts.items() if name in kinds})
+        return build(
+            cls,
+            values
+            | {name: build(kinds[name], part) for name, part in parts.items() if name in kinds},
+        )

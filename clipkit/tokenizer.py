@@ -44,9 +44,15 @@ def default_merges() -> tuple[str, ...]:
 @functools.cache
 def _letters() -> dict[int, str]:
     """byte -> the printable character that stands for it, in the order of the ids (GPT-2's convention)."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    printable = [
+        *range(ord("!"), ord("~") + 1),
+        *range(ord("¡"), ord("¬") + 1),
+        *range(ord("®"), ord("ÿ") + 1),
+    ]
     others = sorted(set(range(256)) - set(printable))
-    return {byte: chr(byte) for byte in printable} | {byte: chr(256 + n) for n, byte in enumerate(others)}
+    return {byte: chr(byte) for byte in printable} | {
+        byte: chr(256 + n) for n, byte in enumerate(others)
+    }
 
 
 @functools.cache
@@ -61,7 +67,9 @@ def _pattern(allow_special: bool) -> Any:
     import regex
 
     special = r"<\|startoftext\|>|<\|endoftext\|>|" if allow_special else ""
-    return regex.compile(special + r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE)
+    return regex.compile(
+        special + r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
+    )
 
 
 def _clean(text: str) -> str:
@@ -158,15 +166,23 @@ class Tokenizer:
             try:
                 token = index(value)
             except (TypeError, ValueError) as error:
-                raise TokenizerError(f"decode needs one row of integer ids; it met {value!r:.60}") from error
+                raise TokenizerError(
+                    f"decode needs one row of integer ids; it met {value!r:.60}"
+                ) from error
             if not 0 <= token < self.vocab_size:
-                raise TokenizerError(f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}")
+                raise TokenizerError(
+                    f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}"
+                )
             if token == self.eot_token:
                 break
             if token != self.sot_token:
                 symbols.append(self._symbols[token].replace("</w>", " "))
         bytes_of = {letter: byte for byte, letter in _letters().items()} | {" ": ord(" ")}
-        return bytes(bytes_of[letter] for letter in "".join(symbols)).decode("utf-8", errors="replace").rstrip(" ")
+        return (
+            bytes(bytes_of[letter] for letter in "".join(symbols))
+            .decode("utf-8", errors="replace")
+            .rstrip(" ")
+        )
 
     def __call__(
         self,
@@ -195,7 +211,9 @@ class Tokenizer:
         # end of the text before it (told from an end that the text itself may hold), and the start of the next text.
         stream = f" {SEPARATOR} ".join(cleaned).lower()
         words = f"{SEPARATOR} {stream} {SEPARATOR}".split(" ")
-        flat = np.fromiter(chain.from_iterable(map(self._words[allow_special].__getitem__, words)), np.int64)
+        flat = np.fromiter(
+            chain.from_iterable(map(self._words[allow_special].__getitem__, words)), np.int64
+        )
         ends = np.flatnonzero(flat < 0)  # (N + 1,)
         flat[ends] = self.eot_token
         flat, starts, counts = flat[1:-1], ends[:-1], np.diff(ends)  # (sum of counts,), (N,), (N,)
@@ -246,7 +264,9 @@ class Tokenizer:
             symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
             ids[i : i + 2] = [512 + best]
             del found[i]
-            for left in range(max(i - 1, 0), min(i + 1, len(found))):  # the pairs with the new symbol
+            for left in range(
+                max(i - 1, 0), min(i + 1, len(found))
+            ):  # the pairs with the new symbol
                 found[left] = ranks.get(f"{symbols[left]} {symbols[left + 1]}", last)
         return ids
 
@@ -254,7 +274,9 @@ class Tokenizer:
 _default = functools.cache(Tokenizer)  # built at first use
 
 
-def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: bool = False) -> torch.Tensor:
+def tokenize(
+    texts: str | Sequence[str], context_length: int = 77, truncate: bool = False
+) -> torch.Tensor:
     """Token ids with CLIP's own table, as OpenAI's `clip.tokenize`: (N, L) int64, zeros after the end of text.
 
     Raises `TokenizerError` if a text is longer than `context_length` tokens and `truncate` is not set.
@@ -264,7 +286,9 @@ def tokenize(texts: str | Sequence[str], context_length: int = 77, truncate: boo
 
 def _check_texts(texts: Any) -> list[str]:
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise TokenizerError(f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}")
+        raise TokenizerError(
+            f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}"
+        )
     texts = list(texts)
     for text in texts:
         if not isinstance(text, str):
@@ -274,7 +298,9 @@ def _check_texts(texts: Any) -> list[str]:
 
 def _check_length(length: Any) -> int:
     if not isinstance(length, int) or length < 2:
-        raise TokenizerError(f"context_length must be an integer of at least 2 (start and end of text), not {length!r}")
+        raise TokenizerError(
+            f"context_length must be an integer of at least 2 (start and end of text), not {length!r}"
+        )
     return length
 
 
@@ -287,6 +313,8 @@ def _check_merges(merges: Iterable[str]) -> tuple[str, ...]:
     for number, merge in enumerate(merges):
         first, _, second = merge.partition(" ")
         if first not in known or second not in known or first + second in known:
-            raise TokenizerError(f"merge {number}, {merge!r}, must join two earlier symbols to a new one, as 'a b'")
+            raise TokenizerError(
+                f"merge {number}, {merge!r}, must join two earlier symbols to a new one, as 'a b'"
+            )
         known.add(first + second)
     return tuple(merges)

@@ -5,8 +5,8 @@ Each gives files, labels and class names; nothing is downloaded.
 
 from pathlib import Path
 
-from clipkit.classify.prompts import prompt_set
-from clipkit.training.data import Pairs, read_folder
+from clipkit.data.labelled import Pairs, read_folder
+from clipkit.prompts import prompt_set
 
 Split = tuple[Pairs, list[str]]
 CLUTTER = "BACKGROUND_Google"
@@ -22,9 +22,13 @@ def tiny_imagenet(root: Path, split: str) -> Split:
         raise ValueError("only the validation pictures are read here")
     words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
     classes = (root / "wnids.txt").read_text().split()
-    rows = [line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()]
+    rows = [
+        line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()
+    ]
     files = [root / "val" / "images" / row[0] for row in rows]
-    return _pairs(files, [classes.index(row[1]) for row in rows]), [words[wnid].split(",")[0] for wnid in classes]
+    return _pairs(files, [classes.index(row[1]) for row in rows]), [
+        words[wnid].split(",")[0] for wnid in classes
+    ]
 
 
 def cifar(root: Path, split: str) -> Split:
@@ -34,7 +38,9 @@ def cifar(root: Path, split: str) -> Split:
 
 def caltech101(root: Path, split: str) -> Split:
     """`101_ObjectCategories/`, and the lists `train.txt` and `test.txt`; the clutter is left out."""
-    rows = [row for row in (root / f"{split}.txt").read_text().split() if not row.startswith(CLUTTER)]
+    rows = [
+        row for row in (root / f"{split}.txt").read_text().split() if not row.startswith(CLUTTER)
+    ]
     folders = sorted({row.split("/")[0] for row in rows})
     files = [root / "101_ObjectCategories" / row for row in rows]
     names = [folder.replace("_", " ").lower() for folder in folders]
@@ -47,7 +53,12 @@ def fruits360(root: Path, split: str) -> Split:
     return pairs, [name.lower() for name in names]
 
 
-SETS = {"tiny_imagenet": tiny_imagenet, "cifar100": cifar, "cifar10": cifar, "caltech101": caltech101}
+SETS = {
+    "tiny_imagenet": tiny_imagenet,
+    "cifar100": cifar,
+    "cifar10": cifar,
+    "caltech101": caltech101,
+}
 SETS["fruits360"] = fruits360
 
 # Fruits-360 has no published prompts. Its pictures are fruits that turn on a white ground.

@@ -16,13 +16,15 @@ import torch
 from train_tiny import TEMPLATES
 
 import clipkit
-from clipkit.features import embed_images
+from clipkit.encode.embed import embed_images
 
 SETS = ("tiny_imagenet", "cifar100", "cifar10", "caltech101")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     for name in SETS:
         parser.add_argument(f"--{name.replace('_', '-')}", type=Path, metavar="DIR")
     parser.add_argument("--model", default="tiny")
@@ -36,9 +38,14 @@ def main() -> None:
         features = embed_images(model, pairs.files, batch_size=250, progress=True)
         for templates in (TEMPLATES, ["a photo of a {}."]):
             weights = clipkit.zero_shot_weights(model, class_names, templates).cpu()
-            top = (features @ weights.T).topk(5).indices == torch.tensor(pairs.labels)[:, None]  # (N, 5)
+            top = (features @ weights.T).topk(5).indices == torch.tensor(pairs.labels)[
+                :, None
+            ]  # (N, 5)
             top1, top5 = top[:, 0].double().mean().item(), top.any(dim=1).double().mean().item()
-            print(f"| {name} ({len(pairs):,}) | {len(templates)} | {top1:.2%} | {top5:.2%} |", flush=True)
+            print(
+                f"| {name} ({len(pairs):,}) | {len(templates)} | {top1:.2%} | {top5:.2%} |",
+                flush=True,
+            )
 
 
 if __name__ == "__main__":

@@ -30,10 +30,19 @@ import clipkit
 from clipkit.classify.few_shot import METHODS, fit_head
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.metrics import accuracy
-from clipkit.features import embed_texts, extract_features
+from clipkit.encode.embed import embed_texts
+from clipkit.encode.store import extract_features
 
 SHOTS = (1, 2, 4, 8, 16)
-NAMES = ["random_linear", "zero_shot_linear", "prompt_weights", "cache", "cache_finetuned", "gaussian", "linear_probe"]
+NAMES = [
+    "random_linear",
+    "zero_shot_linear",
+    "prompt_weights",
+    "cache",
+    "cache_finetuned",
+    "gaussian",
+    "linear_probe",
+]
 NAMES.append("anchored")
 assert sorted(NAMES) == sorted(METHODS)
 
@@ -44,7 +53,9 @@ def features_of(
     pairs, names = SETS[name](root, split)
     cache.mkdir(parents=True, exist_ok=True)
     rows = list(zip(pairs.files, pairs.labels or [], strict=True))
-    found = extract_features(model, rows, out=cache / f"{name}-{split}.safetensors", batch_size=250, progress=True)
+    found = extract_features(
+        model, rows, out=cache / f"{name}-{split}.safetensors", batch_size=250, progress=True
+    )
     assert found.labels is not None
     return found.features, found.labels, names
 
@@ -101,9 +112,13 @@ def experiment(
             for method in NAMES:
                 options = {"captions": captions} if method == "prompt_weights" else {}
                 started = time.perf_counter()
-                head, chosen = fit_head(features[support], labels[support], zero_shot, method, seed=draw, **options)
+                head, chosen = fit_head(
+                    features[support], labels[support], zero_shot, method, seed=draw, **options
+                )
                 seconds[method] += time.perf_counter() - started
-                cells[method].setdefault(str(shots), []).append(measure(head, test_features, test_labels))
+                cells[method].setdefault(str(shots), []).append(
+                    measure(head, test_features, test_labels)
+                )
                 if method == "anchored":
                     chosen_strengths.setdefault(str(shots), []).append(chosen["strength"])
     return result | {"shots": cells, "fit_seconds": seconds, "strengths": chosen_strengths}
@@ -111,7 +126,10 @@ def experiment(
 
 def table(result: dict[str, Any]) -> str:
     """Mean and spread over the draws, per cent; the best of each column in bold."""
-    means = {m: {k: 100 * statistics.mean(v) for k, v in row.items()} for m, row in result["shots"].items()}
+    means = {
+        m: {k: 100 * statistics.mean(v) for k, v in row.items()}
+        for m, row in result["shots"].items()
+    }
     best = {k: max(row[str(k)] for row in means.values()) for k in SHOTS}
     lines = [
         f"**{result['set']}**: {result['classes']} classes, {result['test']:,} test pictures. Zero-shot "
@@ -150,13 +168,26 @@ def plot(result: dict[str, Any], path: Path) -> None:
     from matplotlib import pyplot  # pyright: ignore[reportMissingImports]
 
     figure, axes = pyplot.subplots(figsize=(6, 4))
-    for method in ("random_linear", "zero_shot_linear", "linear_probe", "gaussian", "cache_finetuned", "anchored"):
+    for method in (
+        "random_linear",
+        "zero_shot_linear",
+        "linear_probe",
+        "gaussian",
+        "cache_finetuned",
+        "anchored",
+    ):
         row = result["shots"][method]
         means = [100 * statistics.mean(row[str(k)]) for k in SHOTS]
-        axes.plot(SHOTS, means, marker="o", label=method, linewidth=2.5 if method == "anchored" else 1.2)
+        axes.plot(
+            SHOTS, means, marker="o", label=method, linewidth=2.5 if method == "anchored" else 1.2
+        )
     axes.axhline(100 * result["zero_shot"], color="grey", linestyle="--", label="zero-shot")
-    axes.axhline(100 * result["all"]["accuracy"], color="black", linestyle=":", label="probe on all")
-    axes.set(xscale="log", xticks=SHOTS, xticklabels=SHOTS, xlabel="pictures a class", ylabel="top-1, %")
+    axes.axhline(
+        100 * result["all"]["accuracy"], color="black", linestyle=":", label="probe on all"
+    )
+    axes.set(
+        xscale="log", xticks=SHOTS, xticklabels=SHOTS, xlabel="pictures a class", ylabel="top-1, %"
+    )
     axes.set_title(result["set"])
     axes.legend(fontsize=7)
     figure.tight_layout()
@@ -164,14 +195,20 @@ def plot(result: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", nargs="+", required=True, metavar="SET=DIR")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--cache", type=Path, default=Path("runs/features"))
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     parser.add_argument("--plot", action="store_true")
-    parser.add_argument("--fresh", action="store_true", help="draw from half of the test pictures, measure on the rest")
+    parser.add_argument(
+        "--fresh",
+        action="store_true",
+        help="draw from half of the test pictures, measure on the rest",
+    )
     args = parser.parse_args()
     model = clipkit.CLIP.from_pretrained(args.model).optimize()
     args.out.mkdir(parents=True, exist_ok=True)

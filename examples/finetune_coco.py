@@ -18,8 +18,8 @@ from pathlib import Path
 import torch
 
 import clipkit
-from clipkit.training.data import Pairs, read_table
-from clipkit.training.run import retrieval
+from clipkit.classify.evaluate import retrieval
+from clipkit.data.labelled import Pairs, read_table
 
 
 def read(root: Path) -> list[tuple[Path, str]]:
@@ -29,7 +29,9 @@ def read(root: Path) -> list[tuple[Path, str]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--coco", type=Path, required=True)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--draws", type=int, default=5)
@@ -42,7 +44,9 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "captions.csv"
             with table.open("w", encoding="utf-8", newline="") as file:
-                csv.writer(file).writerows([("path", "caption"), *((path.resolve(), text) for path, text in training)])
+                csv.writer(file).writerows(
+                    [("path", "caption"), *((path.resolve(), text) for path, text in training)]
+                )
             tuned = clipkit.finetune_captions(model, read_table(table), Path(folder) / "out")
         before.append(retrieval(model, rest))
         after.append(retrieval(tuned, rest))
@@ -51,7 +55,9 @@ def main() -> None:
     for name in before[0]:
         old, new = ([figures[name] for figures in side] for side in (before, after))
         gained = sum(a > b for a, b in zip(new, old, strict=True))
-        cells = [f"{statistics.mean(side):.2%} ± {statistics.stdev(side):.2%}" for side in (old, new)]
+        cells = [
+            f"{statistics.mean(side):.2%} ± {statistics.stdev(side):.2%}" for side in (old, new)
+        ]
         print(f"| {name} | {cells[0]} | {cells[1]} | {gained} |")
 
 

@@ -27,8 +27,8 @@ import clipkit
 from clipkit.classify import metrics
 from clipkit.classify.few_shot import fit_head
 from clipkit.classify.heads import CosineHead, LinearHead
-from clipkit.features import extract_features
-from clipkit.training.data import Augment, PairBatches
+from clipkit.encode.store import extract_features
+from clipkit.training.batches import Augment, PairBatches
 from clipkit.training.tasks import ClassificationTask
 
 SHOTS = (1, 2, 4, 8, 16, 32, 64, 128)
@@ -45,7 +45,9 @@ class Experiment:
         self.args, self.model = args, clipkit.CLIP.from_pretrained(args.model, dtype=torch.float32)
         self.cache = args.cache / args.model.replace("/", "-")
         self.fast, root = self.model.optimize(), args.fruits360
-        self.train, self.labels, self.names = features_of(self.fast, "fruits360", root, "train", self.cache)
+        self.train, self.labels, self.names = features_of(
+            self.fast, "fruits360", root, "train", self.cache
+        )
         self.test, self.answers, _ = features_of(self.fast, "fruits360", root, "test", self.cache)
         self.captions = captions_of(self.model, self.names, FRUIT_TEMPLATES)  # (C, K, D)
         self.zero_shot = self.cosine(self.captions)
@@ -54,9 +56,13 @@ class Experiment:
         weights = torch.nn.functional.normalize(captions.mean(dim=1), dim=-1)
         return CosineHead(weights, self.model.logit_scale.detach().cpu())
 
-    def fit(self, method: str, support: torch.Tensor | None = None, seed: int = 0, **options: Any) -> float:
+    def fit(
+        self, method: str, support: torch.Tensor | None = None, seed: int = 0, **options: Any
+    ) -> float:
         chosen = torch.arange(len(self.labels)) if support is None else support
-        head, _ = fit_head(self.train[chosen], self.labels[chosen], self.zero_shot, method, seed, **options)
+        head, _ = fit_head(
+            self.train[chosen], self.labels[chosen], self.zero_shot, method, seed, **options
+        )
         return measure(head, self.test, self.answers)
 
     @cached_property
@@ -64,7 +70,11 @@ class Experiment:
         """On all training pictures: minutes, unless `few_shot.py` has left it in `--out`."""
         file = self.args.out / "few_shot_fruits360.json"
         known = json.loads(file.read_text()) if file.exists() else {}
-        return known["all"]["accuracy"] if known.get("model") == self.args.model else self.fit("linear_probe")
+        return (
+            known["all"]["accuracy"]
+            if known.get("model") == self.args.model
+            else self.fit("linear_probe")
+        )
 
     def prompts(self) -> dict[str, float]:
         each = {
@@ -95,8 +105,12 @@ class Experiment:
             files = fruits360(self.args.fruits360, split)[0].files
             out = self.cache.parent / name / f"fruits360-{split}.safetensors"
             out.parent.mkdir(parents=True, exist_ok=True)
-            sides.append(extract_features(tower, files, out=out, transform=transform, progress=True).features)
-        blank = CosineHead(sides[0].new_zeros(len(self.names), sides[0].shape[1]), torch.tensor(0.0))
+            sides.append(
+                extract_features(tower, files, out=out, transform=transform, progress=True).features
+            )
+        blank = CosineHead(
+            sides[0].new_zeros(len(self.names), sides[0].shape[1]), torch.tensor(0.0)
+        )
         head, _ = fit_head(sides[0], self.labels, blank, "linear_probe")
         return measure(head, sides[1], self.answers)
 
@@ -116,13 +130,19 @@ class Experiment:
         steps = self.args.tuning_epochs * (len(few) // 64)
         for name, blocks in {"last blocks": 1, "whole tower": None}.items():
             model = clipkit.CLIP.from_pretrained(self.args.model, dtype=torch.float32)
-            started, _ = fit_head(self.train[support], self.labels[support], self.zero_shot, "anchored")
+            started, _ = fit_head(
+                self.train[support], self.labels[support], self.zero_shot, "anchored"
+            )
             head = started.to_linear()
             augment = Augment(0.5, mirror=True)
             batches = PairBatches(few, 64, model.preprocess, None, augment, workers=0)
-            config = clipkit.TrainConfig(steps=steps, warm_up=steps // 10, image_blocks=blocks, save_every=0)
+            config = clipkit.TrainConfig(
+                steps=steps, warm_up=steps // 10, image_blocks=blocks, save_every=0
+            )
             with tempfile.TemporaryDirectory() as folder:
-                clipkit.Trainer(ClassificationTask(model, head), batches, config, folder, optimizers=adam).fit()
+                clipkit.Trainer(
+                    ClassificationTask(model, head), batches, config, folder, optimizers=adam
+                ).fit()
             results[name] = self.accuracy_of(model, head)
         return results
 
@@ -140,7 +160,9 @@ class Experiment:
             resize = replace(self.model.config.preprocess, interpolation=mode)
             transform = clipkit.Preprocess(self.model.config.vision.resolution, resize)
             seen, unseen = (
-                extract_features(self.fast, pairs.files, transform=transform, batch_size=250).features
+                extract_features(
+                    self.fast, pairs.files, transform=transform, batch_size=250
+                ).features
                 for pairs in (few, rest)
             )
             head, _ = fit_head(seen, self.labels[support], self.zero_shot)
@@ -192,16 +214,26 @@ def show(section: str, result: Any) -> None:
             ]
             print(f"- {name}: {', '.join(cells)}")
         elif isinstance(value, list):
-            print(f"- {name}: " + "; ".join(f"{first} / {second} {iou:.0%}" for first, second, iou in value))
+            print(
+                f"- {name}: "
+                + "; ".join(f"{first} / {second} {iou:.0%}" for first, second, iou in value)
+            )
         else:
-            print(f"- {name}: {value:.1%}" if isinstance(value, float) else f"- {name}: {value}", flush=True)
+            print(
+                f"- {name}: {value:.1%}" if isinstance(value, float) else f"- {name}: {value}",
+                flush=True,
+            )
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--fruits360", type=Path, required=True, metavar="DIR")
     parser.add_argument("--model", default="tiny")
-    parser.add_argument("--imagenet", nargs="*", default=[], metavar="NAME", help="models of torchvision")
+    parser.add_argument(
+        "--imagenet", nargs="*", default=[], metavar="NAME", help="models of torchvision"
+    )
     parser.add_argument("--sections", nargs="+", default=SECTIONS, choices=SECTIONS)
     parser.add_argument("--draws", type=int, default=5)
     parser.add_argument("--tuning-shots", type=int, default=16)

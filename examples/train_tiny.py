@@ -33,10 +33,10 @@ from PIL import Image
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from clipkit.clip import CLIP
 from clipkit.config import OPENAI_MEAN, OPENAI_STD, CLIPConfig, ResNetConfig, TextConfig
-from clipkit.models.clip import CLIP
 from clipkit.tokenizer import Tokenizer
-from clipkit.training.data import Batch
+from clipkit.training.batches import Batch
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
 
@@ -72,7 +72,9 @@ def read_folder(files: list[Path], cache: Path) -> np.ndarray:
         pixels = np.empty((len(files), 64, 64, 3), np.uint8)
         for i, file in enumerate(tqdm(files, desc=f"decoding {cache.stem}", mininterval=5)):
             with Image.open(file) as image:
-                pixels[i] = np.asarray(image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC))
+                pixels[i] = np.asarray(
+                    image.convert("RGB").resize((64, 64), Image.Resampling.BICUBIC)
+                )
         np.save(cache, pixels)
     return np.load(cache)
 
@@ -80,9 +82,16 @@ def read_folder(files: list[Path], cache: Path) -> np.ndarray:
 class Source:
     """Pictures with names, drawn so that a batch holds each class at most once and an epoch repeats no picture."""
 
-    def __init__(self, pixels: np.ndarray, labels: list[int], names: list[list[str]], blur: float) -> None:
-        self.pixels, self.names = torch.from_numpy(pixels), names  # names: for each picture, best first
-        self.by_class = [np.flatnonzero(np.array(labels) == label) for label in range(max(labels) + 1)]
+    def __init__(
+        self, pixels: np.ndarray, labels: list[int], names: list[list[str]], blur: float
+    ) -> None:
+        self.pixels, self.names = (
+            torch.from_numpy(pixels),
+            names,
+        )  # names: for each picture, best first
+        self.by_class = [
+            np.flatnonzero(np.array(labels) == label) for label in range(max(labels) + 1)
+        ]
         self.blur = blur  # the share of pictures that are shrunk to half their size
 
     def epoch(self, rng: np.random.Generator) -> np.ndarray:
@@ -97,7 +106,9 @@ class Source:
         captions = []
         for i in indices:
             names = self.names[i]
-            name = names[0] if len(names) == 1 or random.random() < 0.85 else random.choice(names[1:])
+            name = (
+                names[0] if len(names) == 1 or random.random() < 0.85 else random.choice(names[1:])
+            )
             captions.append(random.choice(TEMPLATES).format(name))
         images = self.pixels[torch.from_numpy(indices)].permute(0, 3, 1, 2).float() / 255
         blurred = torch.rand(len(images)) < self.blur
@@ -119,12 +130,16 @@ def random_crops(images: torch.Tensor, area: float, side: int) -> torch.Tensor:
     theta[:, 1, 2] = (torch.rand(n) * 2 - 1) * (1 - height)
     grid = F.affine_grid(theta, [n, 3, side, side], align_corners=False)
     mode = "bilinear" if side == 64 else "bicubic"  # pictures that grow do so as in evaluation
-    return F.grid_sample(images, grid, mode, padding_mode="reflection", align_corners=False).clamp(0, 1)
+    return F.grid_sample(images, grid, mode, padding_mode="reflection", align_corners=False).clamp(
+        0, 1
+    )
 
 
 def random_colours(images: torch.Tensor, strength: float = 0.3) -> torch.Tensor:
     """(N, 3, H, W) in 0-1 -> the same: brightness, contrast and saturation each changed by up to `strength`."""
-    brightness, contrast, saturation = torch.empty(3, len(images), 1, 1, 1).uniform_(1 - strength, 1 + strength)
+    brightness, contrast, saturation = torch.empty(3, len(images), 1, 1, 1).uniform_(
+        1 - strength, 1 + strength
+    )
     images = images * brightness
     mean = images.mean(dim=(1, 2, 3), keepdim=True)
     images = mean + (images - mean) * contrast
@@ -139,7 +154,9 @@ def tiny_imagenet(root: Path, cache: Path) -> Source:
     files = [sorted((root / "train" / wnid / "images").glob("*.JPEG")) for wnid in classes]
     labels = [label for label, members in enumerate(files) for _ in members]
     synonyms = [[name.strip() for name in words[wnid].split(",")] for wnid in classes]
-    pixels = read_folder([file for members in files for file in members], cache / "tiny_imagenet.npy")
+    pixels = read_folder(
+        [file for members in files for file in members], cache / "tiny_imagenet.npy"
+    )
     return Source(pixels, labels, [synonyms[label] for label in labels], blur=0.25)
 
 
@@ -149,7 +166,10 @@ def cifar100(root: Path, cache: Path) -> Source:
     files = [sorted(folder.glob("*.png")) for folder in folders]
     labels = [label for label, members in enumerate(files) for _ in members]
     flat = [file for members in files for file in members]
-    names = [[file.parent.name.replace("_", " "), file.stem.rsplit("_s_", 1)[0].replace("_", " ")] for file in flat]
+    names = [
+        [file.parent.name.replace("_", " "), file.stem.rsplit("_s_", 1)[0].replace("_", " ")]
+        for file in flat
+    ]
     return Source(read_folder(flat, cache / "cifar100_64.npy"), labels, names, blur=0)
 
 
@@ -159,8 +179,12 @@ class Batches:
     def __init__(self, sources: list[Source], area: float, side: int) -> None:
         self.sources, self.area, self.side, self.tokenizer = sources, area, side, Tokenizer()
         shared = set(sources[0].classes()) & set(sources[1].classes())
-        self.own = [np.array([name not in shared for name in source.classes()]) for source in sources]
-        self.mean, self.std = (torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD))
+        self.own = [
+            np.array([name not in shared for name in source.classes()]) for source in sources
+        ]
+        self.mean, self.std = (
+            torch.tensor(values).view(3, 1, 1) for values in (OPENAI_MEAN, OPENAI_STD)
+        )
 
     def __call__(self, step: int) -> Iterator[Batch]:
         while True:
@@ -173,10 +197,16 @@ class Batches:
                 rows = [order[row] for order in orders]
                 rows[step % 2] = rows[step % 2][self.own[step % 2]]
                 parts = [
-                    source.batch(row, self.area, self.side) for source, row in zip(self.sources, rows, strict=True)
+                    source.batch(row, self.area, self.side)
+                    for source, row in zip(self.sources, rows, strict=True)
                 ]
                 images = (torch.cat([images for images, _ in parts]) - self.mean) / self.std
-                yield Batch((images, self.tokenizer([caption for _, captions in parts for caption in captions])))
+                yield Batch(
+                    (
+                        images,
+                        self.tokenizer([caption for _, captions in parts for caption in captions]),
+                    )
+                )
                 step += 1
 
 
@@ -191,7 +221,9 @@ class Muon(torch.optim.Muon):
     def __init__(self, parameters: Iterable[nn.Parameter], **options: Any) -> None:
         self.sources = list(parameters)
         matrices = [nn.Parameter(as_matrix(p.detach())) for p in self.sources]
-        assert all(m.data_ptr() == p.data_ptr() for m, p in zip(matrices, self.sources, strict=True))
+        assert all(
+            m.data_ptr() == p.data_ptr() for m, p in zip(matrices, self.sources, strict=True)
+        )
         super().__init__(matrices, **options)
 
     def step(self, closure: Callable[[], float] | None = None) -> None:
@@ -200,13 +232,23 @@ class Muon(torch.optim.Muon):
         super().step(closure)
 
 
-def optimizers(task: nn.Module, lr: float, muon_lr: float, weight_decay: float) -> list[torch.optim.Optimizer]:
+def optimizers(
+    task: nn.Module, lr: float, muon_lr: float, weight_decay: float
+) -> list[torch.optim.Optimizer]:
     """Muon for kernels and the text tower's matrices; AdamW for the rest, without decay on all that is no matrix."""
     groups: dict[str, list[nn.Parameter]] = {"muon": [], "decay": [], "plain": []}
     for name, parameter in task.named_parameters():
-        kind = "plain" if parameter.ndim < 2 or "embedding" in name else "decay" if "attnpool" in name else "muon"
+        kind = (
+            "plain"
+            if parameter.ndim < 2 or "embedding" in name
+            else "decay"
+            if "attnpool" in name
+            else "muon"
+        )
         groups[kind].append(parameter)
-    muon = Muon(groups["muon"], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
+    muon = Muon(
+        groups["muon"], lr=muon_lr, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw"
+    )
     rest = [
         {"params": groups["decay"], "weight_decay": weight_decay},
         {"params": groups["plain"], "weight_decay": 0.0},
@@ -215,17 +257,25 @@ def optimizers(task: nn.Module, lr: float, muon_lr: float, weight_decay: float) 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--tiny-imagenet", type=Path, required=True)
     parser.add_argument("--cifar100", type=Path, required=True)
     parser.add_argument("--out", type=Path, default=Path("runs/tiny"))
     parser.add_argument("--epochs", type=int, default=32)
-    parser.add_argument("--start", help="a checkpoint to go on from, such as tiny; from scratch without")
+    parser.add_argument(
+        "--start", help="a checkpoint to go on from, such as tiny; from scratch without"
+    )
     parser.add_argument("--lr", type=float, default=1.2e-3, help="of AdamW")
     parser.add_argument("--muon-lr", type=float, default=3e-3)
     parser.add_argument("--weight-decay", type=float, default=0.05)
-    parser.add_argument("--area", type=float, default=0.4, help="the smallest share of a picture that a crop keeps")
-    parser.add_argument("--resolution", type=int, default=64, help="of the pictures; a multiple of 32")
+    parser.add_argument(
+        "--area", type=float, default=0.4, help="the smallest share of a picture that a crop keeps"
+    )
+    parser.add_argument(
+        "--resolution", type=int, default=64, help="of the pictures; a multiple of 32"
+    )
     args = parser.parse_args()
 
     args.out.mkdir(parents=True, exist_ok=True)
@@ -237,11 +287,15 @@ def main() -> None:
     else:
         vision = dataclasses.replace(CONFIG.vision, resolution=args.resolution)
         model = CLIP(dataclasses.replace(CONFIG, vision=vision), batches.tokenizer)
-    config = TrainConfig(steps=args.epochs * EPOCH, warm_up=300, precision="bfloat16", save_every=250)
+    config = TrainConfig(
+        steps=args.epochs * EPOCH, warm_up=300, precision="bfloat16", save_every=250
+    )
     make = lambda task: optimizers(task, args.lr, args.muon_lr, args.weight_decay)  # noqa: E731
     trainer = Trainer(model, batches, config, args.out, optimizers=make)
     trainer.fit()
-    with torch.no_grad():  # the rows of tokens that no caption has are still noise; zeros say nothing, and compress
+    with (
+        torch.no_grad()
+    ):  # the rows of tokens that no caption has are still noise; zeros say nothing, and compress
         moments = trainer.optimizers[1].state[model.text.token_embedding.weight]["exp_avg_sq"]
         model.text.token_embedding.weight *= moments.sum(dim=1, keepdim=True) > 0
     model.save_pretrained(args.out / "model", dtype=torch.float16)

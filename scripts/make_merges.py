@@ -19,7 +19,9 @@ TEXT_SHA256 = "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
 
 
 def main() -> None:
-    published = gzip.decompress(Path(str(distribution("open_clip_torch").locate_file(SOURCE))).read_bytes())
+    published = gzip.decompress(
+        Path(str(distribution("open_clip_torch").locate_file(SOURCE))).read_bytes()
+    )
     lines = published.decode("utf-8").split("\n")
     text = "\n".join(lines[1 : 1 + USED]).encode("utf-8")  # line 0 is the header
     if hashlib.sha256(text).hexdigest() != TEXT_SHA256:

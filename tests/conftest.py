@@ -5,14 +5,24 @@ import tempfile
 
 import pytest
 import torch
-from hub_server import hub  # noqa: F401  a fixture
 
-from clipkit import CLIP, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, Tokenizer, ViTConfig
+from clipkit import (
+    CLIP,
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    Tokenizer,
+    ViTConfig,
+)
 from clipkit.tokenizer import default_merges
+from tests.helpers.hub_server import hub  # noqa: F401  a fixture
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
-    parser.addoption("--network", action="store_true", help="also run the tests that download published weights")
+    parser.addoption(
+        "--network", action="store_true", help="also run the tests that download published weights"
+    )
 
 
 def pytest_configure(config: pytest.Config) -> None:
@@ -33,14 +43,24 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 # Head widths, activations' order and preprocessing are no defaults: what is not read from the checkpoint shows.
-TEXT = TextConfig(width=64, layers=2, head_width=32, activation="gelu", context_length=16, vocab_size=600)
-PREPROCESS = PreprocessConfig(mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", resize_mode="squash")
+TEXT = TextConfig(
+    width=64, layers=2, head_width=32, activation="gelu", context_length=16, vocab_size=600
+)
+PREPROCESS = PreprocessConfig(
+    mean=(0.5, 0.4, 0.3), std=(0.2, 0.3, 0.4), interpolation="bilinear", resize_mode="squash"
+)
 
 
 @pytest.fixture(scope="session")
 def vit_config() -> CLIPConfig:
     vision = ViTConfig(
-        resolution=48, patch_size=16, width=96, layers=2, head_width=32, mlp_ratio=2.5, activation="gelu"
+        resolution=48,
+        patch_size=16,
+        width=96,
+        layers=2,
+        head_width=32,
+        mlp_ratio=2.5,
+        activation="gelu",
     )
     return CLIPConfig(embed_dim=32, vision=vision, text=TEXT, preprocess=PREPROCESS)
 

@@ -2,18 +2,21 @@
 
 import pytest
 import torch
-from random_weights import some_images, some_tokens
 from torch import Tensor
 
+from clipkit.clip import CLIP
 from clipkit.errors import ImageError, TokenizerError
-from clipkit.models.clip import CLIP
+from tests.helpers.random_weights import some_images, some_tokens
 
 VOCAB, CONTEXT = 600, 16  # of the models in conftest.py
 
 
 def test_empty_batches(clip: CLIP) -> None:
     height, width = clip.visual.resolution
-    no_images, no_tokens = torch.zeros(0, 3, height, width), torch.zeros(0, CONTEXT, dtype=torch.int64)
+    no_images, no_tokens = (
+        torch.zeros(0, 3, height, width),
+        torch.zeros(0, CONTEXT, dtype=torch.int64),
+    )
     assert clip.encode_image(no_images, normalize=True).shape == (0, 32)
     assert clip.encode_text(no_tokens, normalize=True).shape == (0, 32)
     assert clip(no_images, some_tokens(3, CONTEXT, VOCAB))[0].shape == (0, 3)
@@ -30,7 +33,9 @@ def test_empty_batches(clip: CLIP) -> None:
     ],
 )
 def test_bad_images_are_refused(vit: CLIP, images: Tensor) -> None:
-    with pytest.raises(ImageError, match=r"needs a float tensor of shape \(N, 3, 48, 48\), not torch\.\w+ of \("):
+    with pytest.raises(
+        ImageError, match=r"needs a float tensor of shape \(N, 3, 48, 48\), not torch\.\w+ of \("
+    ):
         vit.encode_image(images)
 
 
@@ -46,7 +51,9 @@ def test_bad_images_are_refused(vit: CLIP, images: Tensor) -> None:
     ],
 )
 def test_bad_tokens_are_refused(vit: CLIP, tokens: Tensor) -> None:
-    with pytest.raises(TokenizerError, match=r"needs int64 or int32 .+ \(N, 1 to 16\), not torch\.\w+ of"):
+    with pytest.raises(
+        TokenizerError, match=r"needs int64 or int32 .+ \(N, 1 to 16\), not torch\.\w+ of"
+    ):
         vit.encode_text(tokens)
 
 

@@ -8,11 +8,17 @@ from typing import Any
 
 import pytest
 
-from clipkit import registry
+from clipkit.checkpoints import registry
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ClipkitError, ConfigError
 
-VIT: dict[str, Any] = {"resolution": 224, "patch_size": 32, "width": 768, "layers": 12, "activation": "gelu"}
+VIT: dict[str, Any] = {
+    "resolution": 224,
+    "patch_size": 32,
+    "width": 768,
+    "layers": 12,
+    "activation": "gelu",
+}
 RESNET: dict[str, Any] = {"resolution": 224, "layers": (3, 4, 6, 3), "width": 64}
 TEXT: dict[str, Any] = {"width": 512, "layers": 12, "activation": "gelu"}
 CLIP: dict[str, Any] = {"embed_dim": 512, "vision": ViTConfig(**VIT), "text": TextConfig(**TEXT)}
@@ -97,7 +103,11 @@ def test_grids() -> None:
 
 
 def test_heads() -> None:
-    assert (ViTConfig(**VIT).heads, TextConfig(**TEXT).heads, ResNetConfig(**RESNET).heads) == (12, 8, 32)
+    assert (ViTConfig(**VIT).heads, TextConfig(**TEXT).heads, ResNetConfig(**RESNET).heads) == (
+        12,
+        8,
+        32,
+    )
 
 
 @pytest.mark.parametrize("name", registry.MODELS)
@@ -105,7 +115,9 @@ def test_published_configs_survive_json(name: str) -> None:
     config = registry.MODELS[name].config
     values = json.loads(json.dumps(config.to_dict()))
     assert CLIPConfig.from_dict(values) == config
-    assert values["vision"]["type"] == ("resnet" if isinstance(config.vision, ResNetConfig) else "vit")
+    assert values["vision"]["type"] == (
+        "resnet" if isinstance(config.vision, ResNetConfig) else "vit"
+    )
 
 
 def test_every_field_survives_json() -> None:
@@ -136,16 +148,40 @@ def test_reading_a_dict_leaves_it_alone_and_fills_in_defaults() -> None:
     "change, message",
     [
         (lambda v: "a string", "CLIPConfig needs a mapping of its fields, not 'a string'"),
-        (lambda v: v | {"dim": 3}, r"CLIPConfig has no field \['dim'\]; it has \['embed_dim', 'vision'"),
-        (lambda v: {k: v[k] for k in v if k != "embed_dim"}, "CLIPConfig: .*missing .* 'embed_dim'"),
+        (
+            lambda v: v | {"dim": 3},
+            r"CLIPConfig has no field \['dim'\]; it has \['embed_dim', 'vision'",
+        ),
+        (
+            lambda v: {k: v[k] for k in v if k != "embed_dim"},
+            "CLIPConfig: .*missing .* 'embed_dim'",
+        ),
         (lambda v: {k: v[k] for k in v if k != "vision"}, "CLIPConfig: .*missing .* 'vision'"),
-        (lambda v: v | {"vision": None}, "CLIPConfig.vision must be a ViTConfig or ResNetConfig, not None"),
-        (lambda v: v | {"vision": v["vision"] | {"type": "convnext"}}, "must be 'vit' or 'resnet', not 'convnext'"),
+        (
+            lambda v: v | {"vision": None},
+            "CLIPConfig.vision must be a ViTConfig or ResNetConfig, not None",
+        ),
+        (
+            lambda v: v | {"vision": v["vision"] | {"type": "convnext"}},
+            "must be 'vit' or 'resnet', not 'convnext'",
+        ),
         (lambda v: v | {"vision": VIT}, "must be 'vit' or 'resnet', not None"),
-        (lambda v: v | {"vision": v["vision"] | {"heads": 12}}, r"ViTConfig has no field \['heads'\]"),
-        (lambda v: v | {"text": {"width": 512}}, "TextConfig: .*missing .* 'layers' and 'activation'"),
-        (lambda v: v | {"text": v["text"] | {"layers": 0}}, "TextConfig.layers must be a positive integer, not 0"),
-        (lambda v: v | {"text": "12 layers"}, "CLIPConfig.text must be a TextConfig, not '12 layers'"),
+        (
+            lambda v: v | {"vision": v["vision"] | {"heads": 12}},
+            r"ViTConfig has no field \['heads'\]",
+        ),
+        (
+            lambda v: v | {"text": {"width": 512}},
+            "TextConfig: .*missing .* 'layers' and 'activation'",
+        ),
+        (
+            lambda v: v | {"text": v["text"] | {"layers": 0}},
+            "TextConfig.layers must be a positive integer, not 0",
+        ),
+        (
+            lambda v: v | {"text": "12 layers"},
+            "CLIPConfig.text must be a TextConfig, not '12 layers'",
+        ),
         (lambda v: v | {"preprocess": {"size": 224}}, r"PreprocessConfig has no field \['size'\]"),
     ],
 )

@@ -2,10 +2,6 @@
 
 import copy
 import json
-import os
-import socket
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,20 +10,25 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 from torch import Tensor, nn
-from training_worker import losses as logged
-from training_worker import run, toy_batches, toy_model
 
-import clipkit
-from clipkit import CLIP
+from clipkit import CLIP, distributed
 from clipkit.errors import ConfigError
-from clipkit.training import distributed, losses
-from clipkit.training.checkpointing import cached_features
+from clipkit.training import losses
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
 from clipkit.training.optimizer import TrainConfig
+from clipkit.training.recompute import cached_features
 from clipkit.training.tasks import ClassificationTask
+from tests.helpers import training_worker
+from tests.helpers.processes import launch
+from tests.helpers.training_worker import losses as logged
+from tests.helpers.training_worker import run, toy_batches, toy_model
 
-CASES: list[tuple[Callable[..., Tensor], int]] = [(clip_loss, 2**23), (clip_loss, 20), (sigmoid_loss, 2**23)]
+CASES: list[tuple[Callable[..., Tensor], int]] = [
+    (clip_loss, 2**23),
+    (clip_loss, 20),
+    (sigmoid_loss, 2**23),
+]
 
 
 def encoder() -> nn.Module:
@@ -47,14 +48,18 @@ class Pair(nn.Module):
         super().__init__()
         self.encoder, self.scale = encoder(), nn.Parameter(torch.tensor(2.5))
 
-    def forward(self, x: Tensor, y: Tensor, loss: Callable[..., Tensor], group: dist.ProcessGroup | None) -> Tensor:
+    def forward(
+        self, x: Tensor, y: Tensor, loss: Callable[..., Tensor], group: dist.ProcessGroup | None
+    ) -> Tensor:
         return loss(cached_features(self.encoder, x, 2), self.encoder(y), self.scale, group)
 
 
 def work(rank: int, world: int, folder: str) -> None:
     """One of the processes: the loss and the gradients of each case, kept for the parent."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo", init_method=f"file://{folder}/store", rank=rank, world_size=world
+    )
     results = []
     for loss, tile in CASES:
         losses.TILE = tile
@@ -89,30 +94,8 @@ def test_one_process_needs_no_group() -> None:
 
 
 def torchrun(world: int, out: Path, values: str, *stop_at: str, code: int = 0) -> None:
-    script = Path(__file__).with_name("training_worker.py")
+    script = Path(training_worker.__file__)
     launch(world, [str(script), str(out), values, *stop_at], code)
-
-
-def launch(world: int, arguments: list[str], code: int = 0) -> None:
-    """What torchrun does, without its overhead: as many processes, told of each other by the environment."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    processes = [
-        subprocess.Popen(
-            [sys.executable, "-W", "ignore", *arguments],
-            env=os.environ
-            | {"PYTHONPATH": str(Path(clipkit.__file__).parents[1])}
-            | {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-            | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)},
-            stderr=subprocess.PIPE,
-            text=True,
-        )
-        for rank in range(world)
-    ]
-    for process in processes:
-        error = process.communicate(timeout=300)[1]
-        assert process.returncode == code, error
 
 
 # Clipping, decay and caching take part. Sums of float32 in another order are all that differs.
@@ -135,7 +118,9 @@ def test_the_curve_is_that_of_one_process(world: int, extra: str, tmp_path: Path
     assert state["step"] == 10
 
 
-def test_sharding_refuses_what_it_cannot_split(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet: CLIP) -> None:
+def test_sharding_refuses_what_it_cannot_split(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, resnet: CLIP
+) -> None:
     monkeypatch.setattr(distributed, "group", lambda: object())
     for task in (copy.deepcopy(resnet), ClassificationTask(toy_model(), nn.Linear(32, 2))):
         with pytest.raises(ConfigError, match="shard splits a CLIP of two transformers"):
@@ -150,5 +135,10 @@ def test_a_sharded_run_goes_on(tmp_path: Path) -> None:
     assert logged(tmp_path / "part").keys() == {1, 2, 3}
     torchrun(2, tmp_path / "part", values)
     assert logged(tmp_path / "part") == pytest.approx(logged(tmp_path / "whole"), rel=1e-6)
-    figures = [json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()]
-    assert ["answer" in row for row in figures] == [False, True] * 3  # the split model could be asked for features
+    figures = [
+        json.loads(line) for line in (tmp_path / "whole" / "log.jsonl").read_text().splitlines()
+    ]
+    assert ["answer" in row for row in figures] == [
+        False,
+        True,
+    ] * 3  # the split model could be asked for features

@@ -15,7 +15,9 @@ from clipkit import errors
 
 PACKAGE = Path(clipkit.__file__).parent
 MODULES = {
-    ".".join(("clipkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(".__init__"): path
+    ".".join(("clipkit", *path.relative_to(PACKAGE).with_suffix("").parts)).removesuffix(
+        ".__init__"
+    ): path
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
@@ -56,14 +58,23 @@ UNWANTED = (
 def fresh() -> dict:
     """What a fresh interpreter saw while it imported clipkit, and after it loaded the embedded checkpoint."""
     code = f"UNWANTED = {UNWANTED!r}\n{WATCH}"
-    command = [sys.executable, "-B", "-c", code]  # -B: else it may write the bytecode of what it reads
+    command = [
+        sys.executable,
+        "-B",
+        "-c",
+        code,
+    ]  # -B: else it may write the bytecode of what it reads
     run = subprocess.run(command, cwd=PACKAGE.parent, capture_output=True, text=True, timeout=300)
     assert run.returncode == 0, run.stderr
     return json.loads(run.stdout)
 
 
 def test_import_reads_only_modules(fresh: dict) -> None:
-    assert [path for path in fresh["opened"] if not path.endswith((".py", ".pyc", ".so", ".pyd", ".dll"))] == []
+    assert [
+        path
+        for path in fresh["opened"]
+        if not path.endswith((".py", ".pyc", ".so", ".pyd", ".dll"))
+    ] == []
     assert any("clipkit" in path for path in fresh["opened"])  # so the hook has been watching
 
 
@@ -81,7 +92,9 @@ def test_import_sets_no_environment_variable(fresh: dict) -> None:
 
 def test_import_takes_nothing_heavy_along(fresh: dict) -> None:
     assert fresh["present"] == []
-    assert {name.split(".")[0] for name in fresh["imported"]} <= {"clipkit"} | set(sys.stdlib_module_names)
+    assert {name.split(".")[0] for name in fresh["imported"]} <= {"clipkit"} | set(
+        sys.stdlib_module_names
+    )
 
 
 def test_loading_leaves_torchs_compiler_alone(fresh: dict) -> None:
@@ -92,7 +105,10 @@ def test_loading_leaves_torchs_compiler_alone(fresh: dict) -> None:
 def test_all_is_what_is_imported() -> None:
     tree = ast.parse(MODULES["clipkit"].read_text("utf-8"))
     imported = [
-        alias.asname or alias.name for node in tree.body if isinstance(node, ast.ImportFrom) for alias in node.names
+        alias.asname or alias.name
+        for node in tree.body
+        if isinstance(node, ast.ImportFrom)
+        for alias in node.names
     ]
     assert sorted(imported) == sorted(clipkit.__all__) == clipkit.__all__
     assert len(set(imported)) == len(imported)
@@ -113,24 +129,40 @@ ROWS = [
         "clipkit.inspect",
         "clipkit.search",
     ],
-    ["clipkit.features", "clipkit.classify.few_shot", "clipkit.classify.anchored", "clipkit.classify.zero_shot"],
-    ["clipkit.loading"],
     [
-        *("clipkit.models", "clipkit.checkpoints", "clipkit.registry", "clipkit.tokenizer", "clipkit.preprocess"),
-        "clipkit.pictures",
-        *("clipkit.classify.heads", "clipkit.classify.prompts", "clipkit.classify.metrics", "clipkit.training.losses"),
-        *("clipkit.training.data", "clipkit.training.shards", "clipkit.training.optimizer"),
-        "clipkit.training.checkpointing",
+        "clipkit.encode.store",
+        "clipkit.classify.few_shot",
+        "clipkit.classify.anchored",
+        "clipkit.classify.zero_shot",
+    ],
+    ["clipkit.clip"],
+    [
+        *(
+            "clipkit.models",
+            "clipkit.checkpoints",
+            "clipkit.checkpoints.registry",
+            "clipkit.tokenizer",
+            "clipkit.data.preprocess",
+        ),
+        "clipkit.data.pictures",
+        *(
+            "clipkit.classify.heads",
+            "clipkit.prompts",
+            "clipkit.classify.metrics",
+            "clipkit.training.losses",
+        ),
+        *("clipkit.training.batches", "clipkit.training.shards", "clipkit.training.optimizer"),
+        "clipkit.training.recompute",
         *("clipkit.training.tasks", "clipkit.training.log"),
     ],
-    ["clipkit.config", "clipkit.training.distributed", "clipkit.errors"],
+    ["clipkit.config", "clipkit.distributed", "clipkit.errors"],
 ]
 # The only imports that point up: methods of CLIP that hand over to the loading and to the encoding of many.
 UPWARD = {
-    ("clipkit.models.clip", "from_pretrained", "clipkit.loading"),
-    ("clipkit.models.clip", "save_pretrained", "clipkit.loading"),
-    ("clipkit.models.clip", "embed_images", "clipkit.features"),
-    ("clipkit.models.clip", "embed_texts", "clipkit.features"),
+    ("clipkit.clip", "from_pretrained", "clipkit.clip"),
+    ("clipkit.clip", "save_pretrained", "clipkit.clip"),
+    ("clipkit.clip", "embed_images", "clipkit.encode.store"),
+    ("clipkit.clip", "embed_texts", "clipkit.encode.store"),
 }
 # Packages of several rows; they hold a docstring alone.
 BARE = {"clipkit.classify", "clipkit.training"}
@@ -161,7 +193,10 @@ def imports_of(module: str) -> Iterator[tuple[str, str | None]]:
         elif isinstance(node, ast.ImportFrom):
             assert node.level == 0, f"{module} has a relative import at line {node.lineno}"
             base = node.module or ""
-            names = [f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base for alias in node.names]
+            names = [
+                f"{base}.{alias.name}" if f"{base}.{alias.name}" in MODULES else base
+                for alias in node.names
+            ]
         else:
             continue
         for name in names:
@@ -173,11 +208,15 @@ def test_imports_point_down() -> None:
     upward = set()
     for module in MODULES.keys() - {"clipkit"}:
         if module in BARE:
-            assert not list(imports_of(module)), f"{module} must import nothing: its modules belong to several rows"
+            assert not list(imports_of(module)), (
+                f"{module} must import nothing: its modules belong to several rows"
+            )
             continue
         for imported, function in imports_of(module):
             if imported == "clipkit":
-                assert row_of(module) == 0, f"{module} imports the front door, which imports everything"
+                assert row_of(module) == 0, (
+                    f"{module} imports the front door, which imports everything"
+                )
             elif row_of(imported) < row_of(module):
                 upward.add((module, function, imported))
     assert upward == UPWARD
@@ -185,10 +224,14 @@ def test_imports_point_down() -> None:
 
 def test_imports_are_found_wherever_they_stand() -> None:
     """The test above would be silent if the walk missed some."""
-    found = dict(imports_of("clipkit.models.clip"))
-    assert found["clipkit.loading"] == "save_pretrained" and found["clipkit.config"] is None
-    assert row_of("clipkit.classify.zero_shot") < row_of("clipkit.loading") < row_of("clipkit.models.clip")
-    assert row_of("clipkit.classify.heads") == row_of("clipkit.checkpoints.hub") < row_of("clipkit.errors")
+    found = dict(imports_of("clipkit.clip"))
+    assert found["clipkit.clip"] == "save_pretrained" and found["clipkit.config"] is None
+    assert row_of("clipkit.classify.zero_shot") < row_of("clipkit.clip") < row_of("clipkit.clip")
+    assert (
+        row_of("clipkit.classify.heads")
+        == row_of("clipkit.checkpoints.hub")
+        < row_of("clipkit.errors")
+    )
 
 
 @pytest.mark.parametrize("module", MODULES)
@@ -204,7 +247,9 @@ def lines_of_code(source: str) -> int:
         if isinstance(node, kinds) and ast.get_docstring(node) is not None:
             documented |= set(range(node.body[0].lineno, (node.body[0].end_lineno or 0) + 1))
     lines = enumerate(source.splitlines(), start=1)
-    return sum(bool(line.strip()) and line.strip()[0] != "#" and n not in documented for n, line in lines)
+    return sum(
+        bool(line.strip()) and line.strip()[0] != "#" and n not in documented for n, line in lines
+    )
 
 
 def test_the_whole_is_small() -> None:
@@ -238,5 +283,7 @@ def test_error_tree_is_as_drawn() -> None:
         assert bases == ({parent, builtin} - {None} if parent else {"Exception"}), name
         assert issubclass(kind, errors.ClipkitError)
         if parent:  # each is also an ordinary builtin that fits
-            assert any(issubclass(kind, getattr(builtins, b)) for b in ("ValueError", "RuntimeError")), name
+            assert any(
+                issubclass(kind, getattr(builtins, b)) for b in ("ValueError", "RuntimeError")
+            ), name
     assert clipkit.ClipkitError is errors.ClipkitError

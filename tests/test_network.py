@@ -9,8 +9,7 @@ import torch
 from PIL import Image
 
 import clipkit
-from clipkit import registry
-from clipkit.checkpoints import hub, infer
+from clipkit.checkpoints import hub, infer, registry
 from clipkit.checkpoints.source import CONFIG, LAYOUTS, OPEN_CLIP_CONFIG, PROCESSORS
 from clipkit.config import ViTConfig
 
@@ -33,7 +32,9 @@ def probabilities(model: clipkit.CLIP, picture: Image.Image) -> torch.Tensor:
 
 
 def check(model: clipkit.CLIP, picture: Image.Image) -> None:
-    expected = torch.tensor([0.9927937, 0.00421068, 0.00299572])  # openai/CLIP's README, for this picture
+    expected = torch.tensor(
+        [0.9927937, 0.00421068, 0.00299572]
+    )  # openai/CLIP's README, for this picture
     torch.testing.assert_close(probabilities(model, picture), expected, atol=1e-4, rtol=0)
 
 
@@ -46,7 +47,9 @@ def test_known_probabilities_of_openais_archive(picture: Image.Image) -> None:
     row = registry.MODELS["ViT-B/32"]
     assert row.openai is not None
     file, digest = row.openai
-    model, _ = clipkit.load(hub.fetch_url(registry.OPENAI_ARCHIVES.format(sha256=digest, file=file), digest), "cpu")
+    model, _ = clipkit.load(
+        hub.fetch_url(registry.OPENAI_ARCHIVES.format(sha256=digest, file=file), digest), "cpu"
+    )
     assert infer.differences(model.config, row.config) == []
     check(model, picture)
 
@@ -55,7 +58,9 @@ def test_known_probabilities_of_openais_archive(picture: Image.Image) -> None:
 def test_published_json_agrees_with_the_row(name: str) -> None:
     """Configs only, compared as loading does: what open_clip's file leaves out, the row may settle."""
     row = registry.MODELS[name]
-    found = [json.loads(hub.fetch_hub(row.hub, (file,)).read_text("utf-8")) for file in _json_files(row)]
+    found = [
+        json.loads(hub.fetch_hub(row.hub, (file,)).read_text("utf-8")) for file in _json_files(row)
+    ]
     if _json_files(row) == (OPEN_CLIP_CONFIG,):
         stated = infer.from_open_clip(found[0], row.config)
     else:

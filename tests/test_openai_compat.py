@@ -67,7 +67,8 @@ def test_linear_probe_program_of_their_readme() -> None:
 
     with torch.no_grad():
         batches = [
-            (model.encode_image(i), labels) for i, labels in torch.utils.data.DataLoader(Pictures(), batch_size=3)
+            (model.encode_image(i), labels)
+            for i, labels in torch.utils.data.DataLoader(Pictures(), batch_size=3)
         ]
     features = torch.cat([features for features, _ in batches]).cpu().numpy()
     assert features.shape == (4, 256) and features.dtype == np.float32
@@ -116,7 +117,9 @@ def test_attributes_of_the_embedded_model() -> None:
     assert preprocess(Image.new("RGB", (100, 80))).shape == (3, size, size)
     images = torch.randn(2, 3, size, size)
     torch.testing.assert_close(model.visual(images.type(model.dtype)), model.encode_image(images))
-    assert sum(int(np.prod(p.shape)) for p in model.parameters()) > 1_000_000  # as their notebook counts them
+    assert (
+        sum(int(np.prod(p.shape)) for p in model.parameters()) > 1_000_000
+    )  # as their notebook counts them
 
 
 def test_attributes_of_a_vit(vit: clip.CLIP, tmp_path: Path) -> None:
@@ -124,8 +127,14 @@ def test_attributes_of_a_vit(vit: clip.CLIP, tmp_path: Path) -> None:
     model, _ = clip.load(str(tmp_path), "cpu")
     assert (model.visual.input_resolution, model.visual.output_dim) == (48, 32)
     assert (model.context_length, model.vocab_size) == (16, 600)
-    assert model.visual.conv1.weight.shape == (96, 3, 16, 16) and model.visual.proj.shape == (96, 32)
-    assert model.visual.positional_embedding.shape == (10, 96) and model.visual.class_embedding.shape == (96,)
+    assert model.visual.conv1.weight.shape == (96, 3, 16, 16) and model.visual.proj.shape == (
+        96,
+        32,
+    )
+    assert model.visual.positional_embedding.shape == (
+        10,
+        96,
+    ) and model.visual.class_embedding.shape == (96,)
     assert len(model.visual.transformer.resblocks) == 2
 
 
@@ -151,7 +160,9 @@ def test_float_and_half() -> None:
         assert model.half() is model and model.dtype == torch.float16
         assert model.encode_image(images).dtype == torch.float16  # whatever dtype the images have
         assert model.encode_text(tokens).dtype == torch.float16
-        torch.testing.assert_close(model(images.half(), tokens)[0].float(), expected, atol=0.3, rtol=0)
+        torch.testing.assert_close(
+            model(images.half(), tokens)[0].float(), expected, atol=0.3, rtol=0
+        )
         assert model.float() is model and model.dtype == torch.float32
         # The weights are stored in half precision and so survive; the temperature, in float32, is rounded by half().
         cosines = model(images, tokens)[0] / model.logit_scale.exp()
@@ -162,8 +173,14 @@ def test_fine_tuning_step() -> None:
     """What everyone copies: load with jit=False, to float32, cross-entropy both ways."""
     model, _ = clip.load("tiny", device="cpu", jit=False)
     model = model.float()
-    logits_per_image, logits_per_text = model(torch.randn(2, 3, 96, 96), clip.tokenize(["a dog", "a cat"]))
+    logits_per_image, logits_per_text = model(
+        torch.randn(2, 3, 96, 96), clip.tokenize(["a dog", "a cat"])
+    )
     truth, loss = torch.arange(2), torch.nn.CrossEntropyLoss()
     ((loss(logits_per_image, truth) + loss(logits_per_text, truth)) / 2).backward()
     for name, parameter in model.named_parameters():
-        assert parameter.requires_grad and parameter.grad is not None and parameter.grad.isfinite().all(), name
+        assert (
+            parameter.requires_grad
+            and parameter.grad is not None
+            and parameter.grad.isfinite().all()
+        ), name

@@ -7,12 +7,12 @@ import re
 import runpy
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
-from clipkit import errors, prompt_set, prompt_sets
-from clipkit.classify import prompts
-from clipkit.classify.prompts import TEMPLATES, check_templates, render
+from clipkit import errors, prompt_set, prompt_sets, prompts
+from clipkit.prompts import TEMPLATES, check_templates, render
 
 # Name, classes, templates; the first 16 digits of the SHA-256 of the class names, in order, and of the sorted
 # templates, each joined by newlines; several names of one class are joined by "|". Computed from data/prompts.md of
@@ -53,34 +53,54 @@ def digest(texts: list[str]) -> str:
     return hashlib.sha256("\n".join(texts).encode()).hexdigest()[:16]
 
 
-@pytest.mark.parametrize(("name", "classes", "templates", "names_digest", "templates_digest"), PUBLISHED)
-def test_sets_are_the_published_ones(name, classes, templates, names_digest, templates_digest):
+@pytest.mark.parametrize(
+    ("name", "classes", "templates", "names_digest", "templates_digest"), PUBLISHED
+)
+def test_sets_are_the_published_ones(
+    name: str, classes: int, templates: Any, names_digest, templates_digest
+) -> None:
     found = prompt_set(name)
-    assert len(found.class_names) == classes and len(found.templates) == len(set(found.templates)) == templates
+    assert (
+        len(found.class_names) == classes
+        and len(found.templates) == len(set(found.templates)) == templates
+    )
     assert digest(["|".join(names) for names in found.class_names.values()]) == names_digest
     assert digest(sorted(found.templates)) == templates_digest
-    assert found.version == "1" and found.source.startswith("https://") and found.licence.startswith("MIT")
+    assert (
+        found.version == "1"
+        and found.source.startswith("https://")
+        and found.licence.startswith("MIT")
+    )
 
 
-def test_all_sets_are_checked_above():
-    assert prompt_sets() == sorted(prompt_set(row[0]).name for row in PUBLISHED) and len(prompt_sets()) == 26 + 2
+def test_all_sets_are_checked_above() -> None:
+    assert (
+        prompt_sets() == sorted(prompt_set(row[0]).name for row in PUBLISHED)
+        and len(prompt_sets()) == 26 + 2
+    )
 
 
-def test_imagenet_is_open_clips():
+def test_imagenet_is_open_clips() -> None:
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         pytest.skip("open_clip is not installed")
-    theirs = SimpleNamespace(**runpy.run_path(str(Path(package.origin).with_name("zero_shot_metadata.py"))))
+    theirs = SimpleNamespace(
+        **runpy.run_path(str(Path(package.origin).with_name("zero_shot_metadata.py")))
+    )
     ours = prompt_set("imagenet")
     assert set(ours.templates) == {template("{}") for template in theirs.OPENAI_IMAGENET_TEMPLATES}
     labels, rendered = render(ours.class_names, ["{}"])
     assert tuple(name for (name,) in rendered) == theirs.IMAGENET_CLASSNAMES
-    assert [(label, name) for label, (name,) in zip(labels, rendered, strict=True) if label != name] == [
+    assert [
+        (label, name) for label, (name,) in zip(labels, rendered, strict=True) if label != name
+    ] == [
         ("projectile", "missile"),
         ("sunglass", "sunglasses"),
     ]
     seven = prompt_set("imagenet7")
-    assert list(seven.templates) == [template("{}") for template in theirs.SIMPLE_IMAGENET_TEMPLATES]
+    assert list(seven.templates) == [
+        template("{}") for template in theirs.SIMPLE_IMAGENET_TEMPLATES
+    ]
     assert seven.class_names == ours.class_names
 
 
@@ -94,7 +114,7 @@ def test_imagenet_is_open_clips():
         ("Stanford_Cars", "cars"),
     ],
 )
-def test_names_in_any_case_and_punctuation(name, expected):
+def test_names_in_any_case_and_punctuation(name: str, expected: Any) -> None:
     assert prompt_set(name).name == expected in prompt_sets()
 
 
@@ -108,62 +128,79 @@ def test_names_in_any_case_and_punctuation(name, expected):
         (7, "7 is no prompt set"),
     ],
 )
-def test_unknown_sets(name, message):
+def test_unknown_sets(name: str, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         prompt_set(name)
 
 
-def test_sets_are_values():
+def test_sets_are_values() -> None:
     one = prompt_set("fer2013")
     one.class_names["happy"] = ("spoilt",)
-    assert prompt_set("fer2013").class_names["happy"] == ("happy", "smiling")  # so nobody else is hurt
+    assert prompt_set("fer2013").class_names["happy"] == (
+        "happy",
+        "smiling",
+    )  # so nobody else is hurt
     with pytest.raises(AttributeError, match="cannot assign"):
         one.version = "2"  # pyright: ignore[reportAttributeAccessIssue]
     assert pickle.loads(pickle.dumps(one)) == one and len(repr(prompt_set("imagenet"))) < 300
 
 
-def test_the_asset_is_read_once():
+def test_the_asset_is_read_once() -> None:
     prompts._asset.cache_clear()
     prompt_set("dtd"), prompt_set("kitti"), prompt_sets()
     assert prompts._asset.cache_info().misses == 1
 
 
-def test_patterns_multiply():
-    assert prompts._expand("[a|the] {}[| here].") == ["a {}.", "a {} here.", "the {}.", "the {} here."]
+def test_patterns_multiply() -> None:
+    assert prompts._expand("[a|the] {}[| here].") == [
+        "a {}.",
+        "a {} here.",
+        "the {}.",
+        "the {} here.",
+    ]
     assert prompts._expand("{} | x") == ["{} | x"]
 
 
-def test_lists():
+def test_lists() -> None:
     assert render(("cat", "a {curly} {}"), ["a {}.", str.upper, lambda name: f"my {name}"]) == (
         ["cat", "a {curly} {}"],
         [["a cat.", "CAT", "my cat"], ["a a {curly} {}.", "A {CURLY} {}", "my a {curly} {}"]],
     )
-    assert render(["cat"], ["{other} {0} {}"]) == (["cat"], [["{other} {0} cat"]])  # other braces are text
-    assert render(["cat"]) == (["cat"], [["a photo of a cat."]]) and TEMPLATES == ("a photo of a {}.",)
+    assert render(["cat"], ["{other} {0} {}"]) == (
+        ["cat"],
+        [["{other} {0} cat"]],
+    )  # other braces are text
+    assert render(["cat"]) == (["cat"], [["a photo of a cat."]]) and TEMPLATES == (
+        "a photo of a {}.",
+    )
 
 
-def test_several_names_of_a_class():
+def test_several_names_of_a_class() -> None:
     assert render({"pet": ["cat", "dog"], "car": "old car"}, ["a {}", "the {}"]) == (
         ["pet", "car"],
         [["a cat", "the cat", "a dog", "the dog"], ["a old car", "the old car"]],
     )
 
 
-def test_whole_captions():
+def test_whole_captions() -> None:
     labels, rendered = render({"x": ["A cat sits.", "Two cats."], "y": ["A dog."]}, ["{}"])
     assert labels == ["x", "y"] and rendered == [["A cat sits.", "Two cats."], ["A dog."]]
 
 
-def test_templates_of_each_class():
+def test_templates_of_each_class() -> None:
     own = {"dog": ["my {}"], "cat": ("a {}", str.title), "unused": ["{}"]}
     assert render(["cat", "dog"], own) == (["cat", "dog"], [["a cat", "Cat"], ["my dog"]])
 
 
-def test_templates_of_a_set():
+def test_templates_of_a_set() -> None:
     assert render(["forest"], "EuroSAT")[1] == [
         [f"a centered satellite photo of {article}forest." for article in ("", "a ", "the ")]
     ]
-    assert render(prompt_set("fer2013").class_names, ["{}"])[1][5] == ["surprised", "shocked", "spooked"]
+    assert render(prompt_set("fer2013").class_names, ["{}"])[1][5] == [
+        "surprised",
+        "shocked",
+        "spooked",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -172,7 +209,10 @@ def test_templates_of_a_set():
         ([], r"templates must be a list .*; not \[\]"),
         ({}, r"templates must be a list .*; not {}"),
         (None, "templates must be a list .*; not None"),
-        ("a photo of a {}.", r"\(a single one too is put in a list\).* name of a prompt set; not 'a photo of a {}.'"),
+        (
+            "a photo of a {}.",
+            r"\(a single one too is put in a list\).* name of a prompt set; not 'a photo of a {}.'",
+        ),
         ("a photo", "'a photo' is no prompt set"),
         (["a {}", "a photo", "{} and {}", 5], r"one {} each .*; not \['a photo', '{} and {}', 5\]"),
         ({"a", "{}"}, "templates must be a list .*; not {'"),
@@ -182,27 +222,31 @@ def test_templates_of_a_set():
         ({"cat": ["{}"], "dog": ["none"]}, r"templates must be a list .*; not \['none'\]"),
     ],
 )
-def test_bad_templates(templates, message):
+def test_bad_templates(templates: Any, message: str) -> None:
     for check in (check_templates, lambda templates: render(["cat", "dog"], templates)):
         with pytest.raises(errors.ConfigError, match=message):
             check(templates)
 
 
-def test_checked_templates_can_be_checked_again():
+def test_checked_templates_can_be_checked_again() -> None:
     for templates in (["{}", str.upper], "imagenet", {"cat": ["a {}"]}):
         once = check_templates(templates)
         assert check_templates(once) == once
     assert check_templates("imagenet") == prompt_set("imagenet").templates
 
 
-def test_a_class_without_templates():
+def test_a_class_without_templates() -> None:
     with pytest.raises(errors.ConfigError, match=re.escape("has no list for ['dog', 'cow']")):
         render(["cat", "dog", "cow"], {"cat": ["{}"]})
 
 
-@pytest.mark.parametrize(("answer", "shown"), [(None, "None"), ("", "''"), (" ", "' '"), (["a cat"], r"\['a cat'\]")])
-def test_a_function_must_return_a_text(answer, shown):
-    with pytest.raises(errors.ConfigError, match=f"must return a text that is not empty, not {shown} for 'cat'"):
+@pytest.mark.parametrize(
+    ("answer", "shown"), [(None, "None"), ("", "''"), (" ", "' '"), (["a cat"], r"\['a cat'\]")]
+)
+def test_a_function_must_return_a_text(answer, shown) -> None:
+    with pytest.raises(
+        errors.ConfigError, match=f"must return a text that is not empty, not {shown} for 'cat'"
+    ):
         render(["cat"], [lambda name: answer])
 
 
@@ -219,20 +263,26 @@ def test_a_function_must_return_a_text(answer, shown):
         (["cat", ""], r"class_names must be texts .*not \[''\] for the class ''"),
         (["cat", " "], "class_names must be texts .*for the class ' '"),
         ({"cat": []}, r"class_names must be texts .*not \[\] for the class 'cat'"),
-        ({"cat": ["cat", ""]}, r"class_names must be texts .*not \['cat', ''\] for the class 'cat'"),
+        (
+            {"cat": ["cat", ""]},
+            r"class_names must be texts .*not \['cat', ''\] for the class 'cat'",
+        ),
         ({"cat": ""}, r"class_names must be texts .*not \[''\] for the class 'cat'"),
         ({"cat": 5}, "class_names must be texts .*not 5 for the class 'cat'"),
         ({"cat": {"a", "b"}}, "class_names must be texts .*for the class 'cat'"),
         ({0: "cat"}, "class_names must be texts .*for the class 0"),
-        (["cat", "dog", "cat", "cow", "dog"], r"class_names has \['cat', 'dog'\] more than once.*give a mapping"),
+        (
+            ["cat", "dog", "cat", "cow", "dog"],
+            r"class_names has \['cat', 'dog'\] more than once.*give a mapping",
+        ),
     ],
 )
-def test_bad_class_names(class_names, message):
+def test_bad_class_names(class_names, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         render(class_names)
 
 
-def test_names_may_repeat_where_labels_differ():
+def test_names_may_repeat_where_labels_differ() -> None:
     assert render({"missile": "missile", "projectile": "missile"}, ["{}"]) == (
         ["missile", "projectile"],
         [["missile"], ["missile"]],

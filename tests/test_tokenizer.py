@@ -39,21 +39,24 @@ def tokenizer() -> Tokenizer:
     return Tokenizer()
 
 
-def test_table(tokenizer):
+def test_table(tokenizer: Tokenizer) -> None:
     text = "\n".join(default_merges()).encode()
-    assert hashlib.sha256(text).hexdigest() == "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
+    assert (
+        hashlib.sha256(text).hexdigest()
+        == "f61f2adf497e6f5357c347aeb4646fabe82f341e946de5bdec5d2858e41bef4a"
+    )
     assert len(default_merges()) == 48894 and len(set(tokenizer._symbols)) == 49406
     assert (tokenizer.vocab_size, tokenizer.sot_token, tokenizer.eot_token) == (49408, 49406, 49407)
     assert tokenizer.is_default and tokenizer.merges == default_merges()
 
 
 @pytest.mark.parametrize("text", GOLDEN)
-def test_golden(tokenizer, text):
+def test_golden(tokenizer: Tokenizer, text) -> None:
     assert tokenizer.encode(text) == GOLDEN[text]
     assert tokenizer.count(text) == len(GOLDEN[text]) + 2
 
 
-def test_rows():
+def test_rows() -> None:
     """Plain and other texts mixed, so that the whole batch passes through both kinds of cleaning."""
     tokens = tokenize(list(GOLDEN))
     assert tokens.shape == (len(GOLDEN), 77) and tokens.dtype == torch.int64
@@ -61,36 +64,51 @@ def test_rows():
         assert row == [49406, *ids, 49407] + [0] * (75 - len(ids))
 
 
-def test_shapes(tokenizer):
+def test_shapes(tokenizer: Tokenizer) -> None:
     assert tokenizer([]).shape == (0, 77) and tokenizer([]).dtype == torch.int64
-    assert tokenizer("a dog").tolist() == tokenizer(["a dog"]).tolist() == tokenizer(t for t in ["a dog"]).tolist()
+    assert (
+        tokenizer("a dog").tolist()
+        == tokenizer(["a dog"]).tolist()
+        == tokenizer(t for t in ["a dog"]).tolist()
+    )
     assert tokenizer(np.array(["a dog", "a cat"])).shape == (2, 77)
     assert tokenizer("", context_length=3).tolist() == [[49406, 49407, 0]]
     assert Tokenizer(context_length=8)(["a dog"]).shape == (1, 8)
 
 
-def test_sigma_and_spaces_do_not_reach_across_texts(tokenizer):
+def test_sigma_and_spaces_do_not_reach_across_texts(tokenizer: Tokenizer) -> None:
     texts = ["ΑΣ", "Σ", "A" + " " * 9, " ", "ΑΣ Α", "İ"]
     for row, text in zip(tokenizer(texts).tolist(), texts, strict=True):
         assert row[1 : 1 + len(tokenizer.encode(text))] == tokenizer.encode(text)
         assert row[1 + len(tokenizer.encode(text))] == tokenizer.eot_token
 
 
-def test_truncate(tokenizer):
+def test_truncate(tokenizer: Tokenizer) -> None:
     ids = tokenizer.encode("one two three four")
-    tokens = tokenizer(["one two three four", "a", "one two three"], context_length=5, truncate=True)
-    assert tokens.tolist() == [[49406, *ids[:3], 49407], [49406, 320, 49407, 0, 0], [49406, *ids[:3], 49407]]
+    tokens = tokenizer(
+        ["one two three four", "a", "one two three"], context_length=5, truncate=True
+    )
+    assert tokens.tolist() == [
+        [49406, *ids[:3], 49407],
+        [49406, 320, 49407, 0, 0],
+        [49406, *ids[:3], 49407],
+    ]
 
 
-def test_overflow(tokenizer):
+def test_overflow(tokenizer: Tokenizer) -> None:
     assert tokenizer(["dog " * 75]).count_nonzero() == 77
-    with pytest.raises(TokenizerError, match=r"78 tokens, more than context_length=77: 'dog .*\.\.\.'.*truncate=True"):
+    with pytest.raises(
+        TokenizerError,
+        match=r"78 tokens, more than context_length=77: 'dog .*\.\.\.'.*truncate=True",
+    ):
         tokenizer(["fits", "dog " * 76])
-    with pytest.raises(TokenizerError, match=r"text has 4 tokens, more than context_length=3: 'a dog'"):
+    with pytest.raises(
+        TokenizerError, match=r"text has 4 tokens, more than context_length=3: 'a dog'"
+    ):
         tokenize("a dog", context_length=3)
 
 
-def test_special_tokens(tokenizer):
+def test_special_tokens(tokenizer: Tokenizer) -> None:
     text = "<|startoftext|>a <|ENDOFTEXT|> b!<|endoftext|>"
     escaped = tokenizer.encode(text)
     assert max(escaped) < tokenizer.sot_token
@@ -105,15 +123,22 @@ def test_special_tokens(tokenizer):
     assert tokenizer.encode(text) == escaped
 
 
-def test_decode(tokenizer):
-    pairs = {"It's 犬 2021!": "it 's 犬 2 0 2 1 !", "a  Photo": "a photo", "": "", "👩\u200d👧": "👩\u200d👧"}
+def test_decode(tokenizer: Tokenizer) -> None:
+    pairs = {
+        "It's 犬 2021!": "it 's 犬 2 0 2 1 !",
+        "a  Photo": "a photo",
+        "": "",
+        "👩\u200d👧": "👩\u200d👧",
+    }
     for text, mended in pairs.items():
         tokens = tokenizer(text)[0]
         for ids in (tokens, tokens.numpy(), tokens.tolist()):
             assert tokenizer.decode(ids) == mended
         assert tokenizer.encode(mended) == tokenizer.encode(text)
     assert tokenizer.decode([163]) == "\ufffd"
-    with pytest.raises(TokenizerError, match="token id 49408 is outside the vocabulary, 0 to 49407"):
+    with pytest.raises(
+        TokenizerError, match="token id 49408 is outside the vocabulary, 0 to 49407"
+    ):
         tokenizer.decode([320, 49408])
     with pytest.raises(TokenizerError, match="token id -1 is outside"):
         tokenizer.decode([-1])
@@ -121,7 +146,7 @@ def test_decode(tokenizer):
         tokenizer.decode(tokenizer(["a", "b"]))
 
 
-def test_plain_path_is_exact(tokenizer):
+def test_plain_path_is_exact(tokenizer: Tokenizer) -> None:
     """What skips cleaning must tokenise as if it had not."""
     import ftfy
 
@@ -133,31 +158,40 @@ def test_plain_path_is_exact(tokenizer):
         assert not module._is_plain(text + random.choice("\t\n\x0b\x1c\x7f\xa0é&"))
         pieces = module._pattern(False).findall(cleaned.lower())
         if "&" not in text:
-            assert tokenizer.encode(text) == [i for piece in pieces for i in tokenizer._merge(piece)]
+            assert tokenizer.encode(text) == [
+                i for piece in pieces for i in tokenizer._merge(piece)
+            ]
 
 
-def test_cache_is_bounded(monkeypatch):
+def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "CACHE_WORDS", 10)
     tokenizer = Tokenizer()
     texts = [f"word{i} {'x' * 100} dog" for i in range(50)]
     first = tokenizer(texts, truncate=True)
     assert len(tokenizer._words[False]) <= 10
     assert max(map(len, tokenizer._words[False])) <= module.CACHE_CHARACTERS
-    assert torch.equal(tokenizer(texts, truncate=True), first) and torch.equal(Tokenizer()(texts, truncate=True), first)
+    assert torch.equal(tokenizer(texts, truncate=True), first) and torch.equal(
+        Tokenizer()(texts, truncate=True), first
+    )
 
 
-def test_own_tables(tokenizer):
+def test_own_tables(tokenizer: Tokenizer) -> None:
     small = Tokenizer(default_merges()[:1000], context_length=32)
     assert (small.vocab_size, small.eot_token, small.is_default) == (1514, 1513, False)
-    assert small("antidisestablishment").max() == 1513 and small.decode(small("a Dog")[0]) == "a dog"
+    assert (
+        small("antidisestablishment").max() == 1513 and small.decode(small("a Dog")[0]) == "a dog"
+    )
     letters = Tokenizer([])
-    assert letters.vocab_size == 514 and letters.encode("ab") == [ord("a") - 33, ord("b") - 33 + 256]
+    assert letters.vocab_size == 514 and letters.encode("ab") == [
+        ord("a") - 33,
+        ord("b") - 33 + 256,
+    ]
     text = "#version: 0.2\n" + "\n".join(small.merges)
     assert Tokenizer(text.splitlines(), context_length=32) == small != tokenizer
     assert Tokenizer(default_merges()).is_default
 
 
-def test_ranks_rule():
+def test_ranks_rule() -> None:
     """The earliest merge wins wherever it stands, and equal ones go from left to right."""
     assert Tokenizer(["b c", "a b"]).decode(Tokenizer(["b c", "a b"]).encode("abcd")) == "abcd"
     assert Tokenizer(["b c", "a b"]).encode("abcd") == [ord("a") - 33, 512, ord("d") - 33 + 256]
@@ -165,15 +199,26 @@ def test_ranks_rule():
 
 
 @pytest.mark.parametrize(
-    "merges", [["ab"], ["a b c"], ["a b", "abc d"], ["a b", "a b"], ["b c", "a bc", "a b", "ab c"], ["", "a b"], "a b"]
+    "merges",
+    [
+        ["ab"],
+        ["a b c"],
+        ["a b", "abc d"],
+        ["a b", "a b"],
+        ["b c", "a bc", "a b", "ab c"],
+        ["", "a b"],
+        "a b",
+    ],
 )
-def test_bad_tables(merges):
-    with pytest.raises(TokenizerError, match=r"merge \d, .* must join two earlier symbols to a new one"):
+def test_bad_tables(merges) -> None:
+    with pytest.raises(
+        TokenizerError, match=r"merge \d, .* must join two earlier symbols to a new one"
+    ):
         Tokenizer(merges)
 
 
 @pytest.mark.parametrize("texts", [None, 3, b"a dog", ["a", None], [["a"]], [b"a"]])
-def test_no_strings(tokenizer, texts):
+def test_no_strings(tokenizer: Tokenizer, texts) -> None:
     with pytest.raises(TokenizerError, match="must be a string"):
         tokenizer(texts)
     with pytest.raises(TokenizerError, match="a text must be a string, not"):
@@ -181,14 +226,14 @@ def test_no_strings(tokenizer, texts):
 
 
 @pytest.mark.parametrize("length", [1, 0, -3, 7.0, "77"])
-def test_bad_context_length(tokenizer, length):
+def test_bad_context_length(tokenizer: Tokenizer, length) -> None:
     with pytest.raises(TokenizerError, match="context_length must be an integer of at least 2"):
         tokenizer("a", context_length=length)
     with pytest.raises(TokenizerError, match="context_length must be an integer of at least 2"):
         Tokenizer(context_length=length)
 
 
-def test_copies(tokenizer):
+def test_copies(tokenizer: Tokenizer) -> None:
     small = Tokenizer(default_merges()[:100], context_length=9)
     for original in (tokenizer, small):
         for twin in (pickle.loads(pickle.dumps(original)), copy.deepcopy(original)):

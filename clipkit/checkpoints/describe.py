@@ -24,7 +24,9 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
             )
         vision_cfg |= {"patch_size": vision.patch_size, "mlp_ratio": _mlp_ratio(vision)}
     elif height != width:
-        raise ConfigError(f"the open_clip layout cannot hold a ResNet of {height} x {width} input: it knows squares")
+        raise ConfigError(
+            f"the open_clip layout cannot hold a ResNet of {height} x {width} input: it knows squares"
+        )
     return {
         "model_cfg": {
             "embed_dim": config.embed_dim,
@@ -58,7 +60,9 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
     """
     vision, text, preprocess = config.vision, config.text, config.preprocess
     if isinstance(vision, ResNetConfig):
-        raise ConfigError("transformers has no CLIP with a ResNet: save in the open_clip layout instead")
+        raise ConfigError(
+            "transformers has no CLIP with a ResNet: save in the open_clip layout instead"
+        )
     height, width = vision.resolution
     if height != width or preprocess.resize_mode == "longest":
         raise ConfigError(

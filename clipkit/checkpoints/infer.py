@@ -7,21 +7,34 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.config import Activation, CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.config import (
+    Activation,
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
 from clipkit.errors import ConfigError, CorruptCheckpointError, UnsupportedCheckpointError
 
 # open_clip options that leave the model a plain CLIP whatever their value: they act in training only, or on key names.
 OPEN_CLIP_NEUTRAL = {"custom_text", "init_logit_scale", "patch_dropout", "timm_model_pretrained"}
 # open_clip options at these values change nothing; any other value makes another model.
 OPEN_CLIP_PLAIN: dict[str, tuple[Any, ...]] = {
-    **dict.fromkeys("attentional_pool embed_cls final_ln_after_pool no_causal_mask no_ln_pre".split(), (False,)),
+    **dict.fromkeys(
+        "attentional_pool embed_cls final_ln_after_pool no_causal_mask no_ln_pre".split(), (False,)
+    ),
     **dict.fromkeys("nonscalar_logit_scale output_tokens proj_bias".split(), (False,)),
     "hf_tokenizer_name": ("",),
     "pool_type": ("tok", "argmax"),
     "pos_embed_type": ("learnable",),
     "proj_type": ("linear",),
 }
-OPEN_CLIP_SIZES = {"resolution": "image_size", "layers": "layers", "width": "width"}  # that every image tower states
+OPEN_CLIP_SIZES = {
+    "resolution": "image_size",
+    "layers": "layers",
+    "width": "width",
+}  # that every image tower states
 
 
 def from_open_clip(values: Mapping[str, Any], row: CLIPConfig | None = None) -> CLIPConfig:
@@ -44,7 +57,10 @@ def from_open_clip(values: Mapping[str, Any], row: CLIPConfig | None = None) -> 
         embed_dim = cfg.pop("embed_dim")
         sizes = {name: vision.pop(key) for name, key in OPEN_CLIP_SIZES.items()}
         sizes["head_width"] = vision.pop("head_width", 64)
-        patch_size, mlp_ratio = vision.pop("patch_size", None), vision.pop("mlp_ratio", 4.0)  # which a ResNet ignores
+        patch_size, mlp_ratio = (
+            vision.pop("patch_size", None),
+            vision.pop("mlp_ratio", 4.0),
+        )  # which a ResNet ignores
         width = text.pop("width")
         text_config = TextConfig(
             context_length=text.pop("context_length", 77),
@@ -61,10 +77,16 @@ def from_open_clip(values: Mapping[str, Any], row: CLIPConfig | None = None) -> 
     if isinstance(sizes["layers"], list | tuple):
         vision_config: ViTConfig | ResNetConfig = ResNetConfig(**sizes)
     else:
-        vision_config = ViTConfig(**sizes, patch_size=patch_size, mlp_ratio=mlp_ratio, activation=activation)
+        vision_config = ViTConfig(
+            **sizes, patch_size=patch_size, mlp_ratio=mlp_ratio, activation=activation
+        )
     _refuse_options(cfg, vision, text)
     known = {f.name for f in fields(PreprocessConfig)}
-    preprocess = {k: v for k, v in (values.get("preprocess_cfg") or {}).items() if k in known and v is not None}
+    preprocess = {
+        k: v
+        for k, v in (values.get("preprocess_cfg") or {}).items()
+        if k in known and v is not None
+    }
     return CLIPConfig(
         embed_dim=embed_dim,
         vision=vision_config,
@@ -80,10 +102,14 @@ def _refuse_options(*sections: Mapping[str, Any]) -> None:
                 continue
             if key.startswith("timm_") and not options.get("timm_model_name"):
                 continue
-            raise UnsupportedCheckpointError(f"open_clip_config.json: not a plain CLIP: {key} = {value!r}")
+            raise UnsupportedCheckpointError(
+                f"open_clip_config.json: not a plain CLIP: {key} = {value!r}"
+            )
 
 
-def from_transformers(values: Mapping[str, Any], processor: Mapping[str, Any] | None = None) -> CLIPConfig:
+def from_transformers(
+    values: Mapping[str, Any], processor: Mapping[str, Any] | None = None
+) -> CLIPConfig:
     """Read transformers' `config.json` and, where it is there, `preprocessor_config.json`.
 
     What a file leaves out has the default of transformers' CLIPConfig; a missing `hidden_act` is quick_gelu there.
@@ -94,7 +120,9 @@ def from_transformers(values: Mapping[str, Any], processor: Mapping[str, Any] | 
     """
     kind = values.get("model_type", "clip")
     if kind != "clip" or "vision_config" not in values and "vision_config_dict" not in values:
-        raise UnsupportedCheckpointError(f"config.json describes a {kind!r} model, not a CLIP with both towers")
+        raise UnsupportedCheckpointError(
+            f"config.json describes a {kind!r} model, not a CLIP with both towers"
+        )
     # Old files say it twice, and transformers itself believes the `_dict`.
     vision = values.get("vision_config_dict") or values.get("vision_config") or {}
     text = values.get("text_config_dict") or values.get("text_config") or {}
@@ -114,7 +142,9 @@ def from_transformers(values: Mapping[str, Any], processor: Mapping[str, Any] | 
     )
 
 
-def _transformers_stack(section: Mapping[str, Any], width: int, heads: int, mlp_width: int) -> dict[str, Any]:
+def _transformers_stack(
+    section: Mapping[str, Any], width: int, heads: int, mlp_width: int
+) -> dict[str, Any]:
     """What both towers state, in the fields of our configs; the numbers are transformers' defaults."""
     activation, eps = section.get("hidden_act", "quick_gelu"), section.get("layer_norm_eps", 1e-5)
     if activation not in ("quick_gelu", "gelu"):
@@ -122,7 +152,9 @@ def _transformers_stack(section: Mapping[str, Any], width: int, heads: int, mlp_
             f"config.json asks for the activation {activation!r}; CLIP has quick_gelu or gelu"
         )
     if eps != 1e-5:
-        raise UnsupportedCheckpointError(f"config.json asks for layer_norm_eps {eps}; a plain CLIP has 1e-5")
+        raise UnsupportedCheckpointError(
+            f"config.json asks for layer_norm_eps {eps}; a plain CLIP has 1e-5"
+        )
     width = section.get("hidden_size", width)
     return {
         "width": width,
@@ -134,7 +166,9 @@ def _transformers_stack(section: Mapping[str, Any], width: int, heads: int, mlp_
 
 
 def _transformers_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
-    values = values.get("image_processor") or values  # so it is nested in `processor_config.json`, transformers 5
+    values = (
+        values.get("image_processor") or values
+    )  # so it is nested in `processor_config.json`, transformers 5
     resample = values.get("resample", 3)  # PIL's numbers
     if resample not in (2, 3):
         raise UnsupportedCheckpointError(
@@ -142,11 +176,20 @@ def _transformers_preprocess(values: Mapping[str, Any]) -> PreprocessConfig:
         )
     size = values.get("size", {"shortest_edge": 224})
     squash = isinstance(size, dict) and "shortest_edge" not in size
-    for key in ("do_resize", "do_rescale", "do_normalize", *(() if squash else ("do_center_crop",))):
+    for key in (
+        "do_resize",
+        "do_rescale",
+        "do_normalize",
+        *(() if squash else ("do_center_crop",)),
+    ):
         if values.get(key) is False:
-            raise UnsupportedCheckpointError(f"preprocessor_config.json: {key} is false, but a plain CLIP's is true")
+            raise UnsupportedCheckpointError(
+                f"preprocessor_config.json: {key} is false, but a plain CLIP's is true"
+            )
     if abs((factor := values.get("rescale_factor", 1 / 255)) - 1 / 255) > 1e-6:
-        raise UnsupportedCheckpointError(f"preprocessor_config.json: rescale_factor {factor!r} is not 1/255")
+        raise UnsupportedCheckpointError(
+            f"preprocessor_config.json: rescale_factor {factor!r} is not 1/255"
+        )
     return PreprocessConfig(
         mean=tuple(values.get("image_mean", PreprocessConfig.mean)),
         std=tuple(values.get("image_std", PreprocessConfig.std)),
@@ -162,7 +205,10 @@ def _head_width(width: int, heads: int) -> int:
 
 
 def from_shapes(
-    weights: Mapping[str, Tensor], activation: Activation, head_width: int, text_head_width: int = 64
+    weights: Mapping[str, Tensor],
+    activation: Activation,
+    head_width: int,
+    text_head_width: int = 64,
 ) -> CLIPConfig:
     """Read a config off canonical weights. Activation and head widths leave no trace there, so they must be given.
 
@@ -180,7 +226,10 @@ def from_shapes(
                 head_width=head_width,
             )
         else:
-            embed_dim, patch = weights["visual.proj"].shape[1], weights["visual.conv1.weight"].shape[3]
+            embed_dim, patch = (
+                weights["visual.proj"].shape[1],
+                weights["visual.conv1.weight"].shape[3],
+            )
             vision = ViTConfig(
                 resolution=_resolution(weights["visual.positional_embedding"], patch),
                 patch_size=patch,
@@ -199,7 +248,9 @@ def from_shapes(
     except ConfigError:
         raise
     except (KeyError, IndexError, ValueError) as error:
-        raise CorruptCheckpointError(f"the weights are incomplete: {error} is missing or misshapen") from error
+        raise CorruptCheckpointError(
+            f"the weights are incomplete: {error} is missing or misshapen"
+        ) from error
 
 
 def _resolution(positions: Tensor, stride: int) -> tuple[int, int]:
@@ -229,7 +280,15 @@ def differences(one: Any, other: Any, path: str = "", ignore: Collection[str] = 
     if type(one) is not type(other):
         return [f"{path or 'config'}: {one!r} / {other!r}"]
     if is_dataclass(one):
-        names = ["mlp_width" if f.name == "mlp_ratio" else f.name for f in fields(one) if f.name not in ignore]
+        names = [
+            "mlp_width" if f.name == "mlp_ratio" else f.name
+            for f in fields(one)
+            if f.name not in ignore
+        ]
         prefix = f"{path}." if path else ""
-        return [d for n in names for d in differences(getattr(one, n), getattr(other, n), prefix + n, ignore)]
+        return [
+            d
+            for n in names
+            for d in differences(getattr(one, n), getattr(other, n), prefix + n, ignore)
+        ]
     return [] if one == other else [f"{path}: {one!r} / {other!r}"]

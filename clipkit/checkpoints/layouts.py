@@ -12,7 +12,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from clipkit.errors import CorruptCheckpointError, StateDictMismatchError, UnsupportedCheckpointError
+from clipkit.errors import (
+    CorruptCheckpointError,
+    StateDictMismatchError,
+    UnsupportedCheckpointError,
+)
 
 Layout = Literal["canonical", "openai", "transformers"]
 
@@ -22,7 +26,13 @@ IGNORED = re.compile(
 )
 
 # OpenAI's top-level text names; canonical ones have `text.` before them.
-OPENAI_TEXT = ("token_embedding.", "positional_embedding", "transformer.", "ln_final.", "text_projection")
+OPENAI_TEXT = (
+    "token_embedding.",
+    "positional_embedding",
+    "transformer.",
+    "ln_final.",
+    "text_projection",
+)
 
 # canonical <-> transformers; a name that ends in "." stands for all below it.
 TRANSFORMERS = {
@@ -82,12 +92,16 @@ def detect(state_dict: Mapping[str, Tensor]) -> Layout:
     for pattern, reason in NOT_PLAIN.items():
         for key in state_dict:
             if re.match(pattern, key):
-                raise UnsupportedCheckpointError(f"these weights are not a plain CLIP: {key!r} belongs to {reason}")
+                raise UnsupportedCheckpointError(
+                    f"these weights are not a plain CLIP: {key!r} belongs to {reason}"
+                )
     vision = any(key.startswith(("vision_model.", "visual.")) for key in state_dict)
     text = any(key.startswith(("text_model.", "text.", "token_embedding.")) for key in state_dict)
     if vision and not text or text and not vision:
         missing = "text" if vision else "image"
-        raise UnsupportedCheckpointError(f"these weights have no {missing} tower: a CLIP needs both")
+        raise UnsupportedCheckpointError(
+            f"these weights have no {missing} tower: a CLIP needs both"
+        )
     if not vision:
         shown = ", ".join(sorted(state_dict)[:5]) + (
             f", ... ({len(state_dict)} entries)" if len(state_dict) > 5 else ""
@@ -117,21 +131,29 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
             name = "text." + key
         elif layout == "transformers":
             name = _rename(key, FROM_TRANSFORMERS)
-            split = re.fullmatch(r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name)
+            split = re.fullmatch(
+                r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name
+            )
             if split:
                 parts.setdefault(f"{split[1]}attn.in_proj_{split[3]}", {})[split[2]] = value
                 continue
             name = _rename_block(name, FROM_TRANSFORMERS_BLOCK)
             value = value.T if name in TRANSPOSED and value.ndim == 2 else value
         if name in out:
-            raise StateDictMismatchError(f"two entries of the checkpoint mean {name!r}; the second is {key!r}")
+            raise StateDictMismatchError(
+                f"two entries of the checkpoint mean {name!r}; the second is {key!r}"
+            )
         out[name] = value
     for name, qkv in parts.items():
         if set(qkv) != set("qkv"):
-            raise StateDictMismatchError(f"{name!r} needs the q, k and v projections, but only {sorted(qkv)} are there")
+            raise StateDictMismatchError(
+                f"{name!r} needs the q, k and v projections, but only {sorted(qkv)} are there"
+            )
         shapes = {part: tuple(value.shape) for part, value in qkv.items()}
         if len(set(shapes.values())) > 1 or () in shapes.values():
-            raise StateDictMismatchError(f"{name!r} cannot be made of projections of the shapes {shapes}")
+            raise StateDictMismatchError(
+                f"{name!r} cannot be made of projections of the shapes {shapes}"
+            )
         out[name] = torch.cat([qkv["q"], qkv["k"], qkv["v"]])
     if "logit_scale" in out and out["logit_scale"].numel() == 1:
         out["logit_scale"] = out["logit_scale"].reshape(())  # some files hold shape (1,)
@@ -160,15 +182,21 @@ def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
     """A readable diff of names and shapes, or None if they agree. `-` is missing, `+` unexpected, `!` wrong."""
-    lines = [f"  - {key} {tuple(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())]
-    lines += [f"  + {key} {tuple(found[key].shape)}" for key in sorted(found.keys() - expected.keys())]
+    lines = [
+        f"  - {key} {tuple(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())
+    ]
+    lines += [
+        f"  + {key} {tuple(found[key].shape)}" for key in sorted(found.keys() - expected.keys())
+    ]
     for key in sorted(expected.keys() & found.keys()):
         ours, theirs = expected[key], found[key]
         dtypes = WEIGHT_DTYPES if ours.is_floating_point() else COUNTER_DTYPES
         if ours.shape != theirs.shape:
             lines.append(f"  ! {key} is {tuple(theirs.shape)}, the model has {tuple(ours.shape)}")
         elif theirs.layout != torch.strided or theirs.is_meta or theirs.dtype not in dtypes:
-            lines.append(f"  ! {key} holds {theirs.dtype} ({theirs.layout}, on {theirs.device}), not dense numbers")
+            lines.append(
+                f"  ! {key} holds {theirs.dtype} ({theirs.layout}, on {theirs.device}), not dense numbers"
+            )
     if not lines:
         return None
     shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
@@ -184,4 +212,6 @@ def _rename(key: str, table: Mapping[str, str]) -> str:
 
 def _rename_block(key: str, table: Mapping[str, str]) -> str:
     """Rename what lies inside a block, the blocks themselves being named in either layout."""
-    return re.sub(r"(\.(?:resblocks|layers)\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key)
+    return re.sub(
+        r"(\.(?:resblocks|layers)\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key
+    )

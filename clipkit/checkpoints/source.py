@@ -9,18 +9,31 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipkit import registry
-from clipkit.checkpoints import files, hub, infer
+from clipkit.checkpoints import hub, infer, registry
+from clipkit.checkpoints.weights import shard_names
 from clipkit.config import CLIPConfig
-from clipkit.errors import CheckpointNotFoundError, ClipkitError, ConfigError, CorruptCheckpointError, DownloadError
+from clipkit.errors import (
+    CheckpointNotFoundError,
+    ClipkitError,
+    ConfigError,
+    CorruptCheckpointError,
+    DownloadError,
+)
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 OPEN_CLIP_CONFIG, CONFIG, MERGES = "open_clip_config.json", "config.json", "merges.txt"
-PROCESSORS = ("preprocessor_config.json", "processor_config.json")  # up to transformers 4, and since 5
+PROCESSORS = (
+    "preprocessor_config.json",
+    "processor_config.json",
+)  # up to transformers 4, and since 5
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 # Each layout's weight files in the order of preference, and by the name of its config. clipkit's own has the names of
 # transformers' and tells itself by "format".
-OPEN_CLIP = ("open_clip_model.safetensors", "open_clip_pytorch_model.safetensors", "open_clip_pytorch_model.bin")
+OPEN_CLIP = (
+    "open_clip_model.safetensors",
+    "open_clip_pytorch_model.safetensors",
+    "open_clip_pytorch_model.bin",
+)
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin", *SHARDS)
 LAYOUTS = {OPEN_CLIP_CONFIG: OPEN_CLIP, CONFIG: TRANSFORMERS}
 WEIGHT_FILES = OPEN_CLIP + TRANSFORMERS
@@ -58,7 +71,9 @@ def resolve(
         return _in_folder(EMBEDDED, ignore_config)
     try:
         path = Path(name).expanduser()
-        exists = name != "" and path.exists()  # "" is no name, though the path of the current folder
+        exists = (
+            name != "" and path.exists()
+        )  # "" is no name, though the path of the current folder
     except (OSError, RuntimeError, ValueError) as error:  # too long, of nobody's home, a null byte
         raise registry.unknown(name) from error
     if exists:
@@ -74,7 +89,12 @@ def resolve(
             raise registry.unknown(name)
     repo, cache = row.hub if row else repo, None if cache_dir is None else Path(cache_dir)
     find = partial(
-        hub.fetch_hub, repo, revision=revision, cache_dir=cache, token=token, local_files_only=local_files_only
+        hub.fetch_hub,
+        repo,
+        revision=revision,
+        cache_dir=cache,
+        token=token,
+        local_files_only=local_files_only,
     )
     try:
         return _on_hub(find, row, ignore_config)
@@ -86,9 +106,13 @@ def resolve(
         file, digest = row.openai
         address = registry.OPENAI_ARCHIVES.format(sha256=digest, file=file)
         try:
-            return Source(hub.fetch_url(address, digest, cache, local_files_only=local_files_only), row=row)
+            return Source(
+                hub.fetch_url(address, digest, cache, local_files_only=local_files_only), row=row
+            )
         except DownloadError as second:
-            raise DownloadError(f"{error}\nOpenAI's own archive was tried too: {second}") from second
+            raise DownloadError(
+                f"{error}\nOpenAI's own archive was tried too: {second}"
+            ) from second
 
 
 def _on_hub(find: Find, row: registry.Model | None, ignore_config: bool) -> Source:
@@ -100,7 +124,7 @@ def _on_hub(find: Find, row: registry.Model | None, ignore_config: bool) -> Sour
     config, merges = _read_json(find, document, row, ignore_config)
     weights = find(LAYOUTS[document])
     if weights.name in SHARDS:
-        for shard in files.shard_names(weights):
+        for shard in shard_names(weights):
             find((shard,))
     return Source(weights, config, merges, row)
 
@@ -124,7 +148,9 @@ def _at_file(path: Path, ignore_config: bool) -> Source:
     """A weight file; JSON beside it counts only where the file has the name that goes with it."""
     for document, names in LAYOUTS.items():
         if path.name in names:
-            return Source(path, *_read_json(partial(_find_in, path.parent), document, None, ignore_config))
+            return Source(
+                path, *_read_json(partial(_find_in, path.parent), document, None, ignore_config)
+            )
     return Source(path)
 
 
@@ -167,7 +193,9 @@ def _read_json(
     except ClipkitError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(f"{document} states what no CLIP can be ({type(error).__name__}: {error})") from error
+        raise ConfigError(
+            f"{document} states what no CLIP can be ({type(error).__name__}: {error})"
+        ) from error
 
 
 def _parse(path: Path) -> dict[str, Any]:

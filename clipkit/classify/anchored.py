@@ -5,23 +5,25 @@ prototypes' temperature is fitted first, and distances are measured against the 
 """
 
 import math
-from collections.abc import Callable
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipkit.classify.fitting import calibrate, class_means, make_folds, minimise, temperature
 from clipkit.classify.heads import CosineHead, Head, LinearHead
-from clipkit.classify.metrics import fit_temperature
 from clipkit.errors import ConfigError
 
 Fitted = tuple[Head, dict[str, Any]]
-FOLDS = 4
-STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(4, -6, -1))  # 100 to 0.003, the strongest first
+STRENGTHS = tuple(
+    10 ** (exponent / 2) for exponent in range(4, -6, -1)
+)  # 100 to 0.003, the strongest first
 
 
-def anchored(features: Tensor, labels: Tensor, zero_shot: CosineHead, strength: float | None = None) -> Fitted:
+def anchored(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, strength: float | None = None
+) -> Fitted:
     """Logistic regression started at the zero-shot weights and penalised towards them; see `_Anchored`.
 
     Args:
@@ -41,7 +43,10 @@ def anchored(features: Tensor, labels: Tensor, zero_shot: CosineHead, strength: 
         strength, scale = _cross_validate(features, labels, weight) or (whole.rule(), 1.0)
     if math.isfinite(strength):
         whole.fit(strength, iterations=100)
-    return LinearHead(scale * whole.weight(weight)), {"strength": strength, "scale": scale * whole.scale}
+    return LinearHead(scale * whole.weight(weight)), {
+        "strength": strength,
+        "scale": scale * whole.scale,
+    }
 
 
 def _cross_validate(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[float, float] | None:
@@ -53,7 +58,12 @@ def _cross_validate(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[f
     answers = torch.cat([labels[out] for _, out in folds])
 
     def held_out() -> tuple[Tensor, float]:
-        logits = torch.cat([features[out] @ part.weight(weight).T for part, (_, out) in zip(parts, folds, strict=True)])
+        logits = torch.cat(
+            [
+                features[out] @ part.weight(weight).T
+                for part, (_, out) in zip(parts, folds, strict=True)
+            ]
+        )
         return calibrate(logits, answers)
 
     results = {math.inf: held_out()}
@@ -61,7 +71,9 @@ def _cross_validate(features: Tensor, labels: Tensor, weight: Tensor) -> tuple[f
         for part in parts:
             part.fit(strength, iterations=30)
         results[strength] = held_out()
-        if results[strength][0].mean() > 1.05 * min(losses.mean() for losses, _ in results.values()):
+        if results[strength][0].mean() > 1.05 * min(
+            losses.mean() for losses, _ in results.values()
+        ):
             break  # past the minimum; what is weaker only takes longer
     best = min(results, key=lambda strength: results[strength][0].mean())
     gain = results[math.inf][0] - results[best][0]
@@ -81,7 +93,7 @@ class _Anchored:
     def __init__(self, features: Tensor, labels: Tensor, weight: Tensor) -> None:
         classes, self.labels = len(weight), labels
         logits = features @ weight.T
-        self.scale = _temperature(logits, labels)
+        self.scale = temperature(logits, labels)
         self.base = self.scale * logits
         scatter = _scatter(features, labels, classes)
         if scatter is None:
@@ -89,11 +101,15 @@ class _Anchored:
         else:
             values, vectors = torch.linalg.eigh(scatter)
             self.metric = (vectors * values.clamp(min=1e-12).rsqrt() @ vectors.T).float()
-            self.metric *= features.norm() / (features @ self.metric).norm()  # so that a strength means the same
+            self.metric *= (
+                features.norm() / (features @ self.metric).norm()
+            )  # so that a strength means the same
         self.inputs = features @ self.metric  # (N, D)
         self.moved = weight.new_zeros(weight.shape)  # V
         counts = labels.bincount(minlength=classes)
-        self.shares = len(labels) / (counts > 0).sum() / counts.clamp(min=1)  # (C,), of the pictures their sum is N
+        self.shares = (
+            len(labels) / (counts > 0).sum() / counts.clamp(min=1)
+        )  # (C,), of the pictures their sum is N
 
     def fit(self, strength: float, iterations: int) -> None:
         """Go on from where the last fit ended."""
@@ -133,56 +149,3 @@ def _scatter(features: Tensor, labels: Tensor, classes: int) -> Tensor | None:
     noise = (rest.square().sum(dim=1).square().sum() / n - covariance.square().sum()) / n
     share = (noise / distance).nan_to_num(0)  # 0 / 0 where pictures of one class are all the same
     return torch.lerp(covariance, identity, share.clamp(0, 1))
-
-
-def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor, Tensor]:
-    """The mean feature of each class (C, D), zeros where it has no picture, and its number of pictures (C,)."""
-    counts = labels.bincount(minlength=classes)
-    return F.one_hot(labels, classes).T.float() @ features / counts.clamp(min=1)[:, None], counts
-
-
-def make_folds(labels: Tensor) -> list[tuple[Tensor, Tensor]]:
-    """Masks (N,) of what to fit on and what to hold out, drawn by class. A class of one is never held out.
-
-    As many folds as the largest class has pictures, `FOLDS` at most, and none if each has one.
-    """
-    fold = torch.full_like(labels, -1)
-    for label in labels.unique():
-        own = (labels == label).nonzero().flatten()
-        if len(own) > 1:
-            fold[own[torch.randperm(len(own)).to(own.device)]] = torch.arange(len(own), device=own.device) % FOLDS
-    return [(fold != i, fold == i) for i in range(int(fold.max()) + 1)]
-
-
-def calibrate(logits: Tensor, labels: Tensor) -> tuple[Tensor, float]:
-    """The cross-entropy (N,) of held-out logits at the best temperature, and the factor: no candidate is to win or lose
-    by how sure it is of itself."""
-    scale = _temperature(logits, labels)
-    return F.cross_entropy(scale * logits, labels, reduction="none"), scale
-
-
-def _temperature(logits: Tensor, labels: Tensor) -> float:
-    """The factor that fits best the pictures and half a one more, of their mean scores, whose class scores second.
-
-    Without that mistake there is no best factor where all are told apart, and each would be taken for certain.
-    """
-    typical = logits.sort(dim=1, descending=True).values.mean(dim=0, keepdim=True)
-    return fit_temperature(torch.cat([logits, logits, typical]), torch.cat([labels, labels, labels.new_ones(1)]))
-
-
-def minimise(loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int, tolerance: float = 1e-5) -> None:
-    optimizer = torch.optim.LBFGS(
-        parameters,
-        max_iter=iterations,
-        tolerance_grad=tolerance,
-        tolerance_change=1e-4 * tolerance,
-        line_search_fn="strong_wolfe",
-    )
-
-    def closure() -> Tensor:
-        optimizer.zero_grad()
-        value = loss()
-        value.backward()
-        return value
-
-    optimizer.step(closure)  # pyright: ignore[reportArgumentType]

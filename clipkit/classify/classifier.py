@@ -12,18 +12,22 @@ from torch import Tensor, nn
 
 from clipkit.classify.few_shot import check_method, fit_head
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, load_head, save_head
-from clipkit.classify.prompts import TEMPLATES, ClassNames, Templates, render
 from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.clip import CLIP
+from clipkit.data.pictures import Images
+from clipkit.encode.embed import embed_images, embed_texts
+from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, CorruptCheckpointError, DataError
-from clipkit.features import embed_images, embed_texts, extract_features
-from clipkit.loading import load_model
-from clipkit.models.clip import CLIP
-from clipkit.pictures import Images
+from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-MODEL, HEAD, ZERO_SHOT = "model", "head.safetensors", "zero_shot.safetensors"  # in the folder of a classifier
+MODEL, HEAD, ZERO_SHOT = (
+    "model",
+    "head.safetensors",
+    "zero_shot.safetensors",
+)  # in the folder of a classifier
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +83,15 @@ class ImageClassifier(nn.Module):
                 f"classes ({head.classes}, {zero_shot_head.classes})"
             )
         if not head.width == zero_shot_head.width == model.config.embed_dim:
-            raise ConfigError(f"features of width {model.config.embed_dim} need heads of that width, not {head.width}")
+            raise ConfigError(
+                f"features of width {model.config.embed_dim} need heads of that width, not {head.width}"
+            )
         self.model, self.head, self.zero_shot_head = model, head, zero_shot_head
-        self.labels, self.prompts, self.provenance = labels, prompts, provenance or {"method": "zero_shot"}
+        self.labels, self.prompts, self.provenance = (
+            labels,
+            prompts,
+            provenance or {"method": "zero_shot"},
+        )
         self.train(model.training)
 
     @classmethod
@@ -99,18 +109,22 @@ class ImageClassifier(nn.Module):
             model: a CLIP, or the name of one to load.
             class_names, templates, progress: as in `zero_shot_weights`.
         """
-        model = model if isinstance(model, CLIP) else load_model(model)
+        model = model if isinstance(model, CLIP) else CLIP.from_pretrained(model)
         labels, prompts = render(class_names, templates)
-        weights = zero_shot_weights(model, dict(zip(labels, prompts, strict=True)), ["{}"], progress=progress)
+        weights = zero_shot_weights(
+            model, dict(zip(labels, prompts, strict=True)), ["{}"], progress=progress
+        )
         head = CosineHead(weights, model.logit_scale)
-        return cls(model, CosineHead(weights, model.logit_scale).eval(), labels, head.eval(), prompts)
+        return cls(
+            model, CosineHead(weights, model.logit_scale).eval(), labels, head.eval(), prompts
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """Preprocessed images (N, 3, H, W) to logits (N, C) float32."""
         return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
 
     def embed(self, images: Images, **options: Any) -> Tensor:
-        """Features (N, D) for `fit` and `probabilities`, to compute them once; as `clipkit.features.embed_images`."""
+        """Features (N, D) for `fit` and `probabilities`, to compute them once; as `clipkit.encode.store.embed_images`."""
         return embed_images(self.model, images, **options)
 
     def probabilities(self, images_or_features: "Images | Tensor", **options: Any) -> Tensor:
@@ -132,7 +146,7 @@ class ImageClassifier(nn.Module):
 
         Args:
             images: the path of a picture or a PIL image; or a folder, a list or a data set of them.
-            options: of `clipkit.features.embed_images`.
+            options: of `clipkit.encode.store.embed_images`.
 
         Returns:
             One `Prediction` for one picture, else a list of them.
@@ -140,7 +154,9 @@ class ImageClassifier(nn.Module):
         Raises:
             ImageError: if one cannot be read.
         """
-        single = hasattr(images, "getbands") or (isinstance(images, str | os.PathLike) and not Path(images).is_dir())
+        single = hasattr(images, "getbands") or (
+            isinstance(images, str | os.PathLike) and not Path(images).is_dir()
+        )
         rows = self.probabilities([images] if single else images, **options)  # pyright: ignore[reportArgumentType]
         predictions = [Prediction(self.labels, row) for row in rows]
         return predictions[0] if single else predictions
@@ -189,8 +205,12 @@ class ImageClassifier(nn.Module):
             features, indices, skipped = found.features, found.labels, found.skipped
         else:
             indices = self._indices(labels)
-            if isinstance(images_or_features, list | tuple) and len(images_or_features) != len(indices):
-                raise DataError(f"{len(images_or_features)} pictures need as many labels, not {len(indices)}")
+            if isinstance(images_or_features, list | tuple) and len(images_or_features) != len(
+                indices
+            ):
+                raise DataError(
+                    f"{len(images_or_features)} pictures need as many labels, not {len(indices)}"
+                )
             features = self._features(images_or_features, reading)
         if method == "prompt_weights":
             options["captions"] = self._captions()
@@ -201,7 +221,9 @@ class ImageClassifier(nn.Module):
         self.head, self.provenance = head.to(self.model.device), chosen
         return self
 
-    def add_classes(self, class_names: ClassNames, templates: Templates = TEMPLATES) -> "ImageClassifier":
+    def add_classes(
+        self, class_names: ClassNames, templates: Templates = TEMPLATES
+    ) -> "ImageClassifier":
         """Add classes by their names, in place, without fitting again: the new ones are zero-shot.
 
         Args:
@@ -212,15 +234,21 @@ class ImageClassifier(nn.Module):
         """
         labels, prompts = render(class_names, templates)
         if known := sorted(set(labels) & set(self.labels)):
-            raise ConfigError(f"the classifier has classes of that name already: {', '.join(known)}")
-        weight = zero_shot_weights(self.model, dict(zip(labels, prompts, strict=True)), ["{}"]).to(self.model.device)
+            raise ConfigError(
+                f"the classifier has classes of that name already: {', '.join(known)}"
+            )
+        weight = zero_shot_weights(self.model, dict(zip(labels, prompts, strict=True)), ["{}"]).to(
+            self.model.device
+        )
         scale, head = self.zero_shot_head.logit_scale, self.head
         every = CosineHead(torch.cat([self.zero_shot_head.weight, weight]), scale).eval()
         if isinstance(head, CosineHead):
             head = CosineHead(every.weight, head.logit_scale)
         elif isinstance(head, CacheHead):
             values = F.pad(head.values, (0, len(labels)))
-            head = CacheHead(every.weight, head.logit_scale, head.keys, values, head.alpha, head.beta)
+            head = CacheHead(
+                every.weight, head.logit_scale, head.keys, values, head.alpha, head.beta
+            )
         elif "scale" in self.provenance:
             old = head.to_linear()
             rows = torch.cat([old.weight, self.provenance["scale"] * weight])
@@ -250,8 +278,10 @@ class ImageClassifier(nn.Module):
         head, labels, provenance = load_head(folder / HEAD)
         start, names, about = load_head(folder / ZERO_SHOT)
         if names != labels or not isinstance(start, CosineHead) or "prompts" not in about:
-            raise CorruptCheckpointError(f"{folder}: {ZERO_SHOT} and {HEAD} are not of one classifier")
-        model = load_model(folder / MODEL, **options)
+            raise CorruptCheckpointError(
+                f"{folder}: {ZERO_SHOT} and {HEAD} are not of one classifier"
+            )
+        model = CLIP.from_pretrained(folder / MODEL, **options)
         return cls(model, head, labels, start, about["prompts"], provenance).to(model.device)
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -275,18 +305,26 @@ class ImageClassifier(nn.Module):
         if not isinstance(images_or_features, Tensor):
             return embed_images(self.model, images_or_features, **options)
         if images_or_features.ndim != 2:
-            raise DataError(f"a tensor must be features (N, D), not {tuple(images_or_features.shape)}: see embed")
+            raise DataError(
+                f"a tensor must be features (N, D), not {tuple(images_or_features.shape)}: see embed"
+            )
         return images_or_features
 
     def _indices(self, labels: Tensor | Sequence[int] | Sequence[str]) -> Tensor:
         if isinstance(labels, Tensor):
             return labels
         index: Mapping[Any, int] = {label: i for i, label in enumerate(self.labels)}
-        if unknown := sorted({label for label in labels if isinstance(label, str) and label not in index}):
-            raise DataError(f"no class of this classifier is called {', '.join(map(repr, unknown[:5]))}")
+        if unknown := sorted(
+            {label for label in labels if isinstance(label, str) and label not in index}
+        ):
+            raise DataError(
+                f"no class of this classifier is called {', '.join(map(repr, unknown[:5]))}"
+            )
         return torch.tensor([index[label] if isinstance(label, str) else label for label in labels])
 
     def _captions(self) -> Tensor:
         """Features of all prompts, (C, K, D), zeros where a class has fewer than K."""
         features = embed_texts(self.model, [prompt for own in self.prompts for prompt in own])
-        return nn.utils.rnn.pad_sequence(list(features.split([len(own) for own in self.prompts])), batch_first=True)
+        return nn.utils.rnn.pad_sequence(
+            list(features.split([len(own) for own in self.prompts])), batch_first=True
+        )

@@ -10,9 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.checkpoints.files import replacing
 from clipkit.errors import ConfigError, ExportError
-from clipkit.models.optimize import check_original
+from clipkit.files import replacing
 
 if TYPE_CHECKING:
     from clipkit.classify.classifier import ImageClassifier
@@ -29,7 +28,9 @@ class _Deployed(nn.Module):
     def __init__(self, classifier: "ImageClassifier") -> None:
         super().__init__()
         # Copies alone, without the text tower: what runs the file decides where, and not all of it computes in halves.
-        self.visual, self.head = (copy.deepcopy(m).float().cpu() for m in (classifier.model.visual, classifier.head))
+        self.visual, self.head = (
+            copy.deepcopy(m).float().cpu() for m in (classifier.model.visual, classifier.head)
+        )
         for name in ("mean", "std"):
             value = torch.tensor(getattr(classifier.model.config.preprocess, name))
             self.register_buffer(name, value.view(3, 1, 1))
@@ -44,23 +45,33 @@ def export(classifier: "ImageClassifier", path: Path) -> None:
     kinds = {".onnx": (_write_onnx, _open_onnx), ".pt2": (_write_program, _open_program)}
     if path.suffix not in kinds:
         raise ConfigError(f"export writes .onnx and .pt2, not {path.name!r}")
-    if path.suffix == ".onnx" and (missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if not find_spec(p)]):
-        raise ConfigError(f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'")
-    check_original(classifier.model, "export the classifier of")
+    if path.suffix == ".onnx" and (
+        missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if not find_spec(p)]
+    ):
+        raise ConfigError(
+            f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'"
+        )
+    classifier.model.check_original("export the classifier of")
     write, read = kinds[path.suffix]
     deployed, shape = _Deployed(classifier).eval(), (5, 3, *classifier.model.visual.resolution)
-    images = torch.randint(0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    images = torch.randint(
+        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
+    )
     with replacing(path) as partial, torch.no_grad():
         write(deployed, images[:2], partial)
         run = read(partial)
         for size in (1, 2, 5):  # the number of images must have stayed free
             difference = (run(images[:size]) - deployed(images[:size])).abs().max().item()
             if not difference <= TOLERANCE:
-                raise ExportError(f"the exported file differs by {difference:.1e} for {size} images; it is not kept")
+                raise ExportError(
+                    f"the exported file differs by {difference:.1e} for {size} images; it is not kept"
+                )
 
 
 def _program(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},))
+    return torch.export.export(
+        module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+    )
 
 
 def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
@@ -75,7 +86,11 @@ def _open_program(path: Path) -> Callable[[Tensor], Tensor]:
 
 def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
     program: Any = torch.onnx.export(
-        _program(module, images), (images,), input_names=["images"], output_names=["probabilities"], verbose=False
+        _program(module, images),
+        (images,),
+        input_names=["images"],
+        output_names=["probabilities"],
+        verbose=False,
     )
     program.save(path, external_data=False)
 

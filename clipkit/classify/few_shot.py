@@ -13,12 +13,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.classify.anchored import Fitted, anchored, calibrate, class_means, make_folds, minimise
+from clipkit.classify.anchored import Fitted, anchored
+from clipkit.classify.fitting import calibrate, class_means, make_folds, minimise
 from clipkit.classify.heads import CacheHead, CosineHead, LinearHead, WeightedPromptHead
 from clipkit.errors import ConfigError, DataError
 
 
-def sample_shots(labels: Tensor | Sequence[int] | Sequence[str], shots: int, seed: int = 0) -> Tensor:
+def sample_shots(
+    labels: Tensor | Sequence[int] | Sequence[str], shots: int, seed: int = 0
+) -> Tensor:
     """Draw a balanced support set: so many pictures of each class, or all of a class that has fewer.
 
     Args:
@@ -33,17 +36,26 @@ def sample_shots(labels: Tensor | Sequence[int] | Sequence[str], shots: int, see
         ConfigError: for no labels or no shots.
     """
     if len(labels) == 0 or shots < 1:
-        raise ConfigError(f"sample_shots needs labels and at least one shot, not {len(labels)} and {shots}")
+        raise ConfigError(
+            f"sample_shots needs labels and at least one shot, not {len(labels)} and {shots}"
+        )
     if not isinstance(labels, Tensor):
         place: dict[int | str, int] = {label: i for i, label in enumerate(sorted(set(labels)))}
         labels = torch.tensor([place[label] for label in labels])
     generator = torch.Generator().manual_seed(seed)
     members = [(labels.cpu() == label).nonzero().flatten() for label in labels.unique().tolist()]
-    return torch.cat([own[torch.randperm(len(own), generator=generator)[:shots]] for own in members])
+    return torch.cat(
+        [own[torch.randperm(len(own), generator=generator)[:shots]] for own in members]
+    )
 
 
 def fit_head(
-    features: Tensor, labels: Tensor, zero_shot: CosineHead, method: str = "anchored", seed: int = 0, **options: Any
+    features: Tensor,
+    labels: Tensor,
+    zero_shot: CosineHead,
+    method: str = "anchored",
+    seed: int = 0,
+    **options: Any,
 ) -> Fitted:
     """Fit a head by the name of its method.
 
@@ -64,22 +76,33 @@ def fit_head(
     """
     check_method(method)
     if features.ndim != 2 or features.shape[1] != zero_shot.width:
-        raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {tuple(features.shape)}")
+        raise ConfigError(
+            f"features must have shape (N, {zero_shot.width}), not {tuple(features.shape)}"
+        )
     if zero_shot.classes < 2:
         raise ConfigError("there is a single class, so there is nothing to tell apart")
     if labels.ndim != 1 or len(labels) != len(features) or len(labels) == 0:
-        raise DataError(f"there must be a label for each picture, and one at least, not {tuple(labels.shape)} labels")
+        raise DataError(
+            f"there must be a label for each picture, and one at least, not {tuple(labels.shape)} labels"
+        )
     if labels.is_floating_point() or labels.min() < 0 or labels.max() >= zero_shot.classes:
         found = f"{labels.dtype} from {labels.min()} to {labels.max()}"
         raise DataError(f"labels must be integers from 0 to {zero_shot.classes - 1}, not {found}")
     if not features.isfinite().all():
         raise DataError("some features are not finite")
     device = zero_shot.weight.device
-    with torch.random.fork_rng(devices=[]), torch.inference_mode(False):  # which also allows gradients
-        torch.default_generator.manual_seed(seed)  # of the CPU, where all is drawn; other devices' are left alone
+    with (
+        torch.random.fork_rng(devices=[]),
+        torch.inference_mode(False),
+    ):  # which also allows gradients
+        torch.default_generator.manual_seed(
+            seed
+        )  # of the CPU, where all is drawn; other devices' are left alone
         # Copies, because what was made in inference mode cannot be trained on.
         features = features.detach().to(device, torch.float32, copy=True)
-        head, chosen = METHODS[method](features, labels.to(device, torch.int64, copy=True), zero_shot, **options)
+        head, chosen = METHODS[method](
+            features, labels.to(device, torch.int64, copy=True), zero_shot, **options
+        )
     return head.eval(), {"method": method, "pictures": len(labels)} | chosen
 
 
@@ -89,7 +112,9 @@ def check_method(method: str) -> None:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
-def linear_probe(features: Tensor, labels: Tensor, zero_shot: CosineHead, C: float | None = None) -> Fitted:
+def linear_probe(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, C: float | None = None
+) -> Fitted:
     """The CLIP paper's protocol (2103.00020, A.3): logistic regression by L-BFGS, with a sweep of the L2 strength.
 
     Minimised is C times the summed cross-entropy plus half the squared weights, biases free, as scikit-learn does.
@@ -105,10 +130,16 @@ def linear_probe(features: Tensor, labels: Tensor, zero_shot: CosineHead, C: flo
         raise ConfigError(f"C must be above 0, not {C!r}")
     present, inner = labels.unique(return_inverse=True)
 
-    def fit(x: Tensor, y: Tensor, C: float, iterations: int, tolerance: float, *start: Tensor) -> list[Tensor]:
-        C = C / 2 if len(present) == 2 else C  # scikit-learn then has one row of weights, for the difference
+    def fit(
+        x: Tensor, y: Tensor, C: float, iterations: int, tolerance: float, *start: Tensor
+    ) -> list[Tensor]:
+        C = (
+            C / 2 if len(present) == 2 else C
+        )  # scikit-learn then has one row of weights, for the difference
         shapes = (len(present), x.shape[1]), (len(present),)
-        weight, bias = (s.to(x) for s in start) if start else (x.new_zeros(shape) for shape in shapes)
+        weight, bias = (
+            (s.to(x) for s in start) if start else (x.new_zeros(shape) for shape in shapes)
+        )
         weight, bias = weight.requires_grad_(), bias.requires_grad_()
         unit = 1 / max(1.0, C * len(y))
 
@@ -140,18 +171,23 @@ def linear_probe(features: Tensor, labels: Tensor, zero_shot: CosineHead, C: flo
     near = fit(features, inner, C, 1000, 1e-6)  # most of the way in float32, at half the price
     weight, bias = fit(features.double(), inner, C, 1000, 1e-9, *near)
     head = LinearHead(
-        features.new_zeros(zero_shot.classes, zero_shot.width), features.new_full((zero_shot.classes,), -1e4)
+        features.new_zeros(zero_shot.classes, zero_shot.width),
+        features.new_full((zero_shot.classes,), -1e4),
     )
     head.weight.data[present], head.bias.data[present] = weight.float(), bias.float()
     return head, {"C": C}
 
 
-def zero_shot_linear(features: Tensor, labels: Tensor, zero_shot: CosineHead, **options: Any) -> Fitted:
+def zero_shot_linear(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, **options: Any
+) -> Fitted:
     """A linear layer trained by SGD from the zero-shot weights, held to nothing. Options: those of `_sgd`."""
     return _sgd(features, labels, zero_shot, zero_shot.weight.detach(), **options)
 
 
-def random_linear(features: Tensor, labels: Tensor, zero_shot: CosineHead, **options: Any) -> Fitted:
+def random_linear(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, **options: Any
+) -> Fitted:
     """The same from random weights of the same length. Options: those of `_sgd`."""
     start = F.normalize(torch.randn(zero_shot.weight.shape), dim=1).to(features.device)
     return _sgd(features, labels, zero_shot, start, **options)
@@ -176,10 +212,16 @@ def _sgd(
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
-    return LinearHead(scale * weight, scale * bias), {"epochs": epochs, "batch_size": batch_size, "lr": lr}
+    return LinearHead(scale * weight, scale * bias), {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "lr": lr,
+    }
 
 
-def prompt_weights(features: Tensor, labels: Tensor, zero_shot: CosineHead, captions: Tensor) -> Fitted:
+def prompt_weights(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, captions: Tensor
+) -> Fitted:
     """Learn how much each prompt of each class counts, and the temperature, by L-BFGS on the cross-entropy.
 
     Args:
@@ -201,7 +243,9 @@ def prompt_weights(features: Tensor, labels: Tensor, zero_shot: CosineHead, capt
     return head, {"scale": head.logit_scale.exp().item()}
 
 
-def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: float | None = None) -> Fitted:
+def gaussian(
+    features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: float | None = None
+) -> Fitted:
     """Gaussian discriminant analysis added to zero-shot (2402.04087): one mean per class, one covariance for all.
 
     Args:
@@ -212,11 +256,18 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
 
     def discriminant(x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         means, counts = class_means(x, y, zero_shot.classes)
-        rest = x - means[y] if counts.max() > 1 else x - x.mean(dim=0)  # of one picture each there is no other scatter
+        rest = (
+            x - means[y] if counts.max() > 1 else x - x.mean(dim=0)
+        )  # of one picture each there is no other scatter
         scatter = (rest.T @ rest).double()  # (n - 1) times the covariance
         identity = torch.eye(zero_shot.width, dtype=scatter.dtype, device=x.device)
-        ridge = (scatter.trace() / max(1, len(x) - 1)).clamp(min=1e-6)  # the paper's empirical Bayes estimate, not 0
-        weight = zero_shot.width * torch.linalg.solve(scatter + ridge * identity, means.T.double()).T.float()
+        ridge = (scatter.trace() / max(1, len(x) - 1)).clamp(
+            min=1e-6
+        )  # the paper's empirical Bayes estimate, not 0
+        weight = (
+            zero_shot.width
+            * torch.linalg.solve(scatter + ridge * identity, means.T.double()).T.float()
+        )
         return weight, -(weight * means).sum(dim=1) / 2
 
     if alpha is None and (folds := make_folds(labels)):
@@ -225,7 +276,8 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
         logits = torch.cat([features[out] @ weight.T + bias for (weight, bias), out in fitted])
         answers = torch.cat([labels[out] for _, out in folds])
         alpha = min(
-            (10.0**i for i in range(-3, 4)), key=lambda a: calibrate(zero + a * logits, answers)[0].mean().item()
+            (10.0**i for i in range(-3, 4)),
+            key=lambda a: calibrate(zero + a * logits, answers)[0].mean().item(),
         )
     alpha = 1.0 if alpha is None else alpha
     weight, bias = discriminant(features, labels)
@@ -235,7 +287,11 @@ def gaussian(features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: flo
 
 
 def cache(
-    features: Tensor, labels: Tensor, zero_shot: CosineHead, alpha: float | None = None, beta: float | None = None
+    features: Tensor,
+    labels: Tensor,
+    zero_shot: CosineHead,
+    alpha: float | None = None,
+    beta: float | None = None,
 ) -> Fitted:
     """Tip-Adapter (2111.03930), without training.
 
@@ -255,7 +311,9 @@ def cache(
         losses: dict[tuple[float, float], float] = {}
         for b in betas:
             logits = torch.cat([(b * similarity).exp() @ answer for similarity, answer in near])
-            losses |= {(a, b): calibrate(zero + a * logits, answers)[0].mean().item() for a in alphas}
+            losses |= {
+                (a, b): calibrate(zero + a * logits, answers)[0].mean().item() for a in alphas
+            }
         alpha, beta = min(losses, key=lambda key: losses[key])
     alpha, beta = 1.0 if alpha is None else alpha, 5.5 if beta is None else beta
     numbers = (torch.tensor(value, device=features.device) for value in (alpha, beta))
@@ -280,5 +338,14 @@ def cache_finetuned(
     return head, chosen | {"epochs": epochs, "lr": lr}
 
 
-_FITS = (anchored, linear_probe, zero_shot_linear, random_linear, prompt_weights, gaussian, cache, cache_finetuned)
+_FITS = (
+    anchored,
+    linear_probe,
+    zero_shot_linear,
+    random_linear,
+    prompt_weights,
+    gaussian,
+    cache,
+    cache_finetuned,
+)
 METHODS: dict[str, Callable[..., Fitted]] = {fit.__name__: fit for fit in _FITS}

@@ -13,8 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.checkpoints.files import read_weights, write_weights
+from clipkit.checkpoints.weights import read_weights
 from clipkit.errors import ConfigError, CorruptCheckpointError
+from clipkit.files import write_weights
 
 
 class Head(nn.Module):
@@ -33,7 +34,9 @@ class Head(nn.Module):
 
     def _check(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.width:
-            raise ConfigError(f"this head needs features of shape (N, {self.width}), not {tuple(features.shape)}")
+            raise ConfigError(
+                f"this head needs features of shape (N, {self.width}), not {tuple(features.shape)}"
+            )
         return features.float()
 
 
@@ -50,7 +53,9 @@ class LinearHead(Head):
         self.classes, self.width = weight.shape
         self.weight = nn.Parameter(weight.detach().float().clone())
         self.bias = nn.Parameter(
-            weight.new_zeros(self.classes).float() if bias is None else bias.detach().float().clone()
+            weight.new_zeros(self.classes).float()
+            if bias is None
+            else bias.detach().float().clone()
         )
 
     @classmethod
@@ -84,7 +89,9 @@ class CosineHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) to (N, C). Weights are scaled, not products, so that `to_linear` is equal to the bit."""
         return F.linear(
-            self._check(features), self.weight * self.logit_scale.exp(), self.weight.new_zeros(self.classes)
+            self._check(features),
+            self.weight * self.logit_scale.exp(),
+            self.weight.new_zeros(self.classes),
         )
 
     def to_linear(self) -> LinearHead:
@@ -103,7 +110,9 @@ class WeightedPromptHead(Head):
 
     captions: Tensor
 
-    def __init__(self, captions: Tensor, logit_scale: Tensor, prompt_weights: Tensor | None = None) -> None:
+    def __init__(
+        self, captions: Tensor, logit_scale: Tensor, prompt_weights: Tensor | None = None
+    ) -> None:
         super().__init__()
         self.classes, prompts, self.width = captions.shape
         self.register_buffer("captions", captions.detach().float().clone())
@@ -146,11 +155,23 @@ class CacheHead(Head):
     beta: Tensor
 
     def __init__(
-        self, weight: Tensor, logit_scale: Tensor, keys: Tensor, values: Tensor, alpha: Tensor, beta: Tensor
+        self,
+        weight: Tensor,
+        logit_scale: Tensor,
+        keys: Tensor,
+        values: Tensor,
+        alpha: Tensor,
+        beta: Tensor,
     ) -> None:
         super().__init__()
         self.classes, self.width = weight.shape
-        tensors = {"weight": weight, "logit_scale": logit_scale, "values": values, "alpha": alpha, "beta": beta}
+        tensors = {
+            "weight": weight,
+            "logit_scale": logit_scale,
+            "values": values,
+            "alpha": alpha,
+            "beta": beta,
+        }
         for name, tensor in tensors.items():
             self.register_buffer(name, tensor.detach().float().clone())
         self.keys = nn.Parameter(keys.detach().float().clone())
@@ -162,14 +183,21 @@ class CacheHead(Head):
     def forward(self, features: Tensor) -> Tensor:
         """(N, D) to (N, C)."""
         features = self._check(features)
-        return features @ (self.weight * self.logit_scale.exp()).T + self.alpha * self.affinity(features)
+        return features @ (self.weight * self.logit_scale.exp()).T + self.alpha * self.affinity(
+            features
+        )
 
 
-HEADS: dict[str, type[Head]] = {kind.__name__: kind for kind in (LinearHead, CosineHead, WeightedPromptHead, CacheHead)}
+HEADS: dict[str, type[Head]] = {
+    kind.__name__: kind for kind in (LinearHead, CosineHead, WeightedPromptHead, CacheHead)
+}
 
 
 def save_head(
-    head: Head, path: str | os.PathLike[str], labels: Sequence[str], provenance: dict[str, Any] | None = None
+    head: Head,
+    path: str | os.PathLike[str],
+    labels: Sequence[str],
+    provenance: dict[str, Any] | None = None,
 ) -> None:
     """Write a head as safetensors, with its labels and where it comes from in the metadata.
 
@@ -183,7 +211,9 @@ def save_head(
         ConfigError: if there is not one label per class.
     """
     if len(labels) != head.classes:
-        raise ConfigError(f"a head of {head.classes} classes needs as many labels, not {len(labels)}")
+        raise ConfigError(
+            f"a head of {head.classes} classes needs as many labels, not {len(labels)}"
+        )
     about = {"head": type(head).__name__, "labels": list(labels), "provenance": provenance or {}}
     write_weights(head.state_dict(), path, {"clipkit": json.dumps(about)})
 

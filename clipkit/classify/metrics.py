@@ -14,10 +14,14 @@ from clipkit.errors import ConfigError
 
 def _check_rows(name: str, given: Tensor, labels: Tensor, ndim: int) -> None:
     if not (isinstance(given, Tensor) and isinstance(labels, Tensor)):
-        raise ConfigError(f"{name} needs tensors, not {type(given).__name__} and {type(labels).__name__}")
+        raise ConfigError(
+            f"{name} needs tensors, not {type(given).__name__} and {type(labels).__name__}"
+        )
     if given.ndim != ndim or labels.ndim != 1 or len(given) != len(labels) or given.numel() == 0:
         needed = "two vectors of one length" if ndim == 1 else "(N, C) and labels (N,)"
-        raise ConfigError(f"{name} needs {needed}, not empty, not {tuple(given.shape)}, {tuple(labels.shape)}")
+        raise ConfigError(
+            f"{name} needs {needed}, not empty, not {tuple(given.shape)}, {tuple(labels.shape)}"
+        )
 
 
 def _check_count(name: str, what: str, value: int, most: float = math.inf) -> None:
@@ -25,13 +29,19 @@ def _check_count(name: str, what: str, value: int, most: float = math.inf) -> No
         raise ConfigError(f"{name} needs {what} as an integer of 1 to {most}, not {value!r}")
 
 
-def _checked(name: str, given: Tensor, labels: Tensor, ndim: int, classes: float = math.inf) -> tuple[Tensor, Tensor]:
+def _checked(
+    name: str, given: Tensor, labels: Tensor, ndim: int, classes: float = math.inf
+) -> tuple[Tensor, Tensor]:
     """Scores (N, C) without gradient, or predicted classes (N,) below `classes`; and labels (N,) on the same device.
 
     Classes become int64, since products of small integers would overflow.
     """
     _check_rows(name, given, labels, ndim)
-    given, labels, limit = given.detach(), labels.to(given.device), given.shape[1] if ndim == 2 else classes
+    given, labels, limit = (
+        given.detach(),
+        labels.to(given.device),
+        given.shape[1] if ndim == 2 else classes,
+    )
     for indices in (labels,) if ndim == 2 else (labels, given):
         if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
             raise ConfigError(f"{name} needs classes as integers, not {indices.dtype}")
@@ -76,7 +86,9 @@ def mean_per_class(predicted: Tensor, labels: Tensor, classes: int | None = None
         predicted, labels: (N,) classes. One that is only predicted has no recall, and is not counted.
         classes: C, to have every class checked against it.
     """
-    predicted, labels = _checked("mean_per_class", predicted, labels, 1, math.inf if classes is None else classes)
+    predicted, labels = _checked(
+        "mean_per_class", predicted, labels, 1, math.inf if classes is None else classes
+    )
     _, place, counts = labels.unique(return_inverse=True, return_counts=True)
     hits = place[predicted == labels].bincount(minlength=len(counts))
     return (hits.double() / counts).mean().item()
@@ -86,7 +98,9 @@ def confusion_matrix(predicted: Tensor, labels: Tensor, classes: int) -> Tensor:
     """Counts (C, C), int64: row i, column j says how often class i was called j. Takes classes (N,), (N,), and C."""
     _check_count("confusion_matrix", "classes", classes)
     predicted, labels = _checked("confusion_matrix", predicted, labels, 1, classes)
-    return (labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes)  # (C * C,) -> (C, C)
+    return (
+        (labels * classes + predicted).bincount(minlength=classes**2).view(classes, classes)
+    )  # (C * C,) -> (C, C)
 
 
 def most_confused(matrix: Tensor, k: int = 10) -> list[tuple[int, int, float]]:
@@ -101,13 +115,17 @@ def most_confused(matrix: Tensor, k: int = 10) -> list[tuple[int, int, float]]:
         the sum of row i. The highest comes first, of equals the lower i, then j. Pairs never confused are left out.
     """
     if matrix.ndim != 2 or matrix.shape[0] != matrix.shape[1] or len(matrix) == 0:
-        raise ConfigError(f"most_confused needs a square matrix, not empty, not {tuple(matrix.shape)}")
+        raise ConfigError(
+            f"most_confused needs a square matrix, not empty, not {tuple(matrix.shape)}"
+        )
     _check_count("most_confused", "k", k)
     matrix = matrix.detach().double()
     if (wrong := matrix[~((matrix >= 0) & matrix.isfinite())]).numel():
         raise ConfigError(f"most_confused needs counts of at least 0, not {wrong[0].item():g}")
     pictures, both = matrix.sum(dim=1), (matrix + matrix.T).triu(diagonal=1)
-    i, j = both.nonzero(as_tuple=True)  # in order of i, then j, which the stable sort keeps among equals
+    i, j = both.nonzero(
+        as_tuple=True
+    )  # in order of i, then j, which the stable sort keeps among equals
     iou = both[i, j] / (pictures[i] + pictures[j])
     order = iou.argsort(descending=True, stable=True)[:k]
     return list(zip(i[order].tolist(), j[order].tolist(), iou[order].tolist(), strict=True))
@@ -131,13 +149,19 @@ def expected_calibration_error(probabilities: Tensor, labels: Tensor, bins: int 
     lowest, sums = probabilities.amin(dim=1), probabilities.sum(dim=1, dtype=torch.float64)
     wrong = ~((lowest >= 0) & ((sums - 1).abs() <= 0.01))  # so that NaN is wrong
     if wrong.any():
-        found = f"a row with the sum {sums[wrong][0].item():g} and lowest {lowest[wrong][0].item():g}"
-        raise ConfigError(f"{name} needs probabilities, at least 0 with the sum 1, as from softmax, not {found}")
+        found = (
+            f"a row with the sum {sums[wrong][0].item():g} and lowest {lowest[wrong][0].item():g}"
+        )
+        raise ConfigError(
+            f"{name} needs probabilities, at least 0 with the sum 1, as from softmax, not {found}"
+        )
     sure, predicted = probabilities.max(dim=1)
     # In the dtype of the input: a float32 of 0.2 belongs to (0.0, 0.2], though it lies above the float64 of 0.2.
     edges = (torch.arange(1, bins, dtype=torch.float64) / bins).to(sure)
     place = torch.bucketize(sure, edges)  # edges[i - 1] < sure <= edges[i]
-    gaps = torch.bincount(place, weights=(predicted == labels).double() - sure.double(), minlength=bins)
+    gaps = torch.bincount(
+        place, weights=(predicted == labels).double() - sure.double(), minlength=bins
+    )
     return gaps.abs().sum().item() / len(labels)
 
 
@@ -160,7 +184,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
     logits, labels = _checked("fit_temperature", logits.double(), labels, 2)
     if (wrong := logits[~logits.isfinite()]).numel():
         raise ConfigError(f"fit_temperature needs finite logits, not {wrong[0].item()}")
-    lead = logits - logits.gather(1, labels[:, None])  # (N, C); the loss of a row is logsumexp(s * lead)
+    lead = logits - logits.gather(
+        1, labels[:, None]
+    )  # (N, C); the loss of a row is logsumexp(s * lead)
 
     def slopes(scale: float) -> tuple[float, float]:
         """First and second derivative: mean and variance of the lead under softmax, averaged over the rows."""
@@ -175,7 +201,9 @@ def fit_temperature(logits: Tensor, labels: Tensor) -> float:
         return low
     if slopes(high)[0] <= 0:
         return high
-    for _ in range(200):  # about ten do; 33 were the most in trials with scores of very different sizes
+    for _ in range(
+        200
+    ):  # about ten do; 33 were the most in trials with scores of very different sizes
         slope, curvature = slopes(scale)
         low, high = (scale, high) if slope < 0 else (low, scale)
         step = slope / curvature if curvature > 0 else math.inf

@@ -4,13 +4,17 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit import features
-from clipkit.classify.prompts import TEMPLATES, ClassNames, Templates, render
-from clipkit.models.clip import CLIP
+from clipkit.clip import CLIP
+from clipkit.encode.embed import TEXT_BATCH, embed_texts
+from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
 
 
 def zero_shot_weights(
-    model: CLIP, class_names: ClassNames, templates: Templates = TEMPLATES, *, progress: bool = False
+    model: CLIP,
+    class_names: ClassNames,
+    templates: Templates = TEMPLATES,
+    *,
+    progress: bool = False,
 ) -> Tensor:
     """One unit vector per class: the mean over its prompts of their normalised text features, normalised again.
 
@@ -28,18 +32,20 @@ def zero_shot_weights(
         cosine similarities.
 
     Raises:
-        ConfigError: for names or templates that `clipkit.classify.prompts.render` refuses.
+        ConfigError: for names or templates that `clipkit.prompts.render` refuses.
         TokenizerError: for a prompt that is too long.
     """
     from tqdm import tqdm
 
     prompts = render(class_names, templates)[1]
     texts = [text for own in prompts for text in own]
-    classes = torch.arange(len(prompts)).repeat_interleave(torch.tensor([len(own) for own in prompts]))
+    classes = torch.arange(len(prompts)).repeat_interleave(
+        torch.tensor([len(own) for own in prompts])
+    )
     sums = torch.zeros(len(prompts), model.config.embed_dim)
-    batch = features.TEXT_BATCH
+    batch = TEXT_BATCH
     for start in tqdm(range(0, len(texts), batch), unit="batch", disable=not progress):
         part = slice(start, start + batch)
         # On the CPU, where the order of the additions, and so each bit of the result, is always the same.
-        sums.index_add_(0, classes[part], features.embed_texts(model, texts[part]).cpu())
+        sums.index_add_(0, classes[part], embed_texts(model, texts[part]))
     return F.normalize(sums, dim=-1).to(model.device)

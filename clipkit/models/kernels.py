@@ -42,9 +42,13 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
     """
     if weight.is_mkldnn:
         if torch.is_grad_enabled() and x.requires_grad:
-            raise ConfigError("a model from optimize() has no gradients: take those of the model that it is a copy of")
+            raise ConfigError(
+                "a model from optimize() has no gradients: take those of the model that it is a copy of"
+            )
         if torch.is_autocast_enabled("cpu"):
-            raise ConfigError("a model from optimize() takes no autocast: cast the model it is of, and optimize that")
+            raise ConfigError(
+                "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
+            )
         return _onednn_linear(x, weight, bias, activation)
     plain = (
         weight.dtype is not torch.float32
@@ -54,12 +58,18 @@ def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "no
         or torch.is_autocast_enabled("cpu")
         or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
     )
-    return F.linear(x, weight, bias) if plain or not _onednn_is_faster() else _onednn_linear(x, weight, bias, "none")
+    return (
+        F.linear(x, weight, bias)
+        if plain or not _onednn_is_faster()
+        else _onednn_linear(x, weight, bias, "none")
+    )
 
 
 def can_pack(weight: Tensor) -> bool:
     """Whether oneDNN is what multiplies by this weight, and would do so faster if it were packed."""
-    if weight.device.type != "cpu" or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled):
+    if weight.device.type != "cpu" or not (
+        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
+    ):
         return False
     if weight.dtype is torch.bfloat16:
         return torch.ops.mkldnn._is_mkldnn_bf16_supported()
@@ -107,7 +117,15 @@ class Patches(nn.Conv2d):
             return super().forward(images)
         size = self.kernel_size[0]
         rows, columns = (side // size for side in images.shape[2:])
-        x = images[:, :, : rows * size, : columns * size].unflatten(2, (rows, size)).unflatten(4, (columns, size))
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(3)  # (N, C, rows, size, columns, size) -> (N, rows, columns, C x size²)
-        weight = self.weight if self.weight.is_mkldnn else self.weight.flatten(1)  # packed, it is flat already
+        x = (
+            images[:, :, : rows * size, : columns * size]
+            .unflatten(2, (rows, size))
+            .unflatten(4, (columns, size))
+        )
+        x = x.permute(0, 2, 4, 1, 3, 5).flatten(
+            3
+        )  # (N, C, rows, size, columns, size) -> (N, rows, columns, C x size²)
+        weight = (
+            self.weight if self.weight.is_mkldnn else self.weight.flatten(1)
+        )  # packed, it is flat already
         return linear(x, weight, None).permute(0, 3, 1, 2)

@@ -12,9 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-GROUP = (
-    48  # nodes that attend together: more, and most of a group is masked; fewer, and ancestors are repeated more often
-)
+GROUP = 48  # nodes that attend together: more, and most of a group is masked; fewer, and ancestors are repeated more often
 
 
 @dataclass(frozen=True)
@@ -67,27 +65,47 @@ def grow(rows: np.ndarray, device: torch.device) -> Prefixes:
     """The tree of sorted, distinct rows (R, L), -1 after their ends."""
     lengths, own = _count(rows)
     columns = np.arange(rows.shape[1])
-    owners, positions = np.nonzero((columns >= (lengths - own)[:, None]) & (columns < lengths[:, None]))  # (P,) each
+    owners, positions = np.nonzero(
+        (columns >= (lengths - own)[:, None]) & (columns < lengths[:, None])
+    )  # (P,) each
     nodes = np.arange(len(owners))
     path = np.zeros(rows.shape, np.int64)  # the node of each row at each position
     path[owners, positions] = nodes
-    path = np.maximum.accumulate(path, axis=0)  # a row goes through the latest node of each position that it shares
+    path = np.maximum.accumulate(
+        path, axis=0
+    )  # a row goes through the latest node of each position that it shares
     first = np.cumsum(own) - own  # (R,) of the nodes that are each row's own
 
     bounds = cut(rows, GROUP)
     members = [
-        np.concatenate([path[start, : positions[first[start]]], nodes[first[start] : first[stop - 1] + own[stop - 1]]])
+        np.concatenate(
+            [
+                path[start, : positions[first[start]]],
+                nodes[first[start] : first[stop - 1] + own[stop - 1]],
+            ]
+        )
         for start, stop in bounds
     ]
     width = max(map(len, members))
-    groups, filled = np.zeros((len(members), width), np.int64), np.zeros((len(members), width), bool)
+    groups, filled = (
+        np.zeros((len(members), width), np.int64),
+        np.zeros((len(members), width), bool),
+    )
     places = np.empty(len(nodes), np.int64)
-    for group, inside in enumerate(members):  # a shared ancestor ends at its last place; all of them hold the same
+    for group, inside in enumerate(
+        members
+    ):  # a shared ancestor ends at its last place; all of them hold the same
         groups[group, : len(inside)], filled[group, : len(inside)] = inside, True
         places[inside] = group * width + np.arange(len(inside))
     query, key = groups[:, :, None], groups[:, None, :]
-    mask = (path[owners[query], positions[key]] == key) & (positions[key] <= positions[query]) & filled[:, None, :]
-    mask |= np.eye(width, dtype=bool)  # what only fills up sees itself: of nothing at all, the softmax is NaN
+    mask = (
+        (path[owners[query], positions[key]] == key)
+        & (positions[key] <= positions[query])
+        & filled[:, None, :]
+    )
+    mask |= np.eye(
+        width, dtype=bool
+    )  # what only fills up sees itself: of nothing at all, the softmax is NaN
     arrays = (
         rows[owners, positions],
         positions,

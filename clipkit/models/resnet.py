@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.models.kernels import Linear
-from clipkit.models.vision_transformer import ImageTower
+from clipkit.models.layers import ImageTower
 
 EXPANSION = 4  # of a bottleneck's width into its output channels
 
@@ -31,7 +31,9 @@ class Bottleneck(nn.Module):
         self.downsample: nn.Module | None = None
         if stride > 1 or channels != out:
             conv, norm = nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out)
-            self.downsample = nn.Sequential(OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": norm}))
+            self.downsample = nn.Sequential(
+                OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": norm})
+            )
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, channels, H, W) -> (N, 4 x width, H / stride, W / stride)."""
@@ -60,7 +62,9 @@ class AttentionPool2d(nn.Module):
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (N, 1 + HW, C)
         x = x + self.positional_embedding.to(x.dtype)
         q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2)  # (N, L, C) -> (N, heads, L, C / heads)
+            part.unflatten(-1, (self.num_heads, -1)).transpose(
+                1, 2
+            )  # (N, L, C) -> (N, heads, L, C / heads)
             for part in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
         )
         pooled = F.scaled_dot_product_attention(q, k, v)  # (N, heads, 1, C / heads)
@@ -81,7 +85,13 @@ class ModifiedResNet(ImageTower):
     """
 
     def __init__(
-        self, *, resolution: tuple[int, int], layers: tuple[int, int, int, int], width: int, heads: int, output_dim: int
+        self,
+        *,
+        resolution: tuple[int, int],
+        layers: tuple[int, int, int, int],
+        width: int,
+        heads: int,
+        output_dim: int,
     ) -> None:
         super().__init__(resolution, output_dim)
         self.conv1 = nn.Conv2d(3, width // 2, 3, stride=2, padding=1, bias=False)
@@ -98,15 +108,22 @@ class ModifiedResNet(ImageTower):
         self.layer2 = self._stage(width * 4, width * 2, layers[1], stride=2)
         self.layer3 = self._stage(width * 8, width * 4, layers[2], stride=2)
         self.layer4 = self._stage(width * 16, width * 8, layers[3], stride=2)
-        grid = ((resolution[0] + 1) // 32, (resolution[1] + 1) // 32)  # the first stride rounds up, four round down
+        grid = (
+            (resolution[0] + 1) // 32,
+            (resolution[1] + 1) // 32,
+        )  # the first stride rounds up, four round down
         self.attnpool: nn.Module = AttentionPool2d(grid, width * 32, heads, output_dim)
-        self.pixels_at_once: int | None = None  # by `CLIP.optimize`: how many the feature maps may come from at a time
+        self.pixels_at_once: int | None = (
+            None  # by `CLIP.optimize`: how many the feature maps may come from at a time
+        )
         self.initialise()
 
     @staticmethod
     def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
         first = Bottleneck(channels, width, stride)
-        return nn.Sequential(first, *(Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1)))
+        return nn.Sequential(
+            first, *(Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1))
+        )
 
     def initialise(self) -> None:
         """Each bottleneck starts as the identity; the attention pool as in CLIP."""

@@ -40,7 +40,11 @@ class TextTransformer(nn.Module):
         output_dim: int,
     ) -> None:
         super().__init__()
-        self.context_length, self.vocab_size, self.output_dim = context_length, vocab_size, output_dim
+        self.context_length, self.vocab_size, self.output_dim = (
+            context_length,
+            vocab_size,
+            output_dim,
+        )
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)
@@ -73,5 +77,7 @@ class TextTransformer(nn.Module):
         for start, stop in cut(rows, TREE if device.type == "cpu" else CUDA_TREE):
             tree = grow(rows[start:stop], device)
             x = self.token_embedding(tree.ids) + self.positional_embedding[tree.positions]  # (P, W)
-            parts.append(self.ln_final(self.transformer(x, at=tree.leaves, tree=tree)) @ self.text_projection)
+            parts.append(
+                self.ln_final(self.transformer(x, at=tree.leaves, tree=tree)) @ self.text_projection
+            )
         return torch.cat(parts)[torch.from_numpy(places).to(device)]  # (distinct rows, D) -> (N, D)

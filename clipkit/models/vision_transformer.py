@@ -5,17 +5,7 @@ from torch import Tensor, nn
 
 from clipkit.config import Activation
 from clipkit.models.kernels import Patches
-from clipkit.models.layers import Transformer
-
-
-class ImageTower(nn.Module):
-    """What both image towers tell of themselves: (height, width) of the input in pixels, and the feature's width D."""
-
-    def __init__(self, resolution: tuple[int, int], output_dim: int) -> None:
-        super().__init__()
-        self.resolution, self.output_dim = resolution, output_dim
-        height, width = resolution
-        self.input_resolution = height if height == width else resolution  # OpenAI's name, and its form for a square
+from clipkit.models.layers import ImageTower, Transformer
 
 
 class VisionTransformer(ImageTower):
@@ -58,9 +48,13 @@ class VisionTransformer(ImageTower):
 
     def embed(self, images: Tensor) -> Tensor:
         """Images (N, 3, H, W) -> class token and patch tokens, normed: (N, 1 + patches, W)."""
-        patches = self.conv1(images).flatten(2).transpose(1, 2)  # (N, W, rows, columns) -> (N, patches, W)
+        patches = (
+            self.conv1(images).flatten(2).transpose(1, 2)
+        )  # (N, W, rows, columns) -> (N, patches, W)
         class_token = self.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1)
-        return self.ln_pre(torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype))
+        return self.ln_pre(
+            torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
+        )
 
     def forward(self, images: Tensor) -> Tensor:
         """(N, 3, H, W) -> (N, output_dim)."""

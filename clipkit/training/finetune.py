@@ -8,14 +8,15 @@ from typing import TypeVar, cast
 
 from torch import nn
 
+from clipkit import distributed
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.heads import Head, LinearHead
-from clipkit.classify.prompts import TEMPLATES, Templates
+from clipkit.clip import CLIP
+from clipkit.data.labelled import Pairs
+from clipkit.encode.store import digest
 from clipkit.errors import ConfigError, DataError
-from clipkit.features import digest
-from clipkit.models.clip import CLIP
-from clipkit.training import distributed
-from clipkit.training.data import Augment, PairBatches, Pairs
+from clipkit.prompts import TEMPLATES, Templates
+from clipkit.training.batches import Augment, PairBatches
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
 from clipkit.training.tasks import ClassificationTask
@@ -40,7 +41,9 @@ def interpolate(first: M, second: M, alpha: float) -> M:
     ours, theirs = first.state_dict(), second.state_dict()
     if {k: v.shape for k, v in ours.items()} != {k: v.shape for k, v in theirs.items()}:
         raise ConfigError("interpolate needs two modules of the same weights")
-    mixed = {k: ours[k].to(v).lerp(v, alpha) if v.is_floating_point() else v for k, v in theirs.items()}
+    mixed = {
+        k: ours[k].to(v).lerp(v, alpha) if v.is_floating_point() else v for k, v in theirs.items()
+    }
     between = copy.deepcopy(second)
     between.load_state_dict(mixed)
     return between
@@ -48,7 +51,9 @@ def interpolate(first: M, second: M, alpha: float) -> M:
 
 def _check_alpha(alpha: float) -> None:
     if not 0 <= alpha <= 1:
-        raise ConfigError(f"alpha must be from 0, for the first weights, to 1, for the second, not {alpha!r}")
+        raise ConfigError(
+            f"alpha must be from 0, for the first weights, to 1, for the second, not {alpha!r}"
+        )
 
 
 def finetune(
@@ -73,7 +78,7 @@ def finetune(
 
     Args:
         model: to start from; it is not changed.
-        pairs: pictures with labels, as `clipkit.training.data.read_folder` gives them.
+        pairs: pictures with labels, as `clipkit.training.batches.read_folder` gives them.
         class_names: one for each label.
         out: folder for the classifier, which `ImageClassifier.load` reads, and in `run` for what `Trainer` leaves.
         templates: of the zero-shot classifier.
@@ -97,17 +102,30 @@ def finetune(
     if config is None and steps:
         config = replace(_gentle(model, steps, lr), image_blocks=blocks)
     seed = config.seed if config else 0
-    batches = PairBatches(pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers, seed)
+    batches = PairBatches(
+        pairs, batch_size, model.preprocess, None, Augment(0.5, mirror=True), workers, seed
+    )
     start = ImageClassifier.zero_shot(model, class_names, templates)
-    start.fit(list(zip(pairs.files, pairs.labels, strict=True)), workers=workers)  # without broken pictures
+    start.fit(
+        list(zip(pairs.files, pairs.labels, strict=True)), workers=workers
+    )  # without broken pictures
     head, tuned = start.head.to_linear(), copy.deepcopy(model).float()
-    zero_shot = LinearHead(start.provenance.pop("scale") * start.zero_shot_head.weight)  # as sure of itself as the head
+    zero_shot = LinearHead(
+        start.provenance.pop("scale") * start.zero_shot_head.weight
+    )  # as sure of itself as the head
     if config:
         task, identity = ClassificationTask(tuned, head), digest(model, class_names, start.prompts)
-        Trainer(task, batches, config, Path(out) / "run", device=tuned.device, identity=identity).fit()
-    tuned, head = interpolate(model, tuned, alpha).eval(), interpolate(zero_shot, head, alpha).eval()
+        Trainer(
+            task, batches, config, Path(out) / "run", device=tuned.device, identity=identity
+        ).fit()
+    tuned, head = (
+        interpolate(model, tuned, alpha).eval(),
+        interpolate(zero_shot, head, alpha).eval(),
+    )
     provenance = start.provenance | {"method": "finetune", "epochs": epochs, "alpha": alpha}
-    classifier = ImageClassifier(tuned, head, start.labels, start.zero_shot_head, start.prompts, provenance)
+    classifier = ImageClassifier(
+        tuned, head, start.labels, start.zero_shot_head, start.prompts, provenance
+    )
     if distributed.rank() == 0:
         classifier.save(out)
     return classifier
@@ -139,7 +157,9 @@ def finetune_captions(
     batch_size = min(batch_size, len(pairs))
     config = config or _gentle(model, epochs * (len(pairs) // max(1, batch_size)), lr)
     tuned = copy.deepcopy(model).float()
-    batches = PairBatches(pairs, batch_size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed)
+    batches = PairBatches(
+        pairs, batch_size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed
+    )
     run = Path(out) / "run"
     tuned = Trainer(tuned, batches, config, run, device=tuned.device, identity=digest(model)).fit()
     tuned = interpolate(model, tuned, alpha).eval()
@@ -151,4 +171,6 @@ def finetune_captions(
 def _gentle(model: CLIP, steps: int, lr: float | None) -> TrainConfig:
     """A tenth of the rate of training from scratch or less, lower still near the input, where features are general."""
     lr = min(1e-3, 5e-5 * (512 / model.config.text.width) ** 2) if lr is None else lr
-    return TrainConfig(steps=steps, lr=lr, weight_decay=0.1, layer_decay=0.8, log_every=10, save_every=200)
+    return TrainConfig(
+        steps=steps, lr=lr, weight_decay=0.1, layer_decay=0.8, log_every=10, save_every=200
+    )

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from clipkit.checkpoints.files import replacing
+from clipkit.files import replacing
 
 
 class Log:
@@ -18,7 +18,9 @@ class Log:
         if self.file.exists():
             rows = [row for row in self.file.read_text().splitlines() if row.endswith("}")]
             with replacing(self.file) as partial:
-                partial.write_text("".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= step))
+                partial.write_text(
+                    "".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= step)
+                )
 
     def write(self, row: dict[str, Any]) -> None:
         """Add a row; `step` is one of its keys, the values of the others are numbers."""

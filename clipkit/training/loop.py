@@ -23,17 +23,16 @@ import torch.distributed as dist
 from torch import nn
 from torch.optim import Optimizer
 
-from clipkit.checkpoints.files import replacing
+from clipkit import distributed
+from clipkit.clip import CLIP, decide_device
 from clipkit.errors import ConfigError, TrainingError
-from clipkit.loading import decide_device, load_model
-from clipkit.models.clip import CLIP
+from clipkit.files import replacing
 from clipkit.models.layers import ResidualAttentionBlock
 from clipkit.models.resnet import ModifiedResNet
-from clipkit.training import distributed
-from clipkit.training.checkpointing import checkpoint_blocks, keep_blocks
-from clipkit.training.data import Batch, Batches
+from clipkit.training.batches import Batch, Batches
 from clipkit.training.log import Log
 from clipkit.training.optimizer import TrainConfig, adamw, clip_gradients, cosine, lock, train_mode
+from clipkit.training.recompute import checkpoint_blocks, keep_blocks
 from clipkit.training.tasks import ContrastiveTask, Task
 
 
@@ -42,7 +41,7 @@ class Trainer:
 
     Args:
         task: a CLIP, trained by `clip_loss`, or a task.
-        batches: see `clipkit.training.data`.
+        batches: see `clipkit.training.batches`.
         config: how to train.
         out: folder for `checkpoint.pt`, `log.jsonl`, the events of TensorBoard where it is installed, and in the end
             the `model`. A run that has a checkpoint there goes on from it. All processes must see the same folder.
@@ -73,11 +72,16 @@ class Trainer:
         self.device = decide_device(device)
         distributed.start(self.device)
         self.sharded = config.shard and distributed.group() is not None
-        self.task: Task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(self.device)
+        self.task: Task = (ContrastiveTask(task) if isinstance(task, CLIP) else task).to(
+            self.device
+        )
         self.model = self.task.model
         self.identity = [self.model.config.to_dict(), identity, getattr(batches, "identity", "")]
         self._check()
-        for tower, blocks in ((self.model.visual, config.image_blocks), (self.model.text, config.text_blocks)):
+        for tower, blocks in (
+            (self.model.visual, config.image_blocks),
+            (self.model.text, config.text_blocks),
+        ):
             if blocks is not None:
                 lock(tower, blocks)
         self.task.micro_batch = config.micro_batch
@@ -87,26 +91,38 @@ class Trainer:
         if config.ema is not None:
             from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-            self.average = AveragedModel(self.task, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True)
+            self.average = AveragedModel(
+                self.task, multi_avg_fn=get_ema_multi_avg_fn(config.ema), use_buffers=True
+            )
         if config.gradient_checkpointing:
             checkpoint_blocks(self.task)
         self.wrapped = self._wrap()
         make = optimizers or (
-            lambda task: [adamw(task, config.lr, config.weight_decay, config.layer_decay, config.betas)]
+            lambda task: [
+                adamw(task, config.lr, config.weight_decay, config.layer_decay, config.betas)
+            ]
         )
         self.optimizers = make(self.task)
-        self.rates = [[group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers]
+        self.rates = [
+            [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
+        ]
         self.step, self.losses, self.counted, self.skipped = 0, 0.0, 0, 0
         self._resume()
 
     def _check(self) -> None:
         config, resnet = self.config, isinstance(self.model.visual, ModifiedResNet)
         if any(p.dtype != torch.float32 for p in self.task.parameters()):
-            raise ConfigError(f"training keeps float32 weights, the model has {self.model.dtype}: call model.float()")
+            raise ConfigError(
+                f"training keeps float32 weights, the model has {self.model.dtype}: call model.float()"
+            )
         if self.sharded and (resnet or not isinstance(self.task, ContrastiveTask)):
-            raise ConfigError("shard splits a CLIP of two transformers; train a ResNet or a classifier without it")
+            raise ConfigError(
+                "shard splits a CLIP of two transformers; train a ResNet or a classifier without it"
+            )
         if config.compile and resnet and (config.gradient_checkpointing or config.micro_batch):
-            raise ConfigError("compile does not go with gradient_checkpointing or micro_batch for a ResNet")
+            raise ConfigError(
+                "compile does not go with gradient_checkpointing or micro_batch for a ResNet"
+            )
 
     def _wrap(self) -> nn.Module:
         """The task as it is called: compiled, and copied to or split over the processes."""
@@ -148,7 +164,12 @@ class Trainer:
         log, batches = Log(self.out, self.step) if main else None, self.batches(self.step)
         with (
             _sigterm() as stopped,
-            tqdm(total=self.config.steps, initial=self.step, disable=None if main else True, unit="step") as progress,
+            tqdm(
+                total=self.config.steps,
+                initial=self.step,
+                disable=None if main else True,
+                unit="step",
+            ) as progress,
         ):
             started, since = time.perf_counter(), self.step
             train_mode(self.task)
@@ -167,7 +188,9 @@ class Trainer:
                 if _due(self.step, self.config.log_every) or last:
                     pace = (self.step - since) * len(batch.inputs[0]) * distributed.world_size()
                     row = self._row(pace / (time.perf_counter() - started))
-                    progress.set_postfix({k: f"{row[k]:.4g}" for k in ("loss", "scale", "images_per_second")})
+                    progress.set_postfix(
+                        {k: f"{row[k]:.4g}" for k in ("loss", "scale", "images_per_second")}
+                    )
                 if self.evaluate and (_due(self.step, self.config.evaluate_every) or last):
                     try:
                         row |= self._evaluate()
@@ -191,7 +214,9 @@ class Trainer:
             The mean loss of all processes, the pictures that they skipped, and whether one of them was told to stop.
         """
         config = self.config
-        torch.manual_seed((config.seed << 40) % 2**63 + self.step * distributed.world_size() + distributed.rank())
+        torch.manual_seed(
+            (config.seed << 40) % 2**63 + self.step * distributed.world_size() + distributed.rank()
+        )
         factor = cosine(self.step, config.steps, config.warm_up or 0)
         for optimizer, rates in zip(self.optimizers, self.rates, strict=True):
             for group, rate in zip(optimizer.param_groups, rates, strict=True):
@@ -209,7 +234,10 @@ class Trainer:
         if distributed.group() is not None:
             dist.all_reduce(report)
         mean_loss, mean_norm, skipped, stops = report.tolist()
-        mean_loss, mean_norm = mean_loss / distributed.world_size(), mean_norm / distributed.world_size()
+        mean_loss, mean_norm = (
+            mean_loss / distributed.world_size(),
+            mean_norm / distributed.world_size(),
+        )
         if not math.isfinite(mean_loss + mean_norm):
             pictures = ", ".join(batch.names[:8]) + (", ..." if len(batch.names) > 8 else "")
             raise TrainingError(
@@ -229,7 +257,9 @@ class Trainer:
         row = {
             "loss": self.losses / self.counted,
             "scale": self.model.logit_scale.exp().item(),
-            "lr": max(group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups),
+            "lr": max(
+                group["lr"] for optimizer in self.optimizers for group in optimizer.param_groups
+            ),
             "images_per_second": pace,
             "skipped": self.skipped,
         }
@@ -257,13 +287,18 @@ class Trainer:
             return self.task.state_dict()
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
-        return get_model_state_dict(self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+        return get_model_state_dict(
+            self.task, options=StateDictOptions(full_state_dict=True, cpu_offload=True)
+        )
 
     def _moments(self) -> Any:
         """What the optimisers keep, as `_weights` gives the weights."""
         if not self.sharded:
             return [optimizer.state_dict() for optimizer in self.optimizers]
-        from torch.distributed.checkpoint.state_dict import StateDictOptions, get_optimizer_state_dict
+        from torch.distributed.checkpoint.state_dict import (
+            StateDictOptions,
+            get_optimizer_state_dict,
+        )
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_optimizer_state_dict(self.task, self.optimizers, options=options)
@@ -282,7 +317,9 @@ class Trainer:
         """Write the checkpoint, whole or not at all."""
         state = self._state()  # by all processes
         if distributed.rank() == 0:
-            for left in self.out.glob(".checkpoint.pt.*.tmp"):  # by a process that was killed while it wrote
+            for left in self.out.glob(
+                ".checkpoint.pt.*.tmp"
+            ):  # by a process that was killed while it wrote
                 left.unlink()
             with replacing(self.out / "checkpoint.pt") as partial, partial.open("wb") as file:
                 torch.save(state, file)
@@ -296,14 +333,23 @@ class Trainer:
                 state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
                 self._refuse_another(checkpoint, state)
                 self._load(state)
-            except (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError) as error:
+            except (
+                RuntimeError,
+                ValueError,
+                KeyError,
+                OSError,
+                EOFError,
+                pickle.UnpicklingError,
+            ) as error:
                 if isinstance(error, TrainingError):
                     raise
                 raise TrainingError(
                     f"{checkpoint} cannot be resumed ({error}): remove it, or give another out"
                 ) from error
         if len(set(steps := distributed.gather_objects(self.step))) > 1:
-            raise TrainingError(f"the processes found steps {steps}: {self.out} must be one folder that all see")
+            raise TrainingError(
+                f"the processes found steps {steps}: {self.out} must be one folder that all see"
+            )
 
     def _refuse_another(self, checkpoint: Path, state: dict[str, Any]) -> None:
         now, then = asdict(self.config), state["config"]
@@ -345,12 +391,18 @@ class Trainer:
         weights = self._weights() if self.sharded else {}
         if weights:
             model = CLIP(self.model.config, self.model._tokenizer)
-            model.load_state_dict({k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")})
+            model.load_state_dict(
+                {k.removeprefix("model."): v for k, v in weights.items() if k.startswith("model.")}
+            )
         if distributed.rank() == 0:
             model.save_pretrained(folder)
         if distributed.group() is not None:
             dist.barrier()
-        return load_model(folder, device=self.device, dtype=torch.float32) if self.sharded else model
+        return (
+            CLIP.from_pretrained(folder, device=self.device, dtype=torch.float32)
+            if self.sharded
+            else model
+        )
 
 
 # What may change between the parts of a run: how far it goes, what it reports, how it saves memory or time.

@@ -19,10 +19,12 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.utils.checkpoint import checkpoint
 
+from clipkit.distributed import gather, sum_over_ranks
 from clipkit.errors import ConfigError
-from clipkit.training.distributed import gather, sum_over_ranks
 
-MAX_LOGIT_SCALE = 100.0  # the paper clips the temperature here, "to prevent scaling the logits by more than 100"
+MAX_LOGIT_SCALE = (
+    100.0  # the paper clips the temperature here, "to prevent scaling the logits by more than 100"
+)
 TILE = 2**23  # scores held at once: 32 MiB of float32
 
 
@@ -33,7 +35,10 @@ def clip_logit_scale_(logit_scale: Tensor) -> None:
 
 
 def clip_loss(
-    image_features: Tensor, text_features: Tensor, logit_scale: Tensor, group: dist.ProcessGroup | None = None
+    image_features: Tensor,
+    text_features: Tensor,
+    logit_scale: Tensor,
+    group: dist.ProcessGroup | None = None,
 ) -> Tensor:
     """Mean cross-entropy of finding each image's text and each text's image among the batch, in float32.
 
@@ -59,7 +64,9 @@ def clip_loss(
             logits = scale * images @ texts.T  # (N, N)
             labels = torch.arange(len(logits), device=logits.device)
             return (F.cross_entropy(logits, labels) + F.cross_entropy(logits.T, labels)) / 2
-        return sum_over_ranks(_TiledClipLoss.apply(images, gather(texts, group), scale, group), group)
+        return sum_over_ranks(
+            _TiledClipLoss.apply(images, gather(texts, group), scale, group), group
+        )
 
 
 class _TiledClipLoss(torch.autograd.Function):
@@ -69,13 +76,17 @@ class _TiledClipLoss(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None) -> Tensor:
+    def forward(
+        ctx: Any, images: Tensor, texts: Tensor, scale: Tensor, group: dist.ProcessGroup | None
+    ) -> Tensor:
         rows, first = max(1, TILE // len(texts)), _first(images, group)
         matching = scale * (images * texts[first : first + len(images)]).sum(dim=1)  # (M,)
         matching_all = gather(matching, group)  # (N,)
         by_image = images.new_empty(len(images))  # logarithms of the two softmax denominators
         by_text = images.new_full((len(texts),), -torch.inf)
-        ctx.tiles = [(slice(start, start + rows), first + start) for start in range(0, len(images), rows)]
+        ctx.tiles = [
+            (slice(start, start + rows), first + start) for start in range(0, len(images), rows)
+        ]
         for tile, diagonal in ctx.tiles:
             logits = _logits(images[tile], texts, scale, matching[tile], diagonal)
             by_image[tile] = (logits - matching[tile, None]).logsumexp(dim=1)
@@ -93,7 +104,11 @@ class _TiledClipLoss(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         images, texts, scale, matching, matching_all, by_image, by_text = ctx.saved_tensors
-        grad_images, grad_texts, grad_scale = torch.empty_like(images), torch.zeros_like(texts), torch.zeros_like(scale)
+        grad_images, grad_texts, grad_scale = (
+            torch.empty_like(images),
+            torch.zeros_like(texts),
+            torch.zeros_like(scale),
+        )
         with torch.autocast(images.device.type, enabled=False):
             for tile, diagonal in ctx.tiles:
                 logits = _logits(images[tile], texts, scale, matching[tile], diagonal)
@@ -110,10 +125,17 @@ class _TiledClipLoss(torch.autograd.Function):
                 grad_images[tile] = slope @ texts
                 grad_texts.addmm_(slope.T, images[tile])
         grad = grad / (2 * len(texts))
-        return grad_images.mul_(grad * scale), grad_texts.mul_(grad * scale), grad_scale * grad / scale, None
+        return (
+            grad_images.mul_(grad * scale),
+            grad_texts.mul_(grad * scale),
+            grad_scale * grad / scale,
+            None,
+        )
 
 
-def _logits(images: Tensor, texts: Tensor, scale: Tensor, matching: Tensor, diagonal: int) -> Tensor:
+def _logits(
+    images: Tensor, texts: Tensor, scale: Tensor, matching: Tensor, diagonal: int
+) -> Tensor:
     """Scores (rows, N), whose diagonal is exactly `matching`: a product of matrices rounds otherwise."""
     logits = scale * images @ texts.T
     logits.diagonal(diagonal).copy_(matching)
@@ -150,9 +172,13 @@ def sigmoid_loss(
         def score(part: Tensor, texts: Tensor) -> Tensor:
             return F.softplus(scale * part @ texts.T + logit_bias).sum()
 
-        total = -(scale * (images * texts[first : first + len(images)]).sum(dim=-1) + logit_bias).sum()
+        total = -(
+            scale * (images * texts[first : first + len(images)]).sum(dim=-1) + logit_bias
+        ).sum()
         for part in images.split(max(1, TILE // len(texts))):
-            total = total + checkpoint(score, part, texts, use_reentrant=False, preserve_rng_state=False)
+            total = total + checkpoint(
+                score, part, texts, use_reentrant=False, preserve_rng_state=False
+            )
         return sum_over_ranks(total / len(texts), group)
 
 

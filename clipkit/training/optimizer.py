@@ -64,23 +64,44 @@ class TrainConfig:
             check_choice(self, name, (True, False))
         if self.warm_up is None:
             object.__setattr__(self, "warm_up", min(2000, self.steps // 10))
-        for name in ("log_every", "save_every", "evaluate_every", "warm_up", "seed", "image_blocks", "text_blocks"):
+        for name in (
+            "log_every",
+            "save_every",
+            "evaluate_every",
+            "warm_up",
+            "seed",
+            "image_blocks",
+            "text_blocks",
+        ):
             value = getattr(self, name)
             if value is None and name.endswith("_blocks"):
                 continue
             if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ConfigError(f"TrainConfig.{name} must be an integer of at least 0, not {value!r}")
-        ranges = {"lr": (0, 10), "weight_decay": (0, 10), "layer_decay": (1e-6, 1), "clip_grad": (1e-9, 1e9)}
+                raise ConfigError(
+                    f"TrainConfig.{name} must be an integer of at least 0, not {value!r}"
+                )
+        ranges = {
+            "lr": (0, 10),
+            "weight_decay": (0, 10),
+            "layer_decay": (1e-6, 1),
+            "clip_grad": (1e-9, 1e9),
+        }
         for name, (low, high) in {**ranges, "ema": (0, 1)}.items():
             value = getattr(self, name)
             if value is None and name in ("clip_grad", "ema"):
                 continue
             if not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(f"TrainConfig.{name} must be a number from {low:g} to {high:g}, not {value!r}")
+                raise ConfigError(
+                    f"TrainConfig.{name} must be a number from {low:g} to {high:g}, not {value!r}"
+                )
         betas = self.betas
-        numbers = isinstance(betas, list | tuple) and all(isinstance(b, int | float) and 0 <= b < 1 for b in betas)
+        numbers = isinstance(betas, list | tuple) and all(
+            isinstance(b, int | float) and 0 <= b < 1 for b in betas
+        )
         if not numbers or len(betas) != 2:
-            raise ConfigError(f"TrainConfig.betas must be two numbers from 0 to below 1, not {betas!r}")
+            raise ConfigError(
+                f"TrainConfig.betas must be two numbers from 0 to below 1, not {betas!r}"
+            )
         object.__setattr__(self, "betas", tuple(betas))
         if self.ema is not None and self.shard:
             raise ConfigError("TrainConfig.ema averages whole weights: it does not go with shard")
@@ -113,7 +134,9 @@ def lock(tower: nn.Module, train_blocks: int) -> None:
     """
     blocks = count_blocks(tower)
     if not 0 <= train_blocks <= blocks:
-        raise ConfigError(f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be trained")
+        raise ConfigError(
+            f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be trained"
+        )
     for name, parameter in tower.named_parameters():
         parameter.requires_grad_(train_blocks > 0 and depth(name, blocks) > blocks - train_blocks)
 
@@ -127,7 +150,11 @@ def train_mode(module: nn.Module) -> None:
 
 
 def adamw(
-    module: nn.Module, lr: float, weight_decay: float, layer_decay: float, betas: tuple[float, float]
+    module: nn.Module,
+    lr: float,
+    weight_decay: float,
+    layer_decay: float,
+    betas: tuple[float, float],
 ) -> Optimizer:
     """AdamW without decay on norms, biases and other vectors and scalars, as in CLIP (2103.00020, table 18).
 
@@ -147,7 +174,10 @@ def adamw(
         groups.setdefault((lr * scale, decay), []).append(parameter)
     if not groups:
         raise ConfigError("everything is locked: nothing is left to train")
-    rows = [{"params": members, "lr": rate, "weight_decay": decay} for (rate, decay), members in groups.items()]
+    rows = [
+        {"params": members, "lr": rate, "weight_decay": decay}
+        for (rate, decay), members in groups.items()
+    ]
     return AdamW(rows, lr=lr, betas=betas, eps=1e-6, fused=True)
 
 
@@ -161,9 +191,17 @@ def cosine(step: int, steps: int, warm_up: int) -> float:
 def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
     """Scale all gradients down to a joint norm of at most `limit`, if any. The norm that they had, a scalar."""
     with_gradient = [p for p in module.parameters() if p.grad is not None]
-    split = [p for p in with_gradient if hasattr(p, "full_tensor")]  # FSDP2's, which torch does not mix with whole ones
-    kinds = [kind for kind in (split, [p for p in with_gradient if not hasattr(p, "full_tensor")]) if kind]
-    norms: list[Any] = [nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds]
+    split = [
+        p for p in with_gradient if hasattr(p, "full_tensor")
+    ]  # FSDP2's, which torch does not mix with whole ones
+    kinds = [
+        kind
+        for kind in (split, [p for p in with_gradient if not hasattr(p, "full_tensor")])
+        if kind
+    ]
+    norms: list[Any] = [
+        nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds
+    ]
     norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
     norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
     if limit is not None:

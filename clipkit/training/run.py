@@ -7,21 +7,19 @@ from typing import Any, cast
 
 import torch
 
-from clipkit.classify.metrics import accuracy, recall_at_k
-from clipkit.classify.prompts import TEMPLATES, Templates, check_templates
-from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.checkpoints.load import published_config
+from clipkit.classify.evaluate import retrieval, zero_shot
+from clipkit.classify.metrics import accuracy
+from clipkit.clip import CLIP
 from clipkit.config import CLIPConfig, build, check_positive
+from clipkit.data.labelled import read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
-from clipkit.features import embed_images, embed_texts
-from clipkit.loading import load_model, published_config
-from clipkit.models.clip import CLIP
-from clipkit.training.data import Augment, Batches, PairBatches, Pairs, read_folder, read_table
+from clipkit.prompts import TEMPLATES, Templates, check_templates
+from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import TrainConfig
 from clipkit.training.shards import ShardBatches
-
-TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,11 +52,18 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        for name, kinds in {"data": str, "out": str, "init": str | None, "evaluate": str | None}.items():
+        for name, kinds in {
+            "data": str,
+            "out": str,
+            "init": str | None,
+            "evaluate": str | None,
+        }.items():
             if not isinstance(getattr(self, name), kinds):
                 raise ConfigError(f"RunConfig.{name} must be a text, not {getattr(self, name)!r}")
         if not isinstance(self.model, str | CLIPConfig | None):
-            raise ConfigError(f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}")
+            raise ConfigError(
+                f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}"
+            )
         object.__setattr__(self, "templates", check_templates(self.templates))
         if (self.model is None) == (self.init is None):
             raise ConfigError(
@@ -95,13 +100,22 @@ class RunConfig:
 def train(config: RunConfig, device: str | None = None) -> CLIP:
     """Train as the file says, or go on where an earlier run of it stopped."""
     if config.init is not None:
-        model = load_model(config.init, device="cpu", dtype=torch.float32)
+        model = CLIP.from_pretrained(config.init, device="cpu", dtype=torch.float32)
     else:
         torch.manual_seed(config.train.seed)
         model = CLIP(
-            published_config(config.model) if isinstance(config.model, str) else cast(CLIPConfig, config.model)
+            published_config(config.model)
+            if isinstance(config.model, str)
+            else cast(CLIPConfig, config.model)
         )
-    options = config.batch_size, model.preprocess, model.tokenizer, config.augment, config.workers, config.train.seed
+    options = (
+        config.batch_size,
+        model.preprocess,
+        model.tokenizer,
+        config.augment,
+        config.workers,
+        config.train.seed,
+    )
     if config.data.endswith((".tar", ".tgz", ".tar.gz")):
         batches: Batches = ShardBatches(config.data, *options)
     else:
@@ -114,42 +128,9 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
 
 
-def read_pairs(data: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, list[str]]:
-    """A table of captions, a folder that holds one by a name of `TABLES`, or a folder of class folders.
-
-    Returns:
-        The pairs and the class names; captions that are written out have none.
-    """
-    if data.is_dir():
-        table = next((data / name for name in TABLES if (data / name).is_file()), None)
-        return read_folder(data, templates) if table is None else (read_table(table), [])
-    if not data.exists():
-        raise DataError(f"there is no file or folder {data}")
-    return read_table(data), []
-
-
-def zero_shot(
-    model: CLIP, pairs: Pairs, class_names: list[str], templates: Templates = TEMPLATES, workers: int = 0
-) -> float:
-    """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
-    weights = zero_shot_weights(model, class_names, templates).cpu()
-    return accuracy(
-        (embed_images(model, pairs.files, workers=workers) @ weights.T).argmax(dim=1), torch.tensor(pairs.labels)
-    )
-
-
-def retrieval(model: CLIP, pairs: Pairs, workers: int = 0) -> dict[str, float]:
-    """Recall at 1 and 5 between pictures and their first captions, both ways, 0 to 1."""
-    images = embed_images(model, pairs.files, workers=workers)
-    texts = embed_texts(model, [captions[0] for captions in pairs.captions], truncate=True).cpu()
-    return {
-        f"{name} R@{k}": recall_at_k(queries, keys, k)
-        for name, queries, keys in (("image to text", images, texts), ("text to image", texts, images))
-        for k in (1, 5)
-    }
-
-
-def finetune_from(data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, **options: Any) -> dict[str, Any]:
+def finetune_from(
+    data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, **options: Any
+) -> dict[str, Any]:
     """Fine-tune on what `read_pairs` finds in `data`, and measure on a share of it that is held out.
 
     Args:

@@ -1,4 +1,4 @@
-"""Training data from WebDataset tar shards: a stream, where `clipkit.training.data` has pictures by index."""
+"""Training data from WebDataset tar shards: a stream, where `clipkit.training.batches` has pictures by index."""
 
 import importlib
 import io
@@ -15,15 +15,15 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
+from clipkit import distributed
+from clipkit.data.labelled import captions_of
+from clipkit.data.preprocess import IMAGE_SUFFIXES, Preprocess
 from clipkit.errors import DataError
-from clipkit.preprocess import IMAGE_SUFFIXES, Preprocess
 from clipkit.tokenizer import Tokenizer
-from clipkit.training import distributed
-from clipkit.training.data import (
+from clipkit.training.batches import (
     TRIES,
     Augment,
     Batch,
-    captions_of,
     check_workers,
     collate,
     own_group,
@@ -63,7 +63,9 @@ class ShardBatches:
     def __call__(self, step: int) -> Iterator[Batch]:
         """The batches of this process, from a step on, without end. `DataError` without the webdataset package."""
         if not find_spec("webdataset"):
-            raise DataError("tar shards need the webdataset package: pip install 'clipkit-torch[train]'")
+            raise DataError(
+                "tar shards need the webdataset package: pip install 'clipkit-torch[train]'"
+            )
         loader = DataLoader(
             _Stream(self, step),
             batch_size=None,
@@ -80,9 +82,13 @@ class _Stream(IterableDataset):
         self.share = share_of(source.batch_size)  # asked here: a worker need not know the others
 
     def __iter__(self) -> Iterator[Batch]:
-        webdataset: Any = importlib.import_module("webdataset")  # whose names are not known before it runs
+        webdataset: Any = importlib.import_module(
+            "webdataset"
+        )  # whose names are not known before it runs
         source, worker = self.source, get_worker_info()
-        seed = int(np.random.SeedSequence([*self.seeds, worker.id if worker else 0]).generate_state(1)[0])
+        seed = int(
+            np.random.SeedSequence([*self.seeds, worker.id if worker else 0]).generate_state(1)[0]
+        )
         rng, skipped = random.Random(seed), []
 
         def skip(error: Exception) -> bool:
@@ -91,19 +97,27 @@ class _Stream(IterableDataset):
 
         def stored() -> Iterator[dict[str, Any]]:
             barren = 0  # shards in a row without a sample
-            for shard in webdataset.ResampledShards(source.urls, seed=seed, worker_seed=lambda: 0, deterministic=True):
+            for shard in webdataset.ResampledShards(
+                source.urls, seed=seed, worker_seed=lambda: 0, deterministic=True
+            ):
                 barren += 1
                 for sample in webdataset.tarfile_to_samples(handler=skip)([shard]):
                     barren = 0
                     yield sample
                 if barren == TRIES:
-                    raise DataError(f"{TRIES} shards in a row hold no samples. {(skipped or [shard['url']])[-1]}")
+                    raise DataError(
+                        f"{TRIES} shards in a row hold no samples. {(skipped or [shard['url']])[-1]}"
+                    )
 
         def read() -> Iterator[tuple[Tensor, Tensor, str, list[str]]]:
             unusable = 0  # samples in a row
-            for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(stored()):
+            for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(
+                stored()
+            ):
                 try:
-                    picture = next((v for k, v in sample.items() if f".{k}" in IMAGE_SUFFIXES), None)
+                    picture = next(
+                        (v for k, v in sample.items() if f".{k}" in IMAGE_SUFFIXES), None
+                    )
                     text = {"text": sample["txt"].decode()} if "txt" in sample else None
                     captions = captions_of(text or json.loads(sample.get("json", "0")))
                     if picture is None or not captions:
@@ -113,11 +127,18 @@ class _Stream(IterableDataset):
                     skip(DataError(f"{sample['__url__']}, {sample['__key__']}: {error}"))
                     unusable += 1
                     if unusable == TRIES:
-                        raise DataError(f"{TRIES} samples in a row cannot be used. {skipped[-1]}") from error
+                        raise DataError(
+                            f"{TRIES} samples in a row cannot be used. {skipped[-1]}"
+                        ) from error
                     continue
                 reasons, unusable = skipped[:], 0
                 skipped.clear()
-                yield image, source.tokenizer(rng.choice(captions), truncate=True)[0], sample["__key__"], reasons
+                yield (
+                    image,
+                    source.tokenizer(rng.choice(captions), truncate=True)[0],
+                    sample["__key__"],
+                    reasons,
+                )
 
         samples = read()
         while True:

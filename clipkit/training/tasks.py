@@ -6,10 +6,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.models.clip import CLIP
-from clipkit.training import distributed
-from clipkit.training.checkpointing import cached_features
+from clipkit import distributed
+from clipkit.clip import CLIP
 from clipkit.training.losses import clip_logit_scale_, clip_loss
+from clipkit.training.recompute import cached_features
 
 
 class Task(nn.Module):

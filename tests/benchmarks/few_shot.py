@@ -53,14 +53,21 @@ def draw(classes: int, shots: int, width: int) -> dict[str, Any]:
 
     common, centres = cloud(1, 1), cloud(classes, 0.4, 0.75)
     own = cloud(1, 1) + centres + cloud(classes, 0.25)
-    prompts = F.normalize(own[:, None] + cloud(classes * PROMPTS, 0.3).view(classes, PROMPTS, width), dim=-1)
+    prompts = F.normalize(
+        own[:, None] + cloud(classes * PROMPTS, 0.3).view(classes, PROMPTS, width), dim=-1
+    )
 
     def pictures(each: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(classes).repeat_interleave(each)
         return F.normalize(common + centres[labels] + cloud(len(labels), 1.0, 0.25), dim=-1), labels
 
     zero_shot = CosineHead(F.normalize(prompts.mean(dim=1), dim=-1), torch.tensor(math.log(100)))
-    return {"support": pictures(shots), "others": pictures(TEST_SHOTS), "zero_shot": zero_shot, "prompts": prompts}
+    return {
+        "support": pictures(shots),
+        "others": pictures(TEST_SHOTS),
+        "zero_shot": zero_shot,
+        "prompts": prompts,
+    }
 
 
 def timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
@@ -74,7 +81,9 @@ def compare(data: dict[str, Any], repeats: int) -> dict[str, Any]:
     (features, labels), (others, answers) = data["support"], data["others"]
     zero_shot, options = data["zero_shot"], {"prompt_weights": {"captions": data["prompts"]}}
     work: dict[str, Callable[[], Any]] = {
-        method: lambda method=method: fit_head(features, labels, zero_shot, method, **options.get(method, {}))
+        method: lambda method=method: fit_head(
+            features, labels, zero_shot, method, **options.get(method, {})
+        )
         for method in METHODS
     }
     one, theirs = f"linear_probe, C = {FULL_C:g}", f"scikit-learn, C = {FULL_C:g}"
@@ -92,31 +101,56 @@ def compare(data: dict[str, Any], repeats: int) -> dict[str, Any]:
         if name == theirs:
             found[name]["accuracy"] = float(peer.score(others.double().numpy(), answers.numpy()))
         else:
-            found[name] |= {"accuracy": accuracy(result[0](others).argmax(dim=1), answers), "chosen": result[1]}
-    weight, exact = results[one][0].weight.detach().double(), torch.from_numpy(results[theirs].coef_)
+            found[name] |= {
+                "accuracy": accuracy(result[0](others).argmax(dim=1), answers),
+                "chosen": result[1],
+            }
+    weight, exact = (
+        results[one][0].weight.detach().double(),
+        torch.from_numpy(results[theirs].coef_),
+    )
     start = accuracy(zero_shot(others).argmax(dim=1), answers)
     off = ((weight - exact).abs().max() / exact.abs().max()).item()
     return {"zero-shot accuracy": start, "coefficients differ by": off, "seconds": found}
 
 
 def show(result: dict[str, Any]) -> None:
-    print("  ".join(f"{key} {value}" for key, value in result.items() if not isinstance(value, dict)))
+    print(
+        "  ".join(f"{key} {value}" for key, value in result.items() if not isinstance(value, dict))
+    )
     print(f"{'':24}{'seconds':>24}{'processor seconds':>24}{'top-1':>8}")
     for name, row in result["seconds"].items():
-        cells = [f"{median(x):.2f} ({min(x):.2f} to {max(x):.2f})" for x in (row["clock"], row["processor"])]
+        cells = [
+            f"{median(x):.2f} ({min(x):.2f} to {max(x):.2f})"
+            for x in (row["clock"], row["processor"])
+        ]
         print(f"{name:24}" + "".join(f"{x:>24}" for x in cells) + f"{100 * row['accuracy']:8.1f}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    defaults = (("--classes", 100), ("--shots", 16), ("--width", 512), ("--repeats", 3), ("--threads", 2))
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    defaults = (
+        ("--classes", 100),
+        ("--shots", 16),
+        ("--width", 512),
+        ("--repeats", 3),
+        ("--threads", 2),
+    )
     for name, default in defaults:
         parser.add_argument(name, type=int, default=default)
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    result: dict[str, Any] = {name: vars(args)[name] for name in ("classes", "shots", "width", "threads")}
-    result |= {"torch": torch.__version__, "scikit-learn": sklearn.__version__, "load": os.getloadavg()[0]}
+    result: dict[str, Any] = {
+        name: vars(args)[name] for name in ("classes", "shots", "width", "threads")
+    }
+    result |= {
+        "torch": torch.__version__,
+        "scikit-learn": sklearn.__version__,
+        "load": os.getloadavg()[0],
+    }
     result |= compare(draw(args.classes, args.shots, args.width), args.repeats)
     show(result)
     if args.json:

@@ -60,22 +60,34 @@ from torch.utils.flop_counter import FlopCounterMode
 from training import alone, peak_of  # all three beside this file
 
 import clipkit
-from clipkit import registry
+from clipkit.checkpoints import registry
 from clipkit.config import ResNetConfig
-from tests.random_weights import randomise, some_images
+from tests.helpers.random_weights import randomise, some_images
 
 HERE = [name for name in PEERS if importlib.util.find_spec(name)]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in HERE else None
 transformers: Any = importlib.import_module("transformers") if "transformers" in HERE else None
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-SIZES: dict[str, Any] = {"image": (1, 8, 64), "text": (1, 64, 1000), "classifier": (50,), "tokenize": (1, 1000, 80000)}
-PARTS = {"text": {"open_clip": 64, "transformers": 256}, "classifier": {"open_clip": 2, "transformers": 8}}  # at most
+SIZES: dict[str, Any] = {
+    "image": (1, 8, 64),
+    "text": (1, 64, 1000),
+    "classifier": (50,),
+    "tokenize": (1, 1000, 80000),
+}
+PARTS = {
+    "text": {"open_clip": 64, "transformers": 256},
+    "classifier": {"open_clip": 2, "transformers": 8},
+}  # at most
 BATCH = {"cpu": 64, "cuda": 1024}  # prompts that peers encode at once
 CHECKED = 8  # images of a batch whose features are compared
 EXACT, NEAR = 2e-5, 0.02  # largest difference of unit vectors; in bfloat16, 1 - the lowest cosine
-RESNET_NEAR = 0.25  # the same of a ResNet, whose random weights, unlike trained ones, magnify each rounding
+RESNET_NEAR = (
+    0.25  # the same of a ResNet, whose random weights, unlike trained ones, magnify each rounding
+)
 LEVELS = 0.05  # largest difference of normalised pixels where torch resizes and not PIL
-Side = dict[str, Callable[[Any], Tensor]]  # by section, from images (N, 3, H, W), prompts or names to unit features
+Side = dict[
+    str, Callable[[Any], Tensor]
+]  # by section, from images (N, 3, H, W), prompts or names to unit features
 
 
 # The libraries.
@@ -86,7 +98,11 @@ def weights(root: Path, name: str, layout: str = "open_clip") -> str:
     path = root / name.replace("/", "-") / layout
     if not path.exists():
         first = layout == "open_clip"
-        model = randomise(clipkit.CLIP(registry.MODELS[name].config)) if first else load("clipkit", weights(root, name))
+        model = (
+            randomise(clipkit.CLIP(registry.MODELS[name].config))
+            if first
+            else load("clipkit", weights(root, name))
+        )
         model.save_pretrained(path, layout=layout)
     return str(path)
 
@@ -96,31 +112,51 @@ def load(library: str, folder: str, dtype: torch.dtype = torch.float32) -> Any:
     if library == "clipkit":
         return clipkit.load(folder, device, dtype=dtype)[0]
     if library == "open_clip":
-        precision = {torch.float32: "fp32", torch.bfloat16: "pure_bf16", torch.float16: "pure_fp16"}[dtype]
-        return open_clip.create_model(f"local-dir:{folder}", precision=precision, device=device).eval()
+        precision = {
+            torch.float32: "fp32",
+            torch.bfloat16: "pure_bf16",
+            torch.float16: "pure_fp16",
+        }[dtype]
+        return open_clip.create_model(
+            f"local-dir:{folder}", precision=precision, device=device
+        ).eval()
     return transformers.CLIPModel.from_pretrained(folder, dtype=dtype).to(device).eval()
 
 
 def tokenizer_of(peer: str, root: Path) -> Callable[[list[str]], Tensor]:
     if peer == "open_clip":
         return open_clip.tokenize
-    smallest = weights(root, "TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", peer)  # all have the same tokenizer
+    smallest = weights(
+        root, "TinyCLIP-ViT-8M-16-Text-3M-YFCC15M", peer
+    )  # all have the same tokenizer
     fast = transformers.CLIPTokenizer.from_pretrained(smallest)
     return lambda texts: fast(texts, padding=True, return_tensors="pt")["input_ids"]
 
 
 def clipkit_side(model: clipkit.CLIP) -> Side:
     def classifier(names: list[str]) -> Tensor:
-        return clipkit.zero_shot_weights(model, {str(i): name for i, name in enumerate(names)}, "imagenet")
+        return clipkit.zero_shot_weights(
+            model, {str(i): name for i, name in enumerate(names)}, "imagenet"
+        )
 
-    return {"image": partial(model.encode_image, normalize=True), "text": model.embed_texts, "classifier": classifier}
+    return {
+        "image": partial(model.encode_image, normalize=True),
+        "text": model.embed_texts,
+        "classifier": classifier,
+    }
 
 
 def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch.dtype) -> Side:
     plain = hasattr(model, "encode_image")  # open_clip's
-    encode_image = model.encode_image if plain else lambda images: model.get_image_features(images).pooler_output
+    encode_image = (
+        model.encode_image
+        if plain
+        else lambda images: model.get_image_features(images).pooler_output
+    )
     # No mask of the padding: a causal tower can do without.
-    encode_text = model.encode_text if plain else lambda tokens: model.get_text_features(tokens).pooler_output
+    encode_text = (
+        model.encode_text if plain else lambda tokens: model.get_text_features(tokens).pooler_output
+    )
     templates = clipkit.prompt_set("imagenet").templates
 
     def text(texts: list[str]) -> Tensor:
@@ -130,7 +166,9 @@ def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch
         return F.normalize(torch.cat(parts), dim=-1)
 
     def classifier(names: list[str]) -> Tensor:
-        return F.normalize(torch.stack([text([t.format(x) for t in templates]).mean(dim=0) for x in names]), dim=-1)
+        return F.normalize(
+            torch.stack([text([t.format(x) for t in templates]).mean(dim=0) for x in names]), dim=-1
+        )
 
     return {
         "image": lambda images: F.normalize(encode_image(images.to(dtype)), dim=-1),
@@ -141,15 +179,25 @@ def peer_side(model: Any, tokenizer: Callable[[list[str]], Tensor], dtype: torch
 
 def compiled(model: nn.Module, **how: Any) -> nn.Module:
     model = deepcopy(model)
-    for tower in ("visual", "transformer", "vision_model", "text_model"):  # open_clip's, transformers'
+    for tower in (
+        "visual",
+        "transformer",
+        "vision_model",
+        "text_model",
+    ):  # open_clip's, transformers'
         if hasattr(model, tower):
             getattr(model, tower).compile(**how)
     return model
 
 
-def sides(root: Path, name: str, section: str, dtype: torch.dtype, compile: bool) -> dict[str, Side]:
+def sides(
+    root: Path, name: str, section: str, dtype: torch.dtype, compile: bool
+) -> dict[str, Side]:
     """Every library in every setting that may be its fastest, clipkit first."""
-    ways: dict[str, Any] = {"compiled": {}, "frozen": {"options": {"freezing": True}}}  # which packs weights too
+    ways: dict[str, Any] = {
+        "compiled": {},
+        "frozen": {"options": {"freezing": True}},
+    }  # which packs weights too
     if side_by_side.DEVICE.type == "cuda":
         ways = {"compiled": {"mode": "reduce-overhead"}}  # as clipkit's own
     resnet = isinstance(registry.MODELS[name].config.vision, ResNetConfig)
@@ -162,11 +210,17 @@ def sides(root: Path, name: str, section: str, dtype: torch.dtype, compile: bool
             continue
         models = {peer: load(peer, weights(root, name, peer), dtype)}
         if resnet:
-            models[f"{peer} channels_last"] = deepcopy(models[peer]).to(memory_format=torch.channels_last)
+            models[f"{peer} channels_last"] = deepcopy(models[peer]).to(
+                memory_format=torch.channels_last
+            )
         if compile:
-            fixed = {"dynamic": False} if section == "image" else {}  # prompts of each length have a shape of their own
+            fixed = (
+                {"dynamic": False} if section == "image" else {}
+            )  # prompts of each length have a shape of their own
             models |= {
-                f"{x} {way}": compiled(y, **fixed, **how) for x, y in models.items() for way, how in ways.items()
+                f"{x} {way}": compiled(y, **fixed, **how)
+                for x, y in models.items()
+                for way, how in ways.items()
             }
         out |= {x: peer_side(y, tokenizer_of(peer, root), dtype) for x, y in models.items()}
     return out
@@ -174,8 +228,15 @@ def sides(root: Path, name: str, section: str, dtype: torch.dtype, compile: bool
 
 def reference(root: Path, name: str, section: str, inputs: Any) -> tuple[Tensor, int]:
     """Features of inputs by torch's plainest kernels, and operations that they take."""
-    side, plain = clipkit_side(load("clipkit", weights(root, name))), torch.backends.mkldnn.flags(enabled=False)
-    with torch.no_grad(), plain, FlopCounterMode(display=False) as counter:  # it knows no kernel of oneDNN's
+    side, plain = (
+        clipkit_side(load("clipkit", weights(root, name))),
+        torch.backends.mkldnn.flags(enabled=False),
+    )
+    with (
+        torch.no_grad(),
+        plain,
+        FlopCounterMode(display=False) as counter,
+    ):  # it knows no kernel of oneDNN's
         return side[section](inputs), counter.get_total_flops()
 
 
@@ -190,7 +251,10 @@ def shuffled_names() -> list[str]:
 
 def distance(found: Tensor, expected: Tensor, exact: bool) -> float:
     """Of the features that both have: the largest difference, or 1 - the lowest cosine."""
-    one, other = (F.normalize(x.cpu().double(), dim=-1) for x in (found[: len(expected)], expected[: len(found)]))
+    one, other = (
+        F.normalize(x.cpu().double(), dim=-1)
+        for x in (found[: len(expected)], expected[: len(found)])
+    )
     return float((one - other).abs().max() if exact else 1 - (one * other).sum(dim=-1).min())
 
 
@@ -202,7 +266,10 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
     for name in names:
         vision, expected = registry.MODELS[name].config.vision, {}
         for precision, dtype in DTYPES.items():
-            contestants, exact = sides(root, name, section, dtype, args.compile), dtype is torch.float32
+            contestants, exact = (
+                sides(root, name, section, dtype, args.compile),
+                dtype is torch.float32,
+            )
             for count in SIZES[section]:
                 inputs: Any = shuffled_names()[:count]
                 if section == "image":
@@ -214,18 +281,35 @@ def model_rows(section: str, unit: str, root: Path, args: argparse.Namespace) ->
                     expected[count] = reference(root, name, section, inputs[:checked])
                 features, flops = expected[count]
                 parts = {x: min(count, most.get(x.split()[0]) or count) for x in contestants}
-                bound = {x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()}
+                bound = {
+                    x: partial(side[section], inputs[: parts[x]]) for x, side in contestants.items()
+                }
                 calls = {x: torch.inference_mode()(call) for x, call in bound.items()}
-                title = f"{section}: {name}, {precision}, " + (f"{count:,} {unit}" if count > 1 else "one")
-                row = Row(title, calls, partial(distance, expected=features, exact=exact), unit, count, parts)
-                row.limit = EXACT if exact else RESNET_NEAR if isinstance(vision, ResNetConfig) else NEAR
+                title = f"{section}: {name}, {precision}, " + (
+                    f"{count:,} {unit}" if count > 1 else "one"
+                )
+                row = Row(
+                    title,
+                    calls,
+                    partial(distance, expected=features, exact=exact),
+                    unit,
+                    count,
+                    parts,
+                )
+                row.limit = (
+                    EXACT if exact else RESNET_NEAR if isinstance(vision, ResNetConfig) else NEAR
+                )
                 row.dtype, row.flops = dtype, flops * count // checked
                 yield row
 
 
 def tokenize_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     tokenizer = clipkit.Tokenizer()
-    texts = [t.format(name) for name in shuffled_names() for t in clipkit.prompt_set("imagenet").templates]
+    texts = [
+        t.format(name)
+        for name in shuffled_names()
+        for t in clipkit.prompt_set("imagenet").templates
+    ]
     texts = random.Random(0).sample(texts, len(texts))
     peers = {peer: tokenizer_of(peer, root) for peer in HERE}
 
@@ -242,7 +326,10 @@ def tokenize_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     for count in SIZES["tokenize"]:
         check = partial(differing, expected=tokenizer(texts[:count]))
         for label, ours in {"": tokenizer, ", cold cache": cold}.items():
-            calls = {x: partial(function, texts[:count]) for x, function in ({"clipkit": ours} | peers).items()}
+            calls = {
+                x: partial(function, texts[:count])
+                for x, function in ({"clipkit": ours} | peers).items()
+            }
             yield Row(f"tokenize: {count:,}{label}", calls, check, "prompts", count)
 
 
@@ -250,8 +337,13 @@ def preprocess_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     photos = sorted(Path(__file__).parents[2].glob("examples/photos/*.jpg"))
     files = [root / f"{i}.jpg" for i in range(4 if args.quick else 32)]
     for i, file in enumerate(files):  # each another window of a photograph
-        photo, centre = Image.open(photos[i % len(photos)]).convert("RGB"), (i / len(files), i / len(files))
-        ImageOps.fit(photo, (640, 480), Image.Resampling.BICUBIC, centering=centre).save(file, quality=90)
+        photo, centre = (
+            Image.open(photos[i % len(photos)]).convert("RGB"),
+            (i / len(files), i / len(files)),
+        )
+        ImageOps.fit(photo, (640, 480), Image.Resampling.BICUBIC, centering=centre).save(
+            file, quality=90
+        )
     config = registry.MODELS["ViT-B/32"].config
     exact = clipkit.Preprocess(config.vision.resolution, config.preprocess)
     by_pil: dict[str, Any] = {"clipkit": exact}
@@ -267,13 +359,21 @@ def preprocess_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
         by_pil["transformers"] = partial(process, transformers.CLIPImageProcessorPil())
         by_torch["transformers"] = partial(process, transformers.CLIPImageProcessor())
     with ThreadPoolExecutor(2) as pool:
-        for label, each, some in (("a JPEG", map, files[:1]), ("JPEGs on two threads", pool.map, files)):
+        for label, each, some in (
+            ("a JPEG", map, files[:1]),
+            ("JPEGs on two threads", pool.map, files),
+        ):
             expected = torch.stack([exact(file) for file in some])
             check = partial(lambda expected, found: float((found - expected).abs().max()), expected)
             for kind, ways in {"PIL": by_pil, "torch": by_torch}.items():
-                calls = {x: lambda way=way, e=each, s=some: torch.stack([*e(way, s)]) for x, way in ways.items()}
+                calls = {
+                    x: lambda way=way, e=each, s=some: torch.stack([*e(way, s)])
+                    for x, way in ways.items()
+                }
                 row = Row(f"preprocess by {kind}: {label}", calls, check, "images", len(some))
-                row.limit, row.limits = (0, {"transformers": 1e-6}) if kind == "PIL" else (LEVELS, {})
+                row.limit, row.limits = (
+                    (0, {"transformers": 1e-6}) if kind == "PIL" else (LEVELS, {})
+                )
                 yield row
 
 
@@ -281,17 +381,27 @@ def import_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     # Bytecode is kept where this run alone finds it, whatever the environment says of it.
     env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
     env["PYTHONPYCACHEPREFIX"] = str(root / "bytecode")
-    statements = {"clipkit": "import clipkit", "torch alone": "import torch", "open_clip": "import open_clip"}
-    statements["transformers"] = "from transformers import CLIPModel"  # without a name it would import nothing
+    statements = {
+        "clipkit": "import clipkit",
+        "torch alone": "import torch",
+        "open_clip": "import open_clip",
+    }
+    statements["transformers"] = (
+        "from transformers import CLIPModel"  # without a name it would import nothing
+    )
     statements = {x: code for x, code in statements.items() if x not in PEERS or x in HERE}
     run = partial(subprocess.run, env=env, check=True)
-    calls: dict[str, Call] = {x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items()}
+    calls: dict[str, Call] = {
+        x: partial(run, [sys.executable, "-c", code]) for x, code in statements.items()
+    }
     yield Row("import: a process", calls, lambda output: 0.0)
 
 
 def loaded(library: str, folder: str) -> Any:
     model = load(library, folder)
-    for weight in model.parameters():  # one number of each page, as a file may be mapped and not read
+    for (
+        weight
+    ) in model.parameters():  # one number of each page, as a file may be mapped and not read
         weight.detach().flatten()[::1024].sum()
     return model
 
@@ -303,17 +413,23 @@ def load_cost(library: str, folder: str) -> tuple[float, float]:
 
 def load_rows(root: Path, args: argparse.Namespace) -> Iterator[Row]:
     def checksum(model: nn.Module) -> float:
-        return sum(float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.parameters())
+        return sum(
+            float(weight.detach().abs().sum(dtype=torch.float64)) for weight in model.parameters()
+        )
 
     for name in (name for name in args.models if name in ("ViT-B/32", "ViT-L/14")):
         folders = {library: weights(root, name, library) for library in ("clipkit", *HERE)}
         total = checksum(model := load("clipkit", weights(root, name)))
         check = partial(lambda total, model: abs(checksum(model) / total - 1), total)
         size = sum(weight.nbytes for weight in model.parameters()) / 2**20
-        facts = {f"{x}'s peak over weights": alone(load_cost, x, y)[1] / size for x, y in folders.items()}
+        facts = {
+            f"{x}'s peak over weights": alone(load_cost, x, y)[1] / size for x, y in folders.items()
+        }
         for label, way in {"": load, ", and each page read": loaded}.items():
             calls = {x: partial(way, x, y) for x, y in folders.items()}
-            yield Row(f"load: {name}{label}", calls, check, limit=1e-9, facts=facts if way is load else {})
+            yield Row(
+                f"load: {name}{label}", calls, check, limit=1e-9, facts=facts if way is load else {}
+            )
 
 
 SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Row]]] = {
@@ -328,10 +444,14 @@ SECTIONS: dict[str, Callable[[Path, argparse.Namespace], Iterator[Row]]] = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rows", nargs="+", choices=SECTIONS, default=list(SECTIONS))
     models = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"]
-    parser.add_argument("--models", nargs="+", choices=registry.MODELS, default=models, metavar="NAME")
+    parser.add_argument(
+        "--models", nargs="+", choices=registry.MODELS, default=models, metavar="NAME"
+    )
     parser.add_argument("--batches", nargs="+", type=int, help="sizes of batches of images")
     parser.add_argument("--seconds", type=float, default=20)
     parser.add_argument("--json", type=Path)
@@ -339,7 +459,9 @@ def main() -> None:
     for name in ("--full", "--compile", "--quick"):
         parser.add_argument(name, action="store_true")
     args = parser.parse_args()
-    torch._dynamo.config.recompile_limit = 1000  # the copies share their code, each size is one, and 8 is the default
+    torch._dynamo.config.recompile_limit = (
+        1000  # the copies share their code, each size is one, and 8 is the default
+    )
     if args.device == "cuda":
         side_by_side.DEVICE = torch.device("cuda")
         DTYPES.pop("float32")
@@ -358,17 +480,23 @@ def main() -> None:
         print(f"{name} is not installed and left out")
     about, rows = hardware(), {}
     if args.quick and args.json and args.json.exists():
-        raise SystemExit(f"--quick would put rows that measure nothing into {args.json}: name a new file")
+        raise SystemExit(
+            f"--quick would put rows that measure nothing into {args.json}: name a new file"
+        )
     if args.json and args.json.exists():
         before = json.loads(args.json.read_text())
         if before["hardware"] != about:
-            raise SystemExit(f"{args.json} was measured with {before['hardware']}, not {about}: name another file")
+            raise SystemExit(
+                f"{args.json} was measured with {before['hardware']}, not {about}: name another file"
+            )
         rows = before["rows"]
     print(about)
     with tempfile.TemporaryDirectory() as folder:
         for row in (row for section in args.rows for row in SECTIONS[section](Path(folder), args)):
             rows[row.name] = result = run(row, args.seconds)
-            print("", *(f"  {name:32}{shown(result, name)}" for name in result["seconds"]), sep="\n")
+            print(
+                "", *(f"  {name:32}{shown(result, name)}" for name in result["seconds"]), sep="\n"
+            )
             print(row.name, *ratios(result), flush=True, sep=" | ")
             if args.json:  # after each row, so that nothing measured is lost
                 args.json.write_text(json.dumps({"hardware": about, "rows": rows}, indent=1) + "\n")

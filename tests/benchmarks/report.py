@@ -24,15 +24,22 @@ def shown(result: dict[str, Any], name: str) -> str:
 def ratios(result: dict[str, Any]) -> list[str]:
     """Of each peer's fastest to clipkit, with quartiles; and the notes: share of the limit, agreement, facts."""
     peers = [f"{x}: **{q[1]:.2f}** ({q[0]:.2f} to {q[2]:.2f})" for x, q in result["ratios"].items()]
-    notes = [f"{result['rounds']} rounds", *([] if result["ours"] == "clipkit" else [result["ours"]])]
+    notes = [
+        f"{result['rounds']} rounds",
+        *([] if result["ours"] == "clipkit" else [result["ours"]]),
+    ]
     if "share of limit" in result:
         notes.append(f"{result['share of limit']:.2f} of the limit")
     off = result.get("cosine") or result["difference"]
     theirs = [value for name, value in off.items() if not name.startswith("clipkit")]
     if "cosine" in result:
-        notes.append(f"cosine {off[result['ours']]:.5f}, peers at least {min(theirs, default=1):.5f}")
+        notes.append(
+            f"cosine {off[result['ours']]:.5f}, peers at least {min(theirs, default=1):.5f}"
+        )
     elif any(off.values()):
-        notes.append(f"off by {off[result['ours']]:.1g}, peers by at most {max(theirs, default=0):.1g}")
+        notes.append(
+            f"off by {off[result['ours']]:.1g}, peers by at most {max(theirs, default=0):.1g}"
+        )
     notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
     notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
     return ["; ".join(peers), "; ".join(notes)]
@@ -44,11 +51,17 @@ def table(report: dict[str, Any]) -> str:
     rows = sorted(report["rows"].values(), key=lambda row: kinds.index(row["name"].split(":")[0]))
     dates = sorted(row["date"][:10] for row in rows)
     lines = [
-        "; ".join(f"{key} {value}" for key, value in report["hardware"].items()) + f"; {dates[0]} to {dates[-1]}.",
+        "; ".join(f"{key} {value}" for key, value in report["hardware"].items())
+        + f"; {dates[0]} to {dates[-1]}.",
         "",
     ]
-    lines += ["| work | clipkit | peer's time / clipkit's (quartiles) | |", "| --- | --- | --- | --- |"]
-    lines += [f"| {row['name']} | {shown(row, row['ours'])} | {' | '.join(ratios(row))} |" for row in rows]
+    lines += [
+        "| work | clipkit | peer's time / clipkit's (quartiles) | |",
+        "| --- | --- | --- | --- |",
+    ]
+    lines += [
+        f"| {row['name']} | {shown(row, row['ours'])} | {' | '.join(ratios(row))} |" for row in rows
+    ]
     return "\n".join(lines)
 
 
@@ -64,7 +77,10 @@ def plot(report: dict[str, Any], path: Path) -> None:
         elif size != "one" and not size[:1].isdigit():
             continue
         for library in COLOURS:
-            best = min((s[1] for name, s in row["seconds"].items() if name.startswith(library)), default=None)
+            best = min(
+                (s[1] for name, s in row["seconds"].items() if name.startswith(library)),
+                default=None,
+            )
             if best is not None:
                 panels.setdefault(title, {}).setdefault(library, []).append((row["items"], best))
     panels = {title: lines for title, lines in panels.items() if len(lines["clipkit"]) > 1}
@@ -73,7 +89,12 @@ def plot(report: dict[str, Any], path: Path) -> None:
     for place, (title, lines) in enumerate(panels.items(), start=1):
         axes = figure.add_subplot(-(-len(panels) // columns), columns, place)
         for library, points in lines.items():
-            axes.plot(*zip(*sorted(points), strict=True), marker="o", color=COLOURS[library], label=library)
+            axes.plot(
+                *zip(*sorted(points), strict=True),
+                marker="o",
+                color=COLOURS[library],
+                label=library,
+            )
         axes.set(title=title, xscale="log", yscale="log", xlabel="items", ylabel="seconds")
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
@@ -83,7 +104,9 @@ def plot(report: dict[str, Any], path: Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("json", type=Path)
     parser.add_argument("--page", type=Path, required=True)
     args = parser.parse_args()

@@ -15,7 +15,18 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from peers import (
+from PIL import Image
+from torch import nn
+
+import clipkit
+from clipkit.checkpoints import infer, registry
+from clipkit.checkpoints.layouts import from_canonical
+from clipkit.checkpoints.resize import resize_positions
+from clipkit.clip import CLIP
+from clipkit.config import PreprocessConfig, ViTConfig
+from clipkit.errors import UnsupportedCheckpointError
+from clipkit.training.losses import clip_loss
+from tests.helpers.peers import (
     FAMILIES,
     FEATURES,
     VITS,
@@ -32,19 +43,7 @@ from peers import (
     transformers_config,
     with_tokenizer,
 )
-from PIL import Image
-from random_weights import randomise, some_images
-from torch import nn
-
-import clipkit
-from clipkit import registry
-from clipkit.checkpoints import infer
-from clipkit.checkpoints.layouts import from_canonical
-from clipkit.checkpoints.resize import resize_positions
-from clipkit.config import PreprocessConfig, ViTConfig
-from clipkit.errors import UnsupportedCheckpointError
-from clipkit.models.clip import CLIP
-from clipkit.training.losses import clip_loss
+from tests.helpers.random_weights import randomise, some_images
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -65,7 +64,10 @@ def test_open_clip_both_ways(name: str, folder: Path) -> None:
         **{k: v for k, v in back.visual.preprocess_cfg.items() if k != "fill_color"}
     )
     assert (tuple(cfg.mean), tuple(cfg.std)) == (config.preprocess.mean, config.preprocess.std)
-    assert (cfg.interpolation, cfg.resize_mode) == (config.preprocess.interpolation, config.preprocess.resize_mode)
+    assert (cfg.interpolation, cfg.resize_mode) == (
+        config.preprocess.interpolation,
+        config.preprocess.resize_mode,
+    )
 
 
 @pytest.mark.parametrize("name", VITS)
@@ -105,7 +107,9 @@ def test_full_size(name: str, folder: Path) -> None:
     back = open_clip.create_model(f"local-dir:{folder / 'ours'}").eval()
     assert all(torch.equal(*pair) for pair in zip(outputs_of(back, *inputs), expected, strict=True))
     texts = ["a diagram", "a photo of a dog"]
-    assert torch.equal(open_clip.get_tokenizer(f"local-dir:{folder / 'ours'}")(texts), ours.tokenizer(texts))
+    assert torch.equal(
+        open_clip.get_tokenizer(f"local-dir:{folder / 'ours'}")(texts), ours.tokenizer(texts)
+    )
     if name == "ViT-B/32":
         del back
         ours.save_pretrained(str(folder / "transformers"), layout="transformers")
@@ -113,14 +117,19 @@ def test_full_size(name: str, folder: Path) -> None:
         assert_equal(outputs_of(other, *inputs), expected)
         again, _ = clipkit.load(folder / "transformers", "cpu")
         assert again.config == config
-        assert all(torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items())
+        assert all(
+            torch.equal(value, again.state_dict()[key]) for key, value in ours.state_dict().items()
+        )
 
 
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
 def test_custom_text_layout(name: str, folder: Path) -> None:
     config = small(name)
     peer = save_open_clip(
-        open_clip_config(config) | {"custom_text": True}, config.preprocess, folder / "theirs", force_custom_text=True
+        open_clip_config(config) | {"custom_text": True},
+        config.preprocess,
+        folder / "theirs",
+        force_custom_text=True,
     )
     assert peer.state_dict().keys() == CLIP(config).state_dict().keys()
     inputs = inputs_for(config)
@@ -134,7 +143,10 @@ def test_training_checkpoint(name: str, folder: Path) -> None:
     config = small(name)
     peer = save_open_clip(open_clip_config(config), config.preprocess, folder / "theirs")
     state = {f"module.{key}": value for key, value in peer.state_dict().items()}
-    torch.save({"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}}}, folder / "epoch_3.pt")
+    torch.save(
+        {"epoch": 3, "name": "run", "state_dict": state, "optimizer": {"state": {}}},
+        folder / "epoch_3.pt",
+    )
     inputs = inputs_for(config)
     ours, _ = clipkit.load(folder / "epoch_3.pt", "cpu", config=config)
     assert_equal(outputs_of(ours, *inputs), outputs_of(peer, *inputs))
@@ -182,13 +194,17 @@ def test_a_wrong_config_is_seen(name: str, folder: Path) -> None:
 def test_transformers_with_the_real_vocabulary(eos_token_id: int, folder: Path) -> None:
     """Old configs say 2, which means the highest id; the rows are padded with the end of text. In shards."""
     config = small("ViT-B/32")
-    config = replace(config, text=replace(config.text, width=64, vocab_size=49408, context_length=77))
+    config = replace(
+        config, text=replace(config.text, width=64, vocab_size=49408, context_length=77)
+    )
     peer = randomise(transformers.CLIPModel(transformers_config(config, eos_token_id)))
     peer.save_pretrained(folder, max_shard_size="5MB")
     assert len(list(folder.glob("model-0000*.safetensors"))) > 1
     ours, _ = clipkit.load(folder, "cpu")
     assert ours.config == config
-    tokens = ours.tokenizer(["a diagram", "a photo of a dog", "two cats asleep on a red sofa, seen from above", ""])
+    tokens = ours.tokenizer(
+        ["a diagram", "a photo of a dog", "two cats asleep on a red sofa, seen from above", ""]
+    )
     padded = torch.where(torch.arange(77) > tokens.argmax(dim=-1)[:, None], 49407, tokens)
     images = some_images(4, config.vision.resolution)
     expected = outputs_of(peer, images, padded)
@@ -205,16 +221,26 @@ def test_transformers_processor(folder: Path) -> None:
     ours.save_pretrained(str(folder), layout="transformers")
     processor = transformers.CLIPProcessor.from_pretrained(folder)
 
-    texts = ["a photo of a cat", "Hello, World: 123 isn't it?", "naïve CAFÉ — 東京 🎉", "", "a " * 30]
+    texts = [
+        "a photo of a cat",
+        "Hello, World: 123 isn't it?",
+        "naïve CAFÉ — 東京 🎉",
+        "",
+        "a " * 30,
+    ]
     tokens = ours.tokenizer(texts, truncate=True)
     padded = torch.where(torch.arange(24) > tokens.argmax(dim=-1)[:, None], 49407, tokens)
-    rows = processor.tokenizer(texts, padding="max_length", truncation=True, return_tensors="pt").input_ids
+    rows = processor.tokenizer(
+        texts, padding="max_length", truncation=True, return_tensors="pt"
+    ).input_ids
     assert rows.tolist() == padded.tolist()
 
     pixels = np.random.default_rng(0).integers(0, 256, (50, 81, 3), dtype=np.uint8)
     picture = Image.fromarray(pixels).resize((162, 100), Image.Resampling.BICUBIC)
     found = ours.preprocess(picture)
-    exact = transformers.CLIPImageProcessorPil.from_pretrained(folder)(picture, return_tensors="pt").pixel_values[0]
+    exact = transformers.CLIPImageProcessorPil.from_pretrained(folder)(
+        picture, return_tensors="pt"
+    ).pixel_values[0]
     fast = processor.image_processor(picture, return_tensors="pt").pixel_values[0]
     assert torch.equal(found, exact)
     processor.save_pretrained(folder / "again")  # since transformers 5 in one file of another name
@@ -222,7 +248,9 @@ def test_transformers_processor(folder: Path) -> None:
     assert not (folder / "again" / "preprocessor_config.json").exists()
     assert clipkit.load(folder / "again", "cpu")[1] == ours.preprocess
 
-    assert (found - fast).abs().max() < 1.1 / 255 / 0.3  # torchvision's resizing is one grey level off here and there
+    assert (
+        found - fast
+    ).abs().max() < 1.1 / 255 / 0.3  # torchvision's resizing is one grey level off here and there
 
 
 def test_transformers_believes_the_dict_of_old_configs(folder: Path) -> None:
@@ -237,7 +265,10 @@ def test_transformers_believes_the_dict_of_old_configs(folder: Path) -> None:
     (folder / "config.json").write_text(json.dumps(values))
     inputs = inputs_for(config)
     ours, _ = clipkit.load(folder, "cpu")
-    assert_equal(outputs_of(ours, *inputs), outputs_of(transformers.CLIPModel.from_pretrained(folder), *inputs))
+    assert_equal(
+        outputs_of(ours, *inputs),
+        outputs_of(transformers.CLIPModel.from_pretrained(folder), *inputs),
+    )
 
 
 def test_an_mlp_width_that_open_clip_would_round_down(folder: Path) -> None:
@@ -245,7 +276,9 @@ def test_an_mlp_width_that_open_clip_would_round_down(folder: Path) -> None:
     config = small("ViT-B/32")
     assert isinstance(config.vision, ViTConfig)
     sizes: dict[str, Any] = {"width": 56, "head_width": 28, "mlp_ratio": 488 / 56}
-    config = replace(config, vision=replace(config.vision, **sizes), text=replace(config.text, **sizes))
+    config = replace(
+        config, vision=replace(config.vision, **sizes), text=replace(config.text, **sizes)
+    )
     ours = randomise(CLIP(config))
     ours.save_pretrained(str(folder), layout="open_clip")
     inputs = inputs_for(config)
@@ -272,7 +305,9 @@ def test_resized_positions(old: int, new: int) -> None:
     peer.visual = nn.Module()
     peer.visual.grid_size = (new, new)  # pyright: ignore[reportArgumentType]
     open_clip.model.resize_pos_embed(state, peer)
-    assert torch.equal(resize_positions(positions, (old, old), (new, new)), state["visual.positional_embedding"])
+    assert torch.equal(
+        resize_positions(positions, (old, old), (new, new)), state["visual.positional_embedding"]
+    )
 
 
 # Training.
@@ -283,10 +318,16 @@ def test_resized_positions(old: int, new: int) -> None:
 def test_gradients(name: str, training: bool, folder: Path) -> None:
     """Of the loss by every weight, and the statistics that batch norms gather. In float64 but for the loss itself."""
     config = small(name)
-    peer: Any = save_open_clip(open_clip_config(config), config.preprocess, folder / "theirs").double().train(training)
+    peer: Any = (
+        save_open_clip(open_clip_config(config), config.preprocess, folder / "theirs")
+        .double()
+        .train(training)
+    )
     ours, _ = clipkit.load(folder / "theirs", "cpu", dtype=torch.float64)
     ours.train(training)
-    with torch.no_grad():  # at a scale of 100 a random model is sure of itself, and gradients vanish
+    with (
+        torch.no_grad()
+    ):  # at a scale of 100 a random model is sure of itself, and gradients vanish
         ours.logit_scale.fill_(1.5)
         peer.logit_scale.fill_(1.5)
     images, tokens = inputs_for(config)
@@ -298,12 +339,16 @@ def test_gradients(name: str, training: bool, folder: Path) -> None:
     assert abs(loss.item() - expected_loss.item()) < 1e-6
 
     expected = {key: weight.grad for key, weight in peer.named_parameters()}
-    found = from_canonical({k: w.grad for k, w in ours.named_parameters() if w.grad is not None}, "openai")
+    found = from_canonical(
+        {k: w.grad for k, w in ours.named_parameters() if w.grad is not None}, "openai"
+    )
     assert found.keys() == expected.keys()
     largest = 0.0
     for key, gradient in found.items():
         size = float(expected[key].abs().max())
-        assert size > 1e-7 or "k_proj.bias" in key, key  # a constant added to all keys changes no attention
+        assert size > 1e-7 or "k_proj.bias" in key, (
+            key
+        )  # a constant added to all keys changes no attention
         largest = max(largest, float((gradient - expected[key]).abs().max()) / max(size, 1e-4))
     print(f"largest difference of gradients, relative to each weight's largest: {largest:.1e}")
     assert largest < 1e-5
@@ -323,14 +368,18 @@ def test_loss() -> None:
 # The registry and the reading of configs against what open_clip knows of the same names.
 
 
-@pytest.mark.parametrize("name", [name for name in registry.MODELS if not name.startswith("TinyCLIP")])
+@pytest.mark.parametrize(
+    "name", [name for name in registry.MODELS if not name.startswith("TinyCLIP")]
+)
 def test_registry_agrees_with_open_clip(name: str) -> None:
     row = registry.MODELS[name]
     architecture, _, tag = (
         f"{name.replace('/', '-').replace('@336px', '-336')}/openai" if row.openai else name
     ).rpartition("/")
     tag = tag.replace("metaclip_2pt5b", "metaclip_fullcc")
-    known = [open_clip.get_pretrained_cfg(architecture + suffix, tag) for suffix in ("", "-quickgelu")]
+    known = [
+        open_clip.get_pretrained_cfg(architecture + suffix, tag) for suffix in ("", "-quickgelu")
+    ]
     known = known[0] or known[1]
     assert known["hf_hub"] == f"{row.hub}/"
     activation = "quick_gelu" if known.get("quick_gelu") else "gelu"
@@ -344,7 +393,9 @@ def test_every_config_of_open_clip_is_read_or_refused() -> None:
     plain = re.compile(r"RN\d+(x\d+)?|ViT-(B|L|H|M|S|g|e|bigG)-\d+(-plus)?(-\d+)?(-alt)?")
     for name in open_clip.list_models():
         values = {"model_cfg": open_clip.get_model_config(name)}
-        if plain.fullmatch(name.removesuffix("-quickgelu")) and name != "ViT-M-16-alt":  # the one with layer scale
+        if (
+            plain.fullmatch(name.removesuffix("-quickgelu")) and name != "ViT-M-16-alt"
+        ):  # the one with layer scale
             config = infer.from_open_clip(values)
             assert (config.text.activation == "quick_gelu") == name.endswith("-quickgelu")
         else:

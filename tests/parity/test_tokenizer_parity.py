@@ -19,14 +19,34 @@ BLOCKS = [
 ]  # fmt: skip
 SNIPPETS = """a photo of 123 don't it's 'ſ 'S 'LL <| |> </w> < &amp; &amp;amp; &lt;b&gt; &#39; &#x1F600; &#28; &#xD800;
 &nbsp; &eacute; &AMP ſ İ Σ ΟΔΟΣ ß ﬁ ＦＵＬＬ “q” ‘s ’s é مرحبا schÃ¶n â€™ Ã© ðŸ˜€""".split()
-SNIPPETS += ["\x1b[31m", "\r\n", "\n", "\t", "\u2028", "\x85", "\x1c", "\xa0", "\u3000", "\u200d", "\ufeff", "\u202e"]
-SNIPPETS += ["\u212a", "e\u0301", "👩\u200d👧", "🏳\ufe0f\u200d🌈"]  # Kelvin sign, combining accent, joined emoji
+SNIPPETS += [
+    "\x1b[31m",
+    "\r\n",
+    "\n",
+    "\t",
+    "\u2028",
+    "\x85",
+    "\x1c",
+    "\xa0",
+    "\u3000",
+    "\u200d",
+    "\ufeff",
+    "\u202e",
+]
+SNIPPETS += [
+    "\u212a",
+    "e\u0301",
+    "👩\u200d👧",
+    "🏳\ufe0f\u200d🌈",
+]  # Kelvin sign, combining accent, joined emoji
 ENTITIES = sorted(html.entities.html5)
 ENCODINGS = ["latin-1", "cp1252", "cp1251", "mac_roman", "iso8859-2"]
 
 
 def characters(rng: random.Random, count: int, block: tuple[int, int] | None = None) -> str:
-    return "".join(chr(rng.randint(*(block or rng.choice(BLOCKS)))) for _ in range(rng.randint(0, count)))
+    return "".join(
+        chr(rng.randint(*(block or rng.choice(BLOCKS)))) for _ in range(rng.randint(0, count))
+    )
 
 
 def some_text(rng: random.Random) -> str:
@@ -36,11 +56,19 @@ def some_text(rng: random.Random) -> str:
         case 1:  # all mixed
             return characters(rng, 24)
         case 2 | 3:  # awkward pieces
-            return "".join(rng.choice(SNIPPETS) + rng.choice(["", "", " "]) for _ in range(rng.randint(0, 10)))
+            return "".join(
+                rng.choice(SNIPPETS) + rng.choice(["", "", " "]) for _ in range(rng.randint(0, 10))
+            )
         case 4:  # UTF-8 read as something else
-            return characters(rng, 12).encode("utf-8", "ignore").decode(rng.choice(ENCODINGS), "ignore")
+            return (
+                characters(rng, 12)
+                .encode("utf-8", "ignore")
+                .decode(rng.choice(ENCODINGS), "ignore")
+            )
         case 5:
-            return "".join("&" + rng.choice(ENTITIES) + rng.choice(["", ";", " "]) for _ in range(4))
+            return "".join(
+                "&" + rng.choice(ENTITIES) + rng.choice(["", ";", " "]) for _ in range(4)
+            )
         case _:
             return characters(rng, 60, (0x20, 0x7E))
 
@@ -56,13 +84,15 @@ def openai(reference):
     tokenizer = reference_module.SimpleTokenizer()
     tokenizer.encoder |= {START: tokenizer.sot_token_id, END: tokenizer.eot_token_id}
     tokenizer.cache = {START: START, END: END}
-    pattern = reference.pat.pattern.replace("<start_of_text>|<end_of_text>", r"<\|startoftext\|>|<\|endoftext\|>")
+    pattern = reference.pat.pattern.replace(
+        "<start_of_text>|<end_of_text>", r"<\|startoftext\|>|<\|endoftext\|>"
+    )
     assert "startoftext" in pattern
     tokenizer.pat = reference_module.re.compile(pattern, reference_module.re.IGNORECASE)
     return tokenizer
 
 
-def test_table(reference):
+def test_table(reference) -> None:
     assert tuple(" ".join(pair) for pair in reference.bpe_ranks) == default_merges()
     ours = Tokenizer()
     assert [reference.encoder[symbol] for symbol in ours._symbols] == list(range(49406))
@@ -70,7 +100,7 @@ def test_table(reference):
 
 
 @pytest.mark.parametrize("seed", range(4))
-def test_fuzz(reference, seed):
+def test_fuzz(reference, seed: int) -> None:
     rng = random.Random(seed)
     texts = [some_text(rng) for _ in range(1500)]
     ours = Tokenizer()
@@ -80,23 +110,28 @@ def test_fuzz(reference, seed):
     assert ours(texts, context_length=9, truncate=True).equal(reference(texts, context_length=9))
 
 
-def test_special_tokens_as_openai(openai):
+def test_special_tokens_as_openai(openai) -> None:
     rng = random.Random(7)
-    ours, pieces = Tokenizer(), [START, END, "<|EndOfText|>", "a", "dog", " ", "!", "<|", "|>", "é", "1", "'s", "\n"]
+    ours, pieces = (
+        Tokenizer(),
+        [START, END, "<|EndOfText|>", "a", "dog", " ", "!", "<|", "|>", "é", "1", "'s", "\n"],
+    )
     for _ in range(500):
         text = "".join(rng.choices(pieces, k=rng.randint(0, 9)))
         assert ours.encode(text, allow_special=True) == openai.encode(text), repr(text)
         assert max(ours.encode(text), default=0) < ours.sot_token
 
 
-def test_class_prompts(reference):
+def test_class_prompts(reference) -> None:
     metadata = pytest.importorskip("open_clip.zero_shot_metadata")
     names, templates = metadata.IMAGENET_CLASSNAMES, metadata.OPENAI_IMAGENET_TEMPLATES
-    texts = [templates[i % 80](name) for i, name in enumerate(names)] + [template(names[0]) for template in templates]
+    texts = [templates[i % 80](name) for i, name in enumerate(names)] + [
+        template(names[0]) for template in templates
+    ]
     assert Tokenizer()(texts).equal(reference(texts))
 
 
-def test_first_merges(reference):
+def test_first_merges(reference) -> None:
     """A table of the first n merges is the published tokenizer as it was after n steps."""
     small = Tokenizer(default_merges()[:3000])
     old = reference_module.SimpleTokenizer()
@@ -107,7 +142,7 @@ def test_first_merges(reference):
         assert small.encode(text) == old.encode(text), repr(text)
 
 
-def test_long_words(reference):
+def test_long_words(reference) -> None:
     rng = random.Random(13)
     ours = Tokenizer()
     for alphabet in ("ab", "aeinrst", "犬の写真と猫"):

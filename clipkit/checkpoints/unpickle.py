@@ -1,0 +1,171 @@
+"""Read pickles and TorchScript archives as data: nothing of them is run.
+
+`InertUnpickler` builds descriptions of what a pickle holds. `read_torchscript` maps the tensors that such a description
+of one of OpenAI's archives names.
+"""
+
+import math
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, BinaryIO
+
+import torch
+from torch import Tensor
+
+from clipkit.errors import UnsafeCheckpointError
+
+# OpenAI's own archives, and no others, hold these beside the weights, as tensors or as plain integers.
+OPENAI_SCALARS = {"input_resolution", "context_length", "vocab_size"}
+
+# Names in pickles, and what stands for them; a storage is told by its dtype.
+_BUILT: dict[str, Any] = {
+    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool, "collections.OrderedDict": OrderedDict,
+}  # fmt: skip
+# Names that pickles of tensors and plain data contain beside those, other storages and dtypes.
+_HARMLESS = frozenset(
+    "__builtin__.bytearray __builtin__.complex __builtin__.set _codecs.encode builtins.bytearray builtins.complex "
+    "builtins.set collections.Counter torch.Size torch.Tensor torch.device torch._tensor._rebuild_from_type_v2 "
+    "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor "
+    "torch._utils._rebuild_tensor_v3 torch.nn.parameter.Parameter torch.serialization._get_layout".split()
+)
+# A plain CLIP's archive has a few thousand modules and tensors; these bounds only stop archives made to exhaust us.
+_MAX_NODES = 100_000
+_MAX_NAME = 1_000
+
+
+def refuse_unsafe(file: BinaryIO, path: Path) -> None:
+    """Raise `UnsafeCheckpointError` if the pickles in `file` ask for code; any other damage passes."""
+    unpickler = InertUnpickler(file, path)
+    try:
+        for _ in range(5):  # a file of the old kind is five pickles, and then the storages
+            unpickler.load()
+    except UnsafeCheckpointError:
+        raise
+    except Exception:
+        return
+
+
+class _Inert:
+    """Whatever a pickle builds that is no tensor: keeps its state and does nothing.
+
+    `__setstate__` is also what keeps a pickle from setting attributes of these classes themselves.
+    """
+
+    state: Any = None
+
+    def __init__(self, *_: Any) -> None:
+        pass
+
+    def __setstate__(self, state: Any) -> None:
+        self.state = state
+
+
+class _TensorSpec(_Inert):
+    """A tensor as a pickle describes it: the arguments of `torch._utils._rebuild_tensor_v2`."""
+
+    def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
+        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+
+
+class InertUnpickler(
+    pickle._Unpickler
+):  # pure Python: its C twin allocates whatever memo index a pickle names
+    """Builds descriptions only: nothing is imported, and nothing but the two classes above is called."""
+
+    def __init__(self, file: BinaryIO, path: Path) -> None:
+        def readline() -> bytes:
+            line = file.readline()
+            if not line.endswith(
+                b"\n"
+            ):  # else the name of a global that the file's end cuts short looks like another
+                raise EOFError("the pickle is cut short")
+            return line
+
+        stream: Any = SimpleNamespace(read=file.read, readline=readline)
+        super().__init__(stream)
+        self.path = path
+
+    def find_class(self, module: str, name: str) -> Any:
+        full = f"{module}.{name}"
+        if full == "torch._utils._rebuild_tensor_v2":
+            return _TensorSpec
+        if full in _BUILT:
+            return _BUILT[full]
+        if module == "torch" and (
+            name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
+        ):
+            return _Inert
+        if full in _HARMLESS or full.startswith(("__torch__.", "torch.jit._pickle.")):
+            return _Inert
+        raise UnsafeCheckpointError(
+            f"{self.path} asks for {full}, which weights do not need; nothing of it was run. If you trust its "
+            "origin, load it with the program that wrote it and save its state_dict() as safetensors."
+        )
+
+    def persistent_load(self, pid: Any) -> Any:
+        return pid
+
+
+def read_torchscript(
+    path: Path, records: dict[str, zipfile.ZipInfo], root: Any
+) -> Iterator[tuple[str, Tensor]]:
+    """The tensors below the root module of a TorchScript archive, as OpenAI published its models.
+
+    Such an archive pickles a tree of modules whose classes are its own source code; the state of each is a dict
+    of tensors, numbers and further modules. The tree is walked as data and the source is never looked at, so
+    plain tensor attributes come along with the parameters and buffers.
+    """
+    whole: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
+    nodes, pending = 0, [("", root)]
+    with path.open("rb") as file:
+        while pending:
+            name, node = pending.pop()
+            nodes += 1
+            if nodes > _MAX_NODES or len(name) > _MAX_NAME:
+                raise ValueError("the modules nest without end")
+            if isinstance(node, _TensorSpec):
+                yield name, _build_tensor(node, file, records, whole)
+            elif name in OPENAI_SCALARS and isinstance(node, int):
+                yield name, torch.tensor(node)
+            elif isinstance(node, _Inert) and isinstance(node.state, dict):
+                pending += [
+                    (f"{name}.{key}" if name else key, child)
+                    for key, child in reversed(node.state.items())
+                ]
+
+
+def _build_tensor(
+    spec: _TensorSpec,
+    file: BinaryIO,
+    records: dict[str, zipfile.ZipInfo],
+    whole: torch.UntypedStorage,
+) -> Tensor:
+    """Map the tensor from its record. Raises ValueError for one that reaches beyond it."""
+    _, dtype, key, _, numel = spec.storage
+    info = records[f"data/{key}"]
+    # A record's bytes follow its local header, whose name and padding vary in length (APPNOTE.TXT, section 4.3.7).
+    file.seek(info.header_offset)
+    magic, name_length, extra_length = struct.unpack("<4s22xHH", file.read(30))
+    start = info.header_offset + 30 + name_length + extra_length
+    length = numel * dtype.itemsize
+    counts = (numel, spec.offset, *spec.size, *spec.stride)
+    if magic != b"PK\x03\x04" or min(counts) < 0:
+        raise ValueError(f"the record data/{key} is malformed")
+    last = spec.offset + sum((n - 1) * step for n, step in zip(spec.size, spec.stride, strict=True))
+    if (
+        length > info.file_size
+        or start + length > whole.nbytes()
+        or (math.prod(spec.size) and last >= numel)
+    ):
+        raise ValueError(f"a tensor of shape {spec.size} reaches beyond its record data/{key}")
+    return torch.empty(0, dtype=dtype).set_(
+        whole[start : start + length], spec.offset, spec.size, spec.stride
+    )

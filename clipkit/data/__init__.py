@@ -1,0 +1,1 @@
+"""Images, their preprocessing, and labelled data sets."""

@@ -1,0 +1,1 @@
+"""Features of many images and texts, by anything that encodes."""

@@ -1,0 +1,74 @@
+"""Build the towers that a config describes: modules take plain arguments, and here they are read from configs."""
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+
+from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.models.resnet import ModifiedResNet
+from clipkit.models.text_transformer import TextTransformer
+from clipkit.models.vision_transformer import VisionTransformer
+
+
+def build_visual(
+    config: ViTConfig | ResNetConfig, embed_dim: int
+) -> VisionTransformer | ModifiedResNet:
+    """Build the image tower that a config describes, with features of width `embed_dim`."""
+    if isinstance(config, ResNetConfig):
+        return ModifiedResNet(
+            resolution=config.resolution,
+            layers=config.layers,
+            width=config.width,
+            heads=config.heads,
+            output_dim=embed_dim,
+        )
+    return VisionTransformer(
+        resolution=config.resolution,
+        patch_size=config.patch_size,
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_width=config.mlp_width,
+        activation=config.activation,
+        output_dim=embed_dim,
+    )
+
+
+def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
+    """Build the text tower that a config describes, with features of width `embed_dim`."""
+    return TextTransformer(
+        context_length=config.context_length,
+        vocab_size=config.vocab_size,
+        width=config.width,
+        layers=config.layers,
+        heads=config.heads,
+        mlp_width=config.mlp_width,
+        activation=config.activation,
+        output_dim=embed_dim,
+    )
+
+
+class Uninitialized(TorchFunctionMode):
+    """Leave the memory of new modules as it is, for weights that are loaded at once.
+
+    Drawing random numbers, even on the meta device, would import torch's compiler, which takes longer than the loading.
+    """
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", "") == "torch.nn.init":
+            return kwargs["tensor"] if "tensor" in kwargs else args[0]
+        return func(*args, **kwargs)
+
+
+def expected_weights(config: CLIPConfig) -> dict[str, Tensor]:
+    """Return the canonical state dict of a config's model on the meta device: names and shapes without numbers."""
+    with torch.device("meta"), Uninitialized():
+        visual = build_visual(config.vision, config.embed_dim)
+        text = build_text(config.text, config.embed_dim)
+        weights: dict[str, Tensor] = {"logit_scale": torch.empty(())}
+    weights |= {f"visual.{name}": value for name, value in visual.state_dict().items()}
+    weights |= {f"text.{name}": value for name, value in text.state_dict().items()}
+    return weights
