@@ -137,9 +137,9 @@ class Transformer(nn.Module):
             ResidualAttentionBlock(width, heads, mlp_width, activation, causal)
             for _ in range(layers)
         )
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Residual branches scaled down with depth, as in CLIP (2103.00020) after GPT-2."""
         layers = len(self.resblocks)
         branch_std = self.width**-0.5 * (2 * layers) ** -0.5

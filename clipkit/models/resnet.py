@@ -116,7 +116,7 @@ class ModifiedResNet(ImageTower):
         self.pixels_at_once: int | None = (
             None  # by `CLIP.optimize`: how many the feature maps may come from at a time
         )
-        self.initialise()
+        self.initialize()
 
     @staticmethod
     def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
@@ -125,7 +125,7 @@ class ModifiedResNet(ImageTower):
             first, *(Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1))
         )
 
-    def initialise(self) -> None:
+    def initialize(self) -> None:
         """Each bottleneck starts as the identity; the attention pool as in CLIP."""
         for module in self.modules():
             if isinstance(module, Bottleneck):

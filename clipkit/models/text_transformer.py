@@ -50,10 +50,10 @@ class TextTransformer(nn.Module):
         self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)
         self.ln_final = nn.LayerNorm(width)
         self.text_projection = nn.Parameter(torch.empty(width, output_dim))
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Embeddings and projection as in CLIP; the transformer initialises itself."""
+    def initialize(self) -> None:
+        """Embeddings and projection as in CLIP; the transformer initializes itself."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)

@@ -39,10 +39,10 @@ class VisionTransformer(ImageTower):
         self.transformer = Transformer(width, layers, heads, mlp_width, activation)
         self.ln_post = nn.LayerNorm(width)
         self.proj = nn.Parameter(torch.empty(width, output_dim))
-        self.initialise()
+        self.initialize()
 
-    def initialise(self) -> None:
-        """Embeddings and projection as in CLIP; the transformer initialises itself."""
+    def initialize(self) -> None:
+        """Embeddings and projection as in CLIP; the transformer initializes itself."""
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
             nn.init.normal_(parameter, std=self.transformer.width**-0.5)
 

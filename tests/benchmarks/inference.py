@@ -62,7 +62,7 @@ from training import alone, peak_of  # all three beside this file
 import clipkit
 from clipkit.checkpoints import registry
 from clipkit.config import ResNetConfig
-from tests.helpers.random_weights import randomise, some_images
+from tests.helpers.random_weights import randomize, some_images
 
 HERE = [name for name in PEERS if importlib.util.find_spec(name)]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in HERE else None
@@ -99,7 +99,7 @@ def weights(root: Path, name: str, layout: str = "open_clip") -> str:
     if not path.exists():
         first = layout == "open_clip"
         model = (
-            randomise(clipkit.CLIP(registry.MODELS[name].config))
+            randomize(clipkit.CLIP(registry.MODELS[name].config))
             if first
             else load("clipkit", weights(root, name))
         )

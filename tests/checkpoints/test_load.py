@@ -624,7 +624,7 @@ def test_what_was_read_is_neither_changed_nor_copied(
     monkeypatch.setattr(load_module, "read_weights", read)
     random_state = torch.get_rng_state()
     model = CLIP.from_pretrained(tmp_path, **CPU)
-    assert torch.equal(torch.get_rng_state(), random_state)  # nothing was initialised
+    assert torch.equal(torch.get_rng_state(), random_state)  # nothing was initialized
     assert seen.keys() == copies.keys() and all(
         torch.equal(seen[name], value) for name, value in copies.items()
     )

@@ -11,7 +11,7 @@ from clipkit.checkpoints.resize import resize_positions
 from clipkit.clip import CLIP
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import ConfigError
-from tests.helpers.random_weights import assert_distinct, randomise, some_images, some_tokens
+from tests.helpers.random_weights import assert_distinct, randomize, some_images, some_tokens
 
 TEXT = TextConfig(width=64, layers=1, activation="gelu", vocab_size=40, context_length=8)
 VIT = CLIPConfig(
@@ -98,7 +98,7 @@ def test_dtype_is_kept_and_the_argument_unchanged(dtype: torch.dtype) -> None:
 def test_load_at_another_resolution(
     tmp_path: Path, config: CLIPConfig, size: int | tuple[int, int], grid: tuple[int, int]
 ) -> None:
-    model = randomise(CLIP(config))
+    model = randomize(CLIP(config))
     model.save_pretrained(str(tmp_path))
     resized, preprocess = clipkit.load(tmp_path, "cpu", resolution=size)
     sides = (size, size) if isinstance(size, int) else size

@@ -20,7 +20,7 @@ from clipkit.classify.heads import CacheHead, Head, LinearHead, WeightedPromptHe
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError, ExportError
 from clipkit.tokenizer import Tokenizer
-from tests.helpers.random_weights import randomise
+from tests.helpers.random_weights import randomize
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 NAMES = ["cat", "dog", "rocket"]
@@ -31,7 +31,7 @@ def towers(
     vit_config: CLIPConfig, resnet_config: CLIPConfig, small_tokenizer: Tokenizer
 ) -> dict[str, CLIP]:
     return {
-        name: randomise(CLIP(config, small_tokenizer), seed=3)
+        name: randomize(CLIP(config, small_tokenizer), seed=3)
         for name, config in (("vit", vit_config), ("resnet", resnet_config))
     }
 

@@ -17,7 +17,7 @@ from clipkit.checkpoints import registry
 from clipkit.clip import CLIP
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.tokenizer import Tokenizer, default_merges
-from tests.helpers.random_weights import assert_distinct, randomise, some_images, some_tokens
+from tests.helpers.random_weights import assert_distinct, randomize, some_images, some_tokens
 
 open_clip = pytest.importorskip("open_clip")
 transformers = pytest.importorskip("transformers")
@@ -99,7 +99,7 @@ def save_open_clip(
     (folder / "open_clip_config.json").write_text(
         json.dumps({"model_cfg": model_cfg, "preprocess_cfg": {}})
     )
-    model = randomise(open_clip.create_model(f"local-dir:{folder}", load_weights=False, **options))
+    model = randomize(open_clip.create_model(f"local-dir:{folder}", load_weights=False, **options))
     open_clip.model.set_model_preprocess_cfg(model, vars(preprocess))
     save_config_for_hf(model, folder / "open_clip_config.json", model_cfg)
     save_file(model.state_dict(), folder / "open_clip_model.safetensors")

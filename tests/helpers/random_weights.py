@@ -17,7 +17,7 @@ M = TypeVar("M", bound=nn.Module)
 
 
 @torch.no_grad()
-def randomise(model: M, seed: int = 0) -> M:
+def randomize(model: M, seed: int = 0) -> M:
     """Fill every weight and statistic in place, in clipkit's, open_clip's or transformers' names; eval mode."""
     random = torch.Generator().manual_seed(seed)
     for name, value in chain(model.named_parameters(), model.named_buffers()):

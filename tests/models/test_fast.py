@@ -16,7 +16,7 @@ from clipkit.errors import ConfigError
 from clipkit.models import kernels
 from clipkit.models.kernels import Linear
 from clipkit.models.layers import QuickGELU
-from tests.helpers.random_weights import randomise
+from tests.helpers.random_weights import randomize
 
 PHOTOS = Path(__file__).parents[2] / "examples/photos"
 TEXT = TextConfig(width=64, layers=1, activation="gelu")
@@ -75,7 +75,7 @@ def transformer(activation: Activation = "quick_gelu") -> clipkit.CLIP:
     torch.manual_seed(1)
     vision = ViTConfig(resolution=32, patch_size=16, width=64, layers=2, activation=activation)
     text = TextConfig(width=64, layers=2, activation=activation)
-    return randomise(clipkit.CLIP(CLIPConfig(embed_dim=24, vision=vision, text=text)))
+    return randomize(clipkit.CLIP(CLIPConfig(embed_dim=24, vision=vision, text=text)))
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ from clipkit.models import layers
 from clipkit.models.layers import Attention, QuickGELU, ResidualAttentionBlock, Transformer
 from clipkit.models.resnet import AttentionPool2d
 from tests.helpers.numpy_clip import activate, attend, encode_image, encode_text, weights_of
-from tests.helpers.random_weights import assert_distinct, randomise, some_images, some_tokens
+from tests.helpers.random_weights import assert_distinct, randomize, some_images, some_tokens
 
 EXACT = 1e-12  # float64, features of order one
 VOCAB, CONTEXT = 60, 16
@@ -60,7 +60,7 @@ def resnet_config(size: int | tuple[int, int] = (64, 96)) -> CLIPConfig:
 
 def make(config: CLIPConfig, seed: int = 0) -> CLIP:
     """A random model in float64, where exact means exact."""
-    return randomise(CLIP(config).double(), seed)
+    return randomize(CLIP(config).double(), seed)
 
 
 @pytest.fixture(scope="module")
@@ -165,7 +165,7 @@ def test_activations() -> None:
 
 def test_attention_and_its_single_query_equal_the_oracle() -> None:
     attention, causal_attention = (
-        randomise(Attention(24, 3, causal).double()) for causal in (False, True)
+        randomize(Attention(24, 3, causal).double()) for causal in (False, True)
     )
     causal_attention.load_state_dict(attention.state_dict())
     w = weights_of(attention)
@@ -190,7 +190,7 @@ def test_attention_and_its_single_query_equal_the_oracle() -> None:
 
 
 def test_attention_pool_equals_full_attention() -> None:
-    pool = randomise(AttentionPool2d((2, 3), 24, 4, 10).double())
+    pool = randomize(AttentionPool2d((2, 3), 24, 4, 10).double())
     w = weights_of(pool)
     maps = torch.randn(3, 24, 2, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
     with torch.no_grad():
@@ -225,7 +225,7 @@ def assert_same_gradients(one: dict[str, Tensor], other: dict[str, Tensor]) -> N
 
 @pytest.mark.parametrize("causal", [False, True])
 def test_pooled_transformer_equals_the_full_one(causal: bool) -> None:
-    stack = randomise(Transformer(24, 3, 3, 60, "quick_gelu", causal).double())
+    stack = randomize(Transformer(24, 3, 3, 60, "quick_gelu", causal).double())
     source = nn.Embedding(
         5 * 9, 24, dtype=torch.float64
     )  # stands for the input, so that its gradient is compared too

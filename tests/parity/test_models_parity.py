@@ -43,7 +43,7 @@ from tests.helpers.peers import (
     transformers_config,
     with_tokenizer,
 )
-from tests.helpers.random_weights import randomise, some_images
+from tests.helpers.random_weights import randomize, some_images
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -73,7 +73,7 @@ def test_open_clip_both_ways(name: str, folder: Path) -> None:
 @pytest.mark.parametrize("name", VITS)
 def test_transformers_both_ways(name: str, folder: Path) -> None:
     config = small(name)
-    peer = randomise(transformers.CLIPModel(transformers_config(config, eos_token_id=VOCAB - 1)))
+    peer = randomize(transformers.CLIPModel(transformers_config(config, eos_token_id=VOCAB - 1)))
     peer.save_pretrained(folder / "theirs")
     save_processor(config, folder / "theirs")
     images, tokens = inputs_for(config, pad=VOCAB - 1)
@@ -197,7 +197,7 @@ def test_transformers_with_the_real_vocabulary(eos_token_id: int, folder: Path) 
     config = replace(
         config, text=replace(config.text, width=64, vocab_size=49408, context_length=77)
     )
-    peer = randomise(transformers.CLIPModel(transformers_config(config, eos_token_id)))
+    peer = randomize(transformers.CLIPModel(transformers_config(config, eos_token_id)))
     peer.save_pretrained(folder, max_shard_size="5MB")
     assert len(list(folder.glob("model-0000*.safetensors"))) > 1
     ours, _ = clipkit.load(folder, "cpu")
@@ -256,7 +256,7 @@ def test_transformers_processor(folder: Path) -> None:
 def test_transformers_believes_the_dict_of_old_configs(folder: Path) -> None:
     """`text_config_dict` and `vision_config_dict`, where they are, overrule `text_config` and `vision_config`."""
     config = small("ViT-B/32")
-    peer = randomise(transformers.CLIPModel(transformers_config(config, VOCAB - 1)))
+    peer = randomize(transformers.CLIPModel(transformers_config(config, VOCAB - 1)))
     peer.save_pretrained(folder)
     values = json.loads((folder / "config.json").read_text())
     for part in ("text_config", "vision_config"):
@@ -279,7 +279,7 @@ def test_an_mlp_width_that_open_clip_would_round_down(folder: Path) -> None:
     config = replace(
         config, vision=replace(config.vision, **sizes), text=replace(config.text, **sizes)
     )
-    ours = randomise(CLIP(config))
+    ours = randomize(CLIP(config))
     ours.save_pretrained(str(folder), layout="open_clip")
     inputs = inputs_for(config)
     peer = open_clip.create_model(f"local-dir:{folder}").eval()
