@@ -34,9 +34,9 @@ TEXT = TextConfig(
     width=16, layers=1, head_width=8, activation="gelu", context_length=16, vocab_size=522
 )
 VIT = ViTConfig(
-    resolution=32, patch_size=16, width=16, layers=2, head_width=8, activation="quick_gelu"
+    resolution=(32, 32), patch_size=16, width=16, layers=2, head_width=8, activation="quick_gelu"
 )
-RESNET = ResNetConfig(resolution=32, layers=(1, 1, 1, 1), width=2, head_width=16)
+RESNET = ResNetConfig(resolution=(32, 32), layers=(1, 1, 1, 1), width=2, head_width=16)
 NAMES = ["cat", "dog", "red car"]
 METHODS = ("anchored", "cache", "prompt_weights", "gaussian", "linear_probe")
 
