@@ -1,78 +1,92 @@
-"""Everything clipkit raises on bad input, as one tree. Each error is also the builtin that fits.
+"""The tree of errors that clipkit raises on bad input.
+
+Each error is also the builtin that a caller would catch.
 
 ClipkitError
-├── ConfigError (ValueError)              a configuration that contradicts itself or its weights
-├── UnknownModelError (ValueError)        a model name that names nothing; close names are suggested
-├── CheckpointError (RuntimeError)        a checkpoint that cannot be used
+├── ConfigError (ValueError)              a configuration contradicts itself or its weights
+├── UnknownModelError (ValueError, RuntimeError)      no such model; close names are suggested
+├── CheckpointError (RuntimeError)        a checkpoint cannot be used
 │   ├── CheckpointNotFoundError (FileNotFoundError)   no such file, folder, repository or hub entry
 │   ├── CorruptCheckpointError            truncated, wrong checksum, not a checkpoint at all
-│   ├── UnsafeCheckpointError             a pickle that asks for more than tensors
-│   ├── UnsupportedCheckpointError        weights of a model that is not a plain CLIP
+│   ├── UnsafeCheckpointError             a pickle asks for more than tensors
+│   ├── UnsupportedCheckpointError        the weights are of a model that is not a plain CLIP
 │   └── StateDictMismatchError            missing, unexpected or wrong-shaped weights, as a diff
-├── DownloadError (RuntimeError)          the network failed; says what was tried and how to go on offline
-├── TokenizerError (ValueError)           text or token ids that cannot be used
-├── ImageError (ValueError)               an image that cannot be read or is out of range
-├── DataError (ValueError)                a data set that cannot be read or used
-├── TrainingError (RuntimeError)          training that cannot go on
-└── ExportError (RuntimeError)            an exported file that does not compute what the classifier does
+├── DownloadError (RuntimeError)          the network failed; the message says how to go on offline
+├── TokenizerError (ValueError, RuntimeError)         a text or token ids cannot be used
+├── ImageError (ValueError)               an image cannot be read or its values are out of range
+├── DataError (ValueError)                a data set cannot be read or used
+├── TrainingError (RuntimeError)          training cannot go on
+└── ExportError (RuntimeError)            an exported file does not compute what the classifier does
+
+OpenAI's `clip` package raises RuntimeError for an unknown model and for a text that is too long.
+The two errors that take their place are RuntimeErrors, so that programs written for it work.
+
+Example:
+    >>> from clipkit.errors import ClipkitError
+    >>> from clipkit.tokenizer import tokenize
+    >>> try:
+    ...     tokenize("dog " * 100)
+    ... except ClipkitError as error:
+    ...     print(type(error).__name__)
+    TokenizerError
 """
 
 
 class ClipkitError(Exception):
-    """Root of every error that clipkit raises on purpose."""
+    """Stand at the root of every error that clipkit raises on purpose."""
 
 
 class ConfigError(ClipkitError, ValueError):
-    """A configuration value is impossible, missing, or contradicts the weights."""
+    """Report a configuration value that is impossible, missing, or contradicts the weights."""
 
 
-class UnknownModelError(ClipkitError, ValueError):
-    """The name is no published model, hub id or existing path."""
+class UnknownModelError(ClipkitError, ValueError, RuntimeError):
+    """Report a name that is no published model, hub id or existing path."""
 
 
 class CheckpointError(ClipkitError, RuntimeError):
-    """A checkpoint cannot be used."""
+    """Report a checkpoint that cannot be used."""
 
 
 class CheckpointNotFoundError(CheckpointError, FileNotFoundError):
-    """The file, folder, repository or hub entry does not exist."""
+    """Report a file, folder, repository or hub entry that does not exist."""
 
 
 class CorruptCheckpointError(CheckpointError):
-    """The bytes are truncated, fail their checksum, or are no checkpoint."""
+    """Report bytes that are truncated, fail their checksum, or are no checkpoint."""
 
 
 class UnsafeCheckpointError(CheckpointError):
-    """The pickle refers to code that loading tensors does not need."""
+    """Report a pickle that refers to code that loading tensors does not need."""
 
 
 class UnsupportedCheckpointError(CheckpointError):
-    """The weights belong to a model that is not a plain CLIP."""
+    """Report weights that belong to a model that is not a plain CLIP."""
 
 
 class StateDictMismatchError(CheckpointError):
-    """Weights are missing, unexpected or of the wrong shape."""
+    """Report weights that are missing, unexpected or of the wrong shape."""
 
 
 class DownloadError(ClipkitError, RuntimeError):
-    """A download failed or was refused."""
+    """Report a download that failed or was refused."""
 
 
-class TokenizerError(ClipkitError, ValueError):
-    """A text is too long, or token ids do not fit the model."""
+class TokenizerError(ClipkitError, ValueError, RuntimeError):
+    """Report a text that is too long, or token ids that do not fit the model."""
 
 
 class ImageError(ClipkitError, ValueError):
-    """An image cannot be decoded or its values are out of range."""
+    """Report an image that cannot be decoded, or values of an image that are out of range."""
 
 
 class DataError(ClipkitError, ValueError):
-    """A folder, table or shard of training data cannot be read, or not used as asked."""
+    """Report a folder, table or shard of data that cannot be read, or not be used as asked."""
 
 
 class TrainingError(ClipkitError, RuntimeError):
-    """Training cannot go on: the loss is no longer finite, or a checkpoint belongs to another run."""
+    """Report training that cannot go on, as with a loss that is no longer finite."""
 
 
 class ExportError(ClipkitError, RuntimeError):
-    """The exported file disagrees with the classifier, and was not kept."""
+    """Report an exported file that disagrees with the classifier. The file is not kept."""

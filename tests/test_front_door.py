@@ -1,7 +1,6 @@
 """What `import clipkit` does not do, what it offers, and which module may import which."""
 
 import ast
-import builtins
 import json
 import subprocess
 import sys
@@ -11,7 +10,6 @@ from pathlib import Path
 import pytest
 
 import clipkit
-from clipkit import errors
 
 PACKAGE = Path(clipkit.__file__).parent
 MODULES = {
@@ -260,30 +258,3 @@ def test_the_whole_is_small() -> None:
         == 4
     )
     assert sum(lines_of_code(path.read_text("utf-8")) for path in MODULES.values()) < 5000
-
-
-def test_error_tree_is_as_drawn() -> None:
-    """Each class of errors.py stands in the drawing, under the class it derives from, beside its builtin."""
-    drawn: dict[str, tuple[str | None, str | None]] = {}
-    path: list[str] = []
-    for line in (errors.__doc__ or "").splitlines():
-        words = line.replace("├──", "   ").replace("└──", "   ").replace("│", " ")
-        name = words.split()[0] if words.split() else ""
-        if not name.endswith("Error"):
-            continue
-        depth = (len(words) - len(words.lstrip())) // 4
-        builtin = words.split("(")[1].split(")")[0] if "(" in words else None
-        drawn[name] = (path[depth - 1] if depth else None, builtin)
-        path[depth:] = [name]
-    defined = {name: value for name, value in vars(errors).items() if isinstance(value, type)}
-    assert drawn.keys() == defined.keys()
-    for name, (parent, builtin) in drawn.items():
-        kind = defined[name]
-        bases = {base.__name__ for base in kind.__bases__}
-        assert bases == ({parent, builtin} - {None} if parent else {"Exception"}), name
-        assert issubclass(kind, errors.ClipkitError)
-        if parent:  # each is also an ordinary builtin that fits
-            assert any(
-                issubclass(kind, getattr(builtins, b)) for b in ("ValueError", "RuntimeError")
-            ), name
-    assert clipkit.ClipkitError is errors.ClipkitError
