@@ -362,18 +362,17 @@ def load(
 
 
 def decide_device(device: str | torch.device | None) -> torch.device:
-    """Return the device asked for, or CUDA if there is one, under torchrun this process's.
+    """Return the device asked for, or CUDA if there is one: under torchrun the process's own card.
 
     Raises `ConfigError` for a device that is of no use here.
     """
+    decided = device or ("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        decided = torch.device(
-            device or distributed.local_device() or ("cuda" if torch.cuda.is_available() else "cpu")
-        )
+        decided = distributed.local_card(torch.device(decided))
         torch.empty(0, device=decided)
     except Exception as error:  # torch has no type of its own for this
         raise ConfigError(
-            f"there is no device {str(device)!r} here ({error}): pass 'cpu' or None"
+            f"there is no device {str(decided)!r} here ({error}): pass 'cpu' or None"
         ) from error
     return decided
 

@@ -1,32 +1,55 @@
-"""What a process knows of the others that `torchrun` started, and the two collectives that carry gradients."""
+"""Join the other processes that `torchrun` started, and exchange values with them."""
 
 import atexit
 import os
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+ANY_CARD = torch.device("cuda")  # it has no index, and so equals none of "cuda:0", "cuda:1", ...
 
-def local_device() -> str | None:
-    """The CUDA device that `torchrun` means for this process; None without torchrun or CUDA."""
+
+def local_card(device: torch.device) -> torch.device:
+    """Return this process's own card for "cuda" without an index, and any other device as it is.
+
+    torchrun starts one process for each card of a machine, and tells it which by LOCAL_RANK.
+    """
     rank = os.environ.get("LOCAL_RANK")
-    return f"cuda:{rank}" if rank is not None and torch.cuda.is_available() else None
+    if device != ANY_CARD or rank is None:
+        return device
+    return torch.device("cuda", int(rank))
+
+
+def is_launched() -> bool:
+    """Return whether `torchrun`, or a launcher that sets the same variables, started this process."""
+    return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 
 def start(device: torch.device) -> None:
-    """Join the processes of `torchrun`, if it started this one, to talk by way of the kind of device that is used."""
-    if not {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys() or dist.is_initialized():
+    """Join the processes that `torchrun` started, if it started this one and there is no group yet.
+
+    Every process must call it, and waits until all have. They then talk by NCCL on CUDA, and by
+    Gloo elsewhere.
+
+    Args:
+        device: what this process computes on; each process needs a card of its own.
+    """
+    if not is_launched() or dist.is_initialized():
         return
     if device.type == "cuda":
-        torch.cuda.set_device(device)
-        dist.init_process_group("nccl", device_id=device)
+        card = local_card(device)
+        if card == ANY_CARD:  # a launcher without LOCAL_RANK shows each process one card alone
+            card = torch.device("cuda", torch.cuda.current_device())
+        torch.cuda.set_device(card)
+        dist.init_process_group("nccl", device_id=card)
     else:
         dist.init_process_group("gloo")
-    atexit.register(
-        stop
-    )  # or threads that still listen may kill the process at its end, after all is done
+    # A process that ends while threads of the group still listen is killed at times, when its work
+    # is done.
+    atexit.register(stop)
 
 
 def stop() -> None:
@@ -36,39 +59,61 @@ def stop() -> None:
 
 
 def group() -> dist.ProcessGroup | None:
-    """The group of all processes, or None if this is the only one."""
+    """Return the group of all processes, or None if this is the only one."""
     return dist.group.WORLD if dist.is_initialized() and dist.get_world_size() > 1 else None
 
 
 def rank() -> int:
-    """Of this process; 0 is the one that writes."""
+    """Return the number of this process in the group, 0 without a group."""
     return dist.get_rank() if dist.is_initialized() else 0
 
 
 def world_size() -> int:
-    """The number of processes."""
+    """Return the number of processes in the group, 1 without a group."""
     return dist.get_world_size() if dist.is_initialized() else 1
 
 
-def gather_objects(value: Any) -> list[Any]:
-    """What each process has, in order of rank."""
+def is_first() -> bool:
+    """Return whether this is the one process that writes files and prints.
+
+    Before there is a group, the launcher's variables decide: processes that do the same work side
+    by side must not write the same files.
+    """
+    if dist.is_initialized() or not is_launched():
+        return rank() == 0
+    return int(os.environ["RANK"]) == 0
+
+
+def gather_objects(value: T) -> list[T]:
+    """Return the value of each process, in order of rank. Every process must call it."""
     values = [value] * world_size()
-    if group():
+    if group() is not None:
         dist.all_gather_object(values, value)
     return values
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The rows of every rank, in order: (N, ...) -> (ranks x N, ...). Its gradient is summed over the ranks."""
+    """Return the rows of every rank, in order: (N, ...) -> (ranks x N, ...).
+
+    The gradient of a row is the sum of the gradients that all ranks have for it.
+    """
     return x if group is None else cast(Tensor, _Gather.apply(x, group))
 
 
 def sum_over_ranks(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:
-    """The sum, on every rank. Its gradient is multiplied by their number, for DistributedDataParallel to average."""
-    return x if group is None else gather(x.reshape(1), group).sum()
+    """Return the sum of a scalar over the ranks, on every rank.
+
+    Its gradient is multiplied by the number of ranks, for DistributedDataParallel divides by it.
+    """
+    if group is None:
+        return x
+    values = gather(x.reshape(1), group)  # () -> (1,) -> (ranks,)
+    return values.sum()
 
 
 class _Gather(torch.autograd.Function):
+    """Gather rows in the forward pass; sum and share out their gradients in the backward pass."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group = group
@@ -83,4 +128,5 @@ class _Gather(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:  # pyright: ignore[reportIncompatibleMethodOverride]
         total = grad.contiguous().clone()
         dist.all_reduce(total, group=ctx.group)
-        return total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)], None
+        own = total.chunk(dist.get_world_size(ctx.group))[dist.get_rank(ctx.group)]
+        return own, None
