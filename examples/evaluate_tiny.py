@@ -34,7 +34,8 @@ def main() -> None:
     for name in SETS:
         if not (root := getattr(args, name)):
             continue
-        pairs, class_names = datasets.SETS[name](root, "test")
+        pairs = datasets.SETS[name](root, "test")
+        class_names = pairs.class_names or []
         features = embed_images(model, pairs.files, batch_size=250, progress=True)
         for templates in (TEMPLATES, ["a photo of a {}."]):
             weights = clipkit.zero_shot_weights(model, class_names, templates).cpu()

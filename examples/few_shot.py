@@ -50,14 +50,14 @@ assert sorted(NAMES) == sorted(METHODS)
 def features_of(
     model: clipkit.CLIP, name: str, root: Path, split: str, cache: Path
 ) -> tuple[Tensor, Tensor, list[str]]:
-    pairs, names = SETS[name](root, split)
+    pairs = SETS[name](root, split)
     cache.mkdir(parents=True, exist_ok=True)
     rows = list(zip(pairs.files, pairs.labels or [], strict=True))
     found = extract_features(
         model, rows, out=cache / f"{name}-{split}.safetensors", batch_size=250, progress=True
     )
     assert found.labels is not None
-    return found.features, found.labels, names
+    return found.features, found.labels, pairs.class_names or []
 
 
 def captions_of(model: clipkit.CLIP, names: list[str], templates: tuple[str, ...]) -> Tensor:

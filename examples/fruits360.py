@@ -102,7 +102,7 @@ class Experiment:
         """A linear probe on another tower's features."""
         sides = []
         for split in ("train", "test"):
-            files = fruits360(self.args.fruits360, split)[0].files
+            files = fruits360(self.args.fruits360, split).files
             out = self.cache.parent / name / f"fruits360-{split}.safetensors"
             out.parent.mkdir(parents=True, exist_ok=True)
             sides.append(
@@ -122,7 +122,7 @@ class Experiment:
 
     def tuning(self) -> dict[str, float]:
         """Adam on k pictures a class: the head alone, with the last blocks, with the whole tower; without WiSE-FT."""
-        pairs = fruits360(self.args.fruits360, "train")[0]
+        pairs = fruits360(self.args.fruits360, "train")
         support = clipkit.sample_shots(self.labels, self.args.tuning_shots)
         few = pairs.select(support.tolist())
         results = {"zero-shot": measure(self.zero_shot, self.test, self.answers)}
@@ -147,14 +147,14 @@ class Experiment:
         return results
 
     def accuracy_of(self, model: clipkit.CLIP, head: LinearHead) -> float:
-        files = fruits360(self.args.fruits360, "test")[0].files
+        files = fruits360(self.args.fruits360, "test").files
         features = extract_features(model.optimize(), files, batch_size=250).features
         return measure(head.eval(), features, self.answers)
 
     def upsampling(self) -> dict[str, dict[str, float]]:
         """The whole pipeline with either resize; `tiny` takes 64 pixels and shrinks the pictures, others enlarge."""
         results, support = {}, clipkit.sample_shots(self.labels, self.args.tuning_shots)
-        few, rest = (fruits360(self.args.fruits360, split)[0] for split in ("train", "test"))
+        few, rest = (fruits360(self.args.fruits360, split) for split in ("train", "test"))
         few = few.select(support.tolist())
         for mode in ("bicubic", "bilinear"):
             resize = replace(self.model.config.preprocess, interpolation=mode)

@@ -155,7 +155,8 @@ def test_fit_tells_what_it_made_and_classify_uses_it(
     )
     assert said == {"classes": "4", "pictures": "20", "method": "anchored"}
     assert f"clipkit classify --classifier {out} IMAGE" in last
-    classifier, (pairs, names) = ImageClassifier.load(out, device="cpu"), read_folder(unseen)
+    classifier, pairs = ImageClassifier.load(out, device="cpu"), read_folder(unseen)
+    names = pairs.class_names
     assert classifier.labels == names and classifier.provenance["counts"] == [5, 5, 5, 5]
 
     fitted = ["--classifier", out, "--device", "cpu"]
@@ -176,7 +177,9 @@ def test_eval_prints_the_figures_of_a_classifier(
     toy, capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
     unseen = colour_folders(toy / "unseen", each=3, seed=700)
-    pairs, names = read_folder(unseen)
+    pairs = read_folder(unseen)
+    names = pairs.class_names
+    assert names
     options, classifier = (
         start(toy),
         ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names),
@@ -216,7 +219,9 @@ def test_eval_tells_the_top_5_of_more_than_five_classes(
     unseen = colour_folders(toy / "unseen", each=3, seed=700)
     for name in ("other", "another"):
         shutil.copytree(unseen / "dark_red", unseen / name)
-    pairs, names = read_folder(unseen)
+    pairs = read_folder(unseen)
+    names = pairs.class_names
+    assert names
     classifier = ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names)
     probabilities = classifier.probabilities(pairs.files)
     assert main(["eval", str(unseen), *start(toy), "--json"]) == 0
@@ -238,7 +243,9 @@ def test_every_method_can_be_fitted(toy, capsys: pytest.CaptureFixture[str], met
 
 
 def test_shots_are_drawn_by_the_seed(toy) -> None:
-    pairs, names = read_folder(toy / "pictures")
+    pairs = read_folder(toy / "pictures")
+    names = pairs.class_names
+    assert names
     heads = []
     for seed in ("1", "1", "2"):
         options = [
@@ -270,7 +277,9 @@ def test_a_classifier_may_know_more_classes_in_another_order(
 ) -> None:
     names = ["white", "ochre", "blue", "green", "dark red"]
     classifier = ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names)
-    pairs, folders = read_folder(toy / "pictures")
+    pairs = read_folder(toy / "pictures")
+    folders = pairs.class_names
+    assert folders
     classifier.fit(pairs.files, [folders[i] for i in pairs.labels])
     classifier.save(toy / "out")
     assert (

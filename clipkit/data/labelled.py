@@ -25,6 +25,7 @@ class Pairs:
     files: list[Path]
     captions: list[list[str]]
     labels: list[int] | None = None
+    class_names: list[str] | None = None
 
     def __len__(self) -> int:
         return len(self.files)
@@ -32,7 +33,8 @@ class Pairs:
     def select(self, indices: Sequence[int]) -> "Pairs":
         """Those of the indices, in their order."""
         labels = None if self.labels is None else [self.labels[i] for i in indices]
-        return Pairs([self.files[i] for i in indices], [self.captions[i] for i in indices], labels)
+        files, captions = [self.files[i] for i in indices], [self.captions[i] for i in indices]
+        return Pairs(files, captions, labels, self.class_names)
 
     def split(self, held_out: int, seed: int = 0) -> tuple["Pairs", "Pairs"]:
         """All but `held_out` random pictures, and those."""
@@ -40,11 +42,11 @@ class Pairs:
         return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
 
 
-def read_folder(root: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, list[str]]:
+def read_folder(root: Path, templates: Templates = TEMPLATES) -> Pairs:
     """Class folders: `root/golden_retriever/*.jpg` are captioned by the templates around "golden retriever".
 
     Returns:
-        The pairs, and the class names that their labels count through.
+        The pairs, with the class names that their labels count through.
 
     Raises:
         DataError: if there is no folder with a picture.
@@ -57,7 +59,7 @@ def read_folder(root: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, li
     names, prompts = render([name for name, _ in found], templates)
     captions = [own for own, (_, files) in zip(prompts, found, strict=True) for _ in files]
     labels = [label for label, (_, files) in enumerate(found) for _ in files]
-    return Pairs([file for _, files in found for file in files], captions, labels), names
+    return Pairs([file for _, files in found for file in files], captions, labels, names)
 
 
 def read_table(table: Path) -> Pairs:
@@ -125,15 +127,15 @@ def captions_of(record: Any) -> list[str]:
     )
 
 
-def read_pairs(data: Path, templates: Templates = TEMPLATES) -> tuple[Pairs, list[str]]:
+def read_pairs(data: Path, templates: Templates = TEMPLATES) -> Pairs:
     """A table of captions, a folder that holds one by a name of `TABLES`, or a folder of class folders.
 
     Returns:
-        The pairs and the class names; captions that are written out have none.
+        The pairs; captions that are written out have no class names.
     """
     if data.is_dir():
         table = next((data / name for name in TABLES if (data / name).is_file()), None)
-        return read_folder(data, templates) if table is None else (read_table(table), [])
+        return read_folder(data, templates) if table is None else read_table(table)
     if not data.exists():
         raise DataError(f"there is no file or folder {data}")
-    return read_table(data), []
+    return read_table(data)

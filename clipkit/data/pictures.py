@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
-from torch import Tensor, nn
+from torch import Tensor
 from torch.utils.data import (
     DataLoader,
     Dataset,
@@ -38,11 +38,10 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     )
 
 
-class Pictures(Dataset[Any]):
+class ImageSet(Dataset[Any]):
     """Whatever gives pictures, as samples by index, read and prepared in whichever process asks.
 
     Args:
-        model: whose preprocessing is used if there is no transform.
         images: a folder, a list, a data set or a DataLoader, as `clipkit.encode.store.extract_features` takes them.
         transform: from an upright RGB PIL image, or whatever else an item is, to (3, H, W).
         batch_size: pictures of a batch; a DataLoader's own goes before it.
@@ -59,14 +58,13 @@ class Pictures(Dataset[Any]):
 
     def __init__(
         self,
-        model: nn.Module,
         images: Images,
-        transform: Transform | None,
-        batch_size: int,
-        workers: int,
+        transform: Transform | None = None,
+        batch_size: int = 64,
+        workers: int = 0,
     ) -> None:
         self.source: Any = list_images(images) if isinstance(images, str | os.PathLike) else images
-        self.transform = transform or getattr(model, "preprocess", None)
+        self.transform = transform
         self.merge, self.workers = default_collate, workers
         if isinstance(images, DataLoader):
             loader = cast(Any, images)
@@ -83,9 +81,7 @@ class Pictures(Dataset[Any]):
             self.source, self.transform = loader.dataset, None
             self.merge, self.workers = loader.collate_fn, loader.num_workers
         elif self.transform is None:
-            raise ConfigError(
-                f"{type(model).__name__} has no preprocessing of its own: give its transform"
-            )
+            raise ConfigError("images that are not prepared by a DataLoader need a transform")
         else:
             order = range(len(self.source))
         if not order or batch_size < 1 or self.workers < 0:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipkit.data.pictures import Images, Pictures
+from clipkit.data.pictures import Images, ImageSet, Transform
 from clipkit.errors import ConfigError, ImageError
 from clipkit.tokenizer import Tokenizer
 
@@ -61,8 +61,8 @@ def embed_images(
         ConfigError: if there are none.
         ImageError: if one cannot be read.
     """
-    pictures, parts = Pictures(model, images, None, batch_size, workers), []
-    with closing(stream_features(model, pictures, progress=progress)) as stream:
+    pictures, parts = image_set(model, images, None, batch_size, workers), []
+    with closing(_stream(model, pictures, progress=progress)) as stream:
         for part in stream:
             if part.skipped:
                 raise ImageError(part.skipped[0][1])
@@ -70,9 +70,42 @@ def embed_images(
     return join(parts).features
 
 
+def image_set(
+    model: nn.Module,
+    images: Images,
+    transform: Transform | None,
+    batch_size: int,
+    workers: int,
+) -> ImageSet:
+    """Return the images with the transform, or with the preprocessing of the model if there is none."""
+    if transform is None and not isinstance(images, DataLoader):
+        transform = getattr(model, "preprocess", None)
+        if transform is None:
+            raise ConfigError(
+                f"{type(model).__name__} has no preprocessing of its own: give its transform"
+            )
+    return ImageSet(images, transform, batch_size, workers)
+
+
 def stream_features(
     model: nn.Module,
-    pictures: Pictures,
+    images: Images,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: str | None = None,
+    normalize: bool = True,
+    progress: bool = False,
+) -> Generator[Features, None, None]:
+    """Yield the features of each batch as soon as it is encoded; arguments as in `extract_features`."""
+    pictures = image_set(model, images, transform, batch_size, workers)
+    return _stream(model, pictures, precision=precision, normalize=normalize, progress=progress)
+
+
+def _stream(
+    model: nn.Module,
+    pictures: ImageSet,
     chunks: list[tuple[int, int]] | None = None,
     *,
     precision: str | None = None,

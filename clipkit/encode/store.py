@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from clipkit import distributed
 from clipkit.checkpoints.weights import read_weights
-from clipkit.data.pictures import Images, Pictures, Transform
-from clipkit.encode.embed import Features, join, stream_features
-from clipkit.errors import DataError
+from clipkit.data.pictures import Images, Transform
+from clipkit.encode.embed import Features, _stream, image_set, join
+from clipkit.errors import ConfigError, DataError
 from clipkit.files import write_weights
 
 _INFO = "clipkit_features"  # names the JSON in our files: bytes of a tensor, for a header ends at 100 MB
@@ -32,10 +33,11 @@ def extract_features(
     precision: str | None = None,
     normalize: bool = True,
     progress: bool = False,
+    shared: bool = False,
 ) -> Features:
     """Features of pictures, without those that cannot be read.
 
-    Under torchrun all processes call it alike, each encodes a share, and all get the whole. Shares differ in length, so
+    With `shared=True`, in an existing torch.distributed group, all processes call it alike, each encodes a share, and all get the whole. Shares differ in length, so
     a model sharded by FSDP would wait for ever; `embed_images` takes it.
 
     Args:
@@ -58,11 +60,17 @@ def extract_features(
         DataError: if no image can be read, if `out` was made with other weights, images or options, or if the
             processes differ in those.
     """
-    distributed.start(next((p.device for p in model.parameters()), torch.device("cpu")))
-    pictures = Pictures(model, images, transform, batch_size, workers)
-    target, first, made_of = Path(out) if out else None, distributed.rank() == 0, {}
+    if shared and not dist.is_initialized():
+        raise ConfigError("shared=True needs an existing torch.distributed group of processes")
+    rank, world = (distributed.rank(), distributed.world_size()) if shared else (0, 1)
+
+    def gather(value: Any) -> list[Any]:
+        return distributed.gather_objects(value) if shared else [value]
+
+    pictures = image_set(model, images, transform, batch_size, workers)
+    target, first, made_of = Path(out) if out else None, rank == 0, {}
     settings: Any = {"precision": precision, "normalize": normalize}
-    if target or distributed.group():
+    if target or shared:
         made_of = {
             "weights": digest(getattr(model, "visual", model), getattr(model, "config", None)),
             "images or transform": pictures.digest(),
@@ -77,7 +85,7 @@ def extract_features(
         done = {
             chunk: load_features(file, made_of) for chunk, file in files.items() if file.exists()
         }
-    plans = distributed.gather_objects(
+    plans = gather(
         (made_of, [chunk for chunk in pictures.chunks if not done.keys() & {chunk, whole}])
     )
     if any(other != made_of for other, _ in plans):
@@ -85,17 +93,13 @@ def extract_features(
             "the processes hold different models or images, or a DataLoader or transform that is random"
         )
     # As the first process saw it: another may look when files are being written already.
-    todo = plans[0][1][distributed.rank() :: distributed.world_size()]
-    with closing(
-        stream_features(model, pictures, todo, **settings, progress=progress and first)
-    ) as stream:
+    todo = plans[0][1][rank::world]
+    with closing(_stream(model, pictures, todo, **settings, progress=progress and first)) as stream:
         for chunk in todo:
             done[chunk] = join([next(stream) for _ in pictures.chunks[chunk]])
             if target:
                 _write(done[chunk], parts[chunk], made_of)
-    done = {
-        chunk: part for share in distributed.gather_objects(done) for chunk, part in share.items()
-    }
+    done = {chunk: part for share in gather(done) for chunk, part in share.items()}
     result = join([done[chunk] for chunk in sorted(done)])
     if not result.paths:
         raise DataError(
@@ -105,9 +109,7 @@ def extract_features(
         if not target.exists():
             _write(result, target, made_of)
         shutil.rmtree(f"{out}.parts", ignore_errors=True)
-    distributed.gather_objects(
-        None
-    )  # none returns, and perhaps calls again, before the file is whole
+    gather(None)  # none returns, and perhaps calls again, before the file is whole
     return result
 
 

@@ -119,10 +119,11 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     if config.data.endswith((".tar", ".tgz", ".tar.gz")):
         batches: Batches = ShardBatches(config.data, *options)
     else:
-        batches = PairBatches(read_pairs(Path(config.data), config.templates)[0], *options)
+        batches = PairBatches(read_pairs(Path(config.data), config.templates), *options)
     evaluate = None
     if config.evaluate is not None:
-        held_out, names = read_folder(Path(config.evaluate))
+        held_out = read_folder(Path(config.evaluate))
+        names = held_out.class_names or []
         templates, workers = config.templates, config.workers
         evaluate = lambda model: {"accuracy": zero_shot(model, held_out, names, templates, workers)}  # noqa: E731
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
@@ -144,7 +145,8 @@ def finetune_from(
     Raises:
         DataError: if that share leaves nothing to train on, or nothing to measure on.
     """
-    pairs, names = read_pairs(data)
+    pairs = read_pairs(data)
+    names = pairs.class_names
     count = round(len(pairs) * held_out) if 0 <= held_out <= 1 else 0
     if not 0 < count < len(pairs):
         raise DataError(

@@ -19,7 +19,7 @@ from torchvision.datasets import FakeData, ImageFolder
 
 from clipkit import CLIP
 from clipkit.data import pictures
-from clipkit.data.pictures import Pictures, list_images
+from clipkit.data.pictures import ImageSet, list_images
 from clipkit.encode.embed import embed_images
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError
@@ -320,7 +320,7 @@ def test_chunks_and_batches_cover_all_in_order(
     model: CLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pictures, "CHUNK", 5)
-    chunks = Pictures(model, Items(*range(12)), None, 2, 0).chunks
+    chunks = ImageSet(Items(*range(12)), model.preprocess, 2).chunks
     assert {key: [list(batch) for batch in batches] for key, batches in chunks.items()} == {
         (0, 5): [[0, 1], [2, 3], [4]],
         (5, 10): [[5, 6], [7, 8], [9]],

@@ -11,7 +11,6 @@ from PIL import Image
 
 from clipkit import CLIP
 from clipkit.cli import main
-from clipkit.data.pictures import Pictures
 from clipkit.encode.embed import TEXT_BATCH, Features, embed_images, embed_texts, stream_features
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError, TokenizerError
@@ -109,7 +108,7 @@ def test_broken_pictures_are_skipped_and_told(
 
 
 def test_a_batch_at_a_time(model: CLIP, expected: Any, broken) -> None:
-    parts = list(stream_features(model, Pictures(model, broken, None, 2, 0)))
+    parts = list(stream_features(model, broken, batch_size=2))
     assert [(len(part.features), len(part.skipped)) for part in parts] == [
         (1, 1),
         (2, 0),

@@ -20,7 +20,7 @@ from clipkit import CLIP
 from clipkit.data import pictures
 from clipkit.data.pictures import list_images
 from clipkit.encode import store as features
-from clipkit.encode.embed import Features
+from clipkit.encode.embed import Features, embed_images
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ConfigError, CorruptCheckpointError, DataError
 from tests.helpers.processes import launch
@@ -102,7 +102,7 @@ def test_a_file_holds_what_is_returned_and_is_read_without_encoding(
     whole = extract_features(toy_model(), Files(folder), batch_size=3)
     assert whole.paths == [str(folder / f"{i:02}.png") for i in range(PICTURES) if i != BROKEN]
     torch.testing.assert_close(
-        whole.features, features.embed_images(toy_model(), [Path(path) for path in whole.paths])
+        whole.features, embed_images(toy_model(), [Path(path) for path in whole.paths])
     )
     assert [name for name, _ in whole.skipped] == [str(folder / f"{BROKEN:02}.png")]
     model = counting()
@@ -162,7 +162,7 @@ def test_goes_on_when_all_but_the_whole_is_written(
 KILLED = """
 import sys, torch
 from pathlib import Path
-from test_feature_files import CHUNK, Files, extract_features, pictures, toy_model
+from tests.encode.test_store import CHUNK, Files, extract_features, pictures, toy_model
 torch.set_num_threads(int(sys.argv[3]))
 pictures.CHUNK = CHUNK
 extract_features(toy_model(), Files(Path(sys.argv[1]), stop_at=9), out=sys.argv[2], batch_size=3)
@@ -255,10 +255,10 @@ def test_other_pictures_are_told_apart(folder: Path, tmp_path: Path) -> None:
         [(file, i) for i, file in enumerate(files)], [(file, i // 2) for i, file in enumerate(files)],
     ]  # fmt: skip
     out, model = tmp_path / "features.safetensors", toy_model()
-    digests = [pictures.Pictures(model, images, None, 3, 0).digest() for images in lists]
+    digests = [pictures.ImageSet(images, model.preprocess, 3).digest() for images in lists]
     assert len(set(digests)) == len(lists)
     assert digests == [
-        pictures.Pictures(toy_model(), images, None, 2, 0).digest() for images in lists
+        pictures.ImageSet(images, toy_model().preprocess, 2).digest() for images in lists
     ]
 
     extract_features(model, files, out=out)
@@ -351,15 +351,18 @@ def work(rank: int, world: int, images: Path, folder: Path) -> None:
     )
     results, out = [], folder / "features.safetensors"
     model = counting()
-    results += [extract_features(model, Files(images), batch_size=3), model.encoded]
+    results += [extract_features(model, Files(images), batch_size=3, shared=True), model.encoded]
     with pytest.raises(MemoryError, match="no memory"):
-        extract_features(counting(most=5 if rank == 0 else 4), Files(images), batch_size=3, out=out)
+        extract_features(
+            counting(most=5 if rank == 0 else 4), Files(images), batch_size=3, out=out, shared=True
+        )
     dist.barrier()  # else one may go on while the other still writes, which torchrun would not let happen
     model = counting()
-    results += [extract_features(model, Files(images), batch_size=3, out=out), model.encoded]
-    results += [extract_features(counting(most=0), Files(images), batch_size=3, out=out)]
+    options: dict[str, Any] = {"batch_size": 3, "out": out, "shared": True}
+    results += [extract_features(model, Files(images), **options), model.encoded]
+    results += [extract_features(counting(most=0), Files(images), **options)]
     results += [
-        extract_features(toy_model(), Files(images).files[:2], batch_size=3),
+        extract_features(toy_model(), Files(images).files[:2], batch_size=3, shared=True),
         list(folder.glob("*.parts")),
     ]
     for other in (
@@ -368,9 +371,11 @@ def work(rank: int, world: int, images: Path, folder: Path) -> None:
         {"normalize": rank == 0},
     ):
         with pytest.raises(DataError, match="the processes hold different models or images"):
-            extract_features(**({"model": toy_model(), "images": Files(images)} | other))
+            extract_features(
+                **({"model": toy_model(), "images": Files(images), "shared": True} | other)
+            )
     if rank == 0:  # alone, as the one that writes may want to
-        results.append(features.embed_images(toy_model(), Files(images).files[:4]))
+        results.append(embed_images(toy_model(), Files(images).files[:4]))
     dist.barrier()
     torch.save(results, f"{folder}/{rank}.pt")
     dist.destroy_process_group()
@@ -379,8 +384,9 @@ def work(rank: int, world: int, images: Path, folder: Path) -> None:
 ALONE = """
 import sys, clipkit
 model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
-found = clipkit.extract_features(model, sys.argv[1], batch_size=2)
 from clipkit import distributed
+distributed.start(model.device)
+found = clipkit.extract_features(model, sys.argv[1], batch_size=2, shared=True)
 with open(f"{sys.argv[2]}/{distributed.rank()}", "w") as file:
     print(distributed.rank(), distributed.world_size(), len(found.paths), file=file)
 """

@@ -1,7 +1,5 @@
 """clipkit.training.batches: what is read, and that batches depend on the seed and the step alone."""
 
-import csv
-import json
 import random
 import re
 from collections import Counter
@@ -15,7 +13,7 @@ import torch
 from PIL import Image
 
 from clipkit import PreprocessConfig, distributed
-from clipkit.data.labelled import Pairs, read_folder, read_table
+from clipkit.data.labelled import Pairs, read_folder
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError
 from clipkit.tokenizer import Tokenizer
@@ -34,7 +32,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def pairs(folder: Path) -> Pairs:
     """20 pictures of 4 classes; three captions each, no two alike."""
-    read, _ = read_folder(folder)
+    read = read_folder(folder)
     captions = [
         [f"{file.parent.name} {file.stem} {word}" for word in ("x", "y", "z")]
         for file in read.files
@@ -241,19 +239,6 @@ def test_refuses_labels_that_are_not_there(make, pairs: Pairs) -> None:
         make(source=Pairs(pairs.files, pairs.captions), tokenizer=None)
 
 
-def test_split_holds_out_a_random_share(pairs: Pairs) -> None:
-    rest, held = pairs.split(6)
-    assert len(rest) == 14 and len(held) == 6
-    assert sorted(rest.files + held.files) == sorted(pairs.files)
-    assert held.files == pairs.split(6)[1].files != pairs.split(6, seed=1)[1].files
-    for part in (rest, held):
-        for file, captions, label in zip(part.files, part.captions, part.labels or [], strict=True):
-            index = pairs.files.index(file)
-            assert (
-                captions == pairs.captions[index] and pairs.labels and label == pairs.labels[index]
-            )
-
-
 # Augmentation
 
 
@@ -333,121 +318,3 @@ def test_augmentation_is_a_function_of_its_seed() -> None:
 def test_refuses_impossible_augmentation(options: dict[str, Any]) -> None:
     with pytest.raises(ConfigError, match=re.escape(repr(list(options.values())[-1]))):
         Augment(**options)
-
-
-# Folders and tables
-
-
-def test_folders_become_classes(tmp_path: Path) -> None:
-    (tmp_path / "golden_retriever" / "deep").mkdir(parents=True)
-    (tmp_path / "cat").mkdir()
-    (tmp_path / "empty").mkdir()
-    (tmp_path / "notes").mkdir()
-    for name in (
-        "golden_retriever/b.JPG",
-        "golden_retriever/deep/a.webp",
-        "cat/1.png",
-        "notes/readme.txt",
-        "loose.png",
-    ):
-        (tmp_path / name).touch()
-    pairs, names = read_folder(tmp_path, ["a {}.", "{} here"])
-    assert names == ["cat", "golden retriever"] and pairs.labels == [0, 1, 1]
-    assert [str(f.relative_to(tmp_path)) for f in pairs.files] == [
-        "cat/1.png", "golden_retriever/b.JPG", "golden_retriever/deep/a.webp"
-    ]  # fmt: skip
-    assert (
-        pairs.captions[0] == ["a cat.", "cat here"]
-        and pairs.captions[2][1] == "golden retriever here"
-    )
-
-
-@pytest.mark.parametrize(
-    "make", [lambda p: p, lambda p: p / "missing", lambda p: (p / "empty").mkdir() or p]
-)
-def test_a_folder_without_pictures_is_an_error(tmp_path: Path, make) -> None:
-    with pytest.raises(DataError, match="holds no folders of pictures"):
-        read_folder(make(tmp_path))
-
-
-def test_csv_with_a_byte_order_mark_quotes_and_newlines(tmp_path: Path) -> None:
-    table = tmp_path / "t.csv"
-    rows = [
-        ("filepath", "id", "title"),
-        ("a.png", 1, 'two\nlines, and a "quote"'),
-        ("sub/ü.png", 2, "ümlaut"),
-    ]
-    with table.open("w", encoding="utf-8-sig", newline="") as file:
-        csv.writer(file).writerows(rows)
-    pairs = read_table(table)
-    assert pairs.files == [tmp_path / "a.png", tmp_path / "sub/ü.png"] and pairs.labels is None
-    assert pairs.captions == [['two\nlines, and a "quote"'], ["ümlaut"]]
-
-
-def test_tsv_with_commas(tmp_path: Path) -> None:
-    (tmp_path / "t.tsv").write_text("image\ttext\r\na.png\tred, green\r\n/b.png\tblue\r\n")
-    pairs = read_table(tmp_path / "t.tsv")
-    assert pairs.files == [tmp_path / "a.png", Path("/b.png")] and pairs.captions == [
-        ["red, green"],
-        ["blue"],
-    ]
-
-
-def test_jsonl_with_several_captions_and_rows_of_one_path(tmp_path: Path) -> None:
-    rows = [
-        {"file_name": "a.png", "captions": ["one", "two"]},
-        {"file_name": "b.png", "caption": "other"},
-        {"file_name": "a.png", "text": "three"},
-    ]
-    (tmp_path / "t.jsonl").write_text("\n\n".join(map(json.dumps, rows)))
-    pairs = read_table(tmp_path / "t.jsonl")
-    assert pairs.files == [tmp_path / "a.png", tmp_path / "b.png"]
-    assert pairs.captions == [["one", "two", "three"], ["other"]]
-
-
-@pytest.mark.parametrize(
-    ("name", "content", "message"),
-    [
-        (
-            "t.csv",
-            "picture,caption\na.png,x\n",
-            "row 1 of .*t.csv needs a path .*filepath.*'picture': 'a.png'",
-        ),
-        ("t.csv", "path,words\na.png,x\n", "row 1 of .* a caption .*title.* 'words': 'x'"),
-        ("t.csv", "path,caption\na.png,x\nb.png\n", "row 2 of .*'b.png'"),
-        (
-            "t.csv",
-            "path,caption\na.png,a dog, running\n",
-            "row 1 of .* in quotes if there are commas .* running",
-        ),
-        ("t.csv", "path,caption\na.png,x\nb.png,  \n", "row 2 of .*'b.png'"),
-        ("t.csv", "path,caption\n,x\n", "row 1 of"),
-        ("t.csv", "path,caption\n", "holds no rows"),
-        ("t.csv", "", "holds no rows"),
-        ("t.csv", b"path,caption\na.png,\xff\xfe\n", "cannot read .*t.csv: .*utf-8"),
-        ("t.csv", "path,caption\na.png," + 200_000 * "x", "cannot read .*t.csv: .*limit"),
-        (
-            "t.jsonl",
-            '{"path": "a", "caption": "x"}\n{"path": ',
-            r"row 2 of .* but is '\{\"path\": '",
-        ),
-        ("t.jsonl", '["a", "x"]', r"row 1 of .* but is \['a', 'x'\]"),
-        ("t.jsonl", '{"path": 5, "caption": "x"}', "row 1 of .* 5"),
-        ("t.jsonl", '{"path": "a", "captions": []}', r"row 1 of .* \[\]"),
-        ("t.jsonl", '{"path": "a", "captions": ["x", 7]}', "row 1 of .* 7"),
-        ("t.jsonl", '{"path": "a", "caption": null}', "row 1 of .* None"),
-        ("t.txt", "path,caption\na.png,x\n", "t.txt is no .csv, .tsv or .jsonl file"),
-    ],
-)
-def test_bad_tables_say_what_is_wrong(
-    tmp_path: Path, name: str, content: Any, message: str
-) -> None:
-    table = tmp_path / name
-    table.write_bytes(content if isinstance(content, bytes) else content.encode())
-    with pytest.raises(DataError, match=message):
-        read_table(table)
-
-
-def test_a_missing_table_is_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="cannot read .*nothing.csv"):
-        read_table(tmp_path / "nothing.csv")

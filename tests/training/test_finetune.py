@@ -36,12 +36,13 @@ def model(small_tokenizer: Tokenizer) -> CLIP:
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory: pytest.TempPathFactory) -> tuple[Pairs, list[str]]:
-    return read_folder(colour_folders(tmp_path_factory.mktemp("train"), each=8))
+    pairs = read_folder(colour_folders(tmp_path_factory.mktemp("train"), each=8))
+    return pairs, pairs.class_names or []
 
 
 @pytest.fixture(scope="module")
 def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
-    return read_folder(colour_folders(tmp_path_factory.mktemp("test"), each=6, seed=500))[0]
+    return read_folder(colour_folders(tmp_path_factory.mktemp("test"), each=6, seed=500))
 
 
 def state(module: nn.Module) -> dict[str, Tensor]:

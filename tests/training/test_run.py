@@ -165,15 +165,15 @@ def test_trains_from_class_folders_and_logs_the_evaluation(place) -> None:
             },
         )
     )
-    before = zero_shot(
-        CLIP.from_pretrained(place / "start", device="cpu"), *read_folder(place / "held")
-    )
+    held = read_folder(place / "held")
+    names = held.class_names or []
+    before = zero_shot(CLIP.from_pretrained(place / "start", device="cpu"), held, names)
     model = train(config, "cpu")
     rows = log(place / "run")
     assert [row["step"] for row in rows] == list(range(1, 31))
     assert [row["step"] for row in rows if "accuracy" in row] == [15, 30]
     assert np.mean([row["loss"] for row in rows[-5:]]) < 0.7 * rows[0]["loss"]
-    assert rows[-1]["accuracy"] == zero_shot(model, *read_folder(place / "held")) > before + 0.3
+    assert rows[-1]["accuracy"] == zero_shot(model, held, names) > before + 0.3
     loaded = CLIP.from_pretrained(place / "run" / "model", device="cpu")
     assert all(torch.equal(v, loaded.state_dict()[k]) for k, v in model.state_dict().items())
     assert model.tokenizer.vocab_size == 600  # which came with what it started from
@@ -274,19 +274,20 @@ def test_a_folder_of_another_run_is_refused(place) -> None:
 
 
 def test_pairs_are_found_in_tables_beside_the_pictures_or_class_folders(place) -> None:
-    pairs, names = read_pairs(place / "pictures", ("{}!",))
-    assert names == ["blue", "dark red", "green", "white"] and pairs.captions[0] == ["blue!"]
+    pairs = read_pairs(place / "pictures", ("{}!",))
+    assert pairs.class_names == ["blue", "dark red", "green", "white"] and pairs.captions[0] == ["blue!"]
     table = caption_table(place / "captioned")
     for data in (table, place / "captioned"):
-        pairs, names = read_pairs(data)
-        assert len(pairs) == 16 and names == [] and pairs.files[0].parent == place / "captioned"
+        pairs = read_pairs(data)
+        assert len(pairs) == 16 and pairs.class_names is None and pairs.files[0].parent == place / "captioned"
     with pytest.raises(DataError, match="no file or folder .*nowhere"):
         read_pairs(place / "nowhere")
 
 
 def test_accuracy_counts_what_is_right(place, model: CLIP) -> None:
     """Class names that are all alike but one: what the model takes for that one decides the figure."""
-    pairs, names = read_folder(place / "pictures")
+    pairs = read_folder(place / "pictures")
+    names = pairs.class_names or []
     images = run.embed_images(model, pairs.files)
     texts = run.embed_texts(model, [f"see {name}" for name in names])
     expected = (
@@ -327,7 +328,8 @@ def test_figures_are_those_of_the_held_out_share(place, model: CLIP) -> None:
     figures = finetune_from(
         place / "pictures", place / "run", model, held_out=0.25, epochs=0, batch_size=8, alpha=1.0
     )
-    pairs, names = read_folder(place / "pictures")
+    pairs = read_folder(place / "pictures")
+    names = pairs.class_names or []
     held = pairs.split(6)[1]
     before, after = figures["accuracy"]
     assert before == zero_shot(model, held, names) and 0 <= before < after <= 1
@@ -382,7 +384,7 @@ def test_a_broken_training_picture_is_skipped_and_counted(tmp_path: Path, model:
 
 
 def test_a_broken_picture_of_a_class_is_skipped_too(place, model: CLIP) -> None:
-    pairs, _ = read_folder(place / "pictures")
+    pairs = read_folder(place / "pictures")
     pairs.split(6)[0].files[0].write_bytes(b"broken")
     figures = finetune_from(
         place / "pictures", place / "run", model, held_out=0.25, epochs=1, batch_size=18
