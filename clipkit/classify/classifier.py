@@ -10,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.classify.export import export
 from clipkit.classify.few_shot import check_method, fit_head
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, load_head, save_head
 from clipkit.classify.zero_shot import zero_shot_weights
@@ -297,9 +298,14 @@ class ImageClassifier(nn.Module):
             ConfigError: for another ending, or if a package is missing.
             ExportError: if the file's probabilities differ by more than 1e-4.
         """
-        from clipkit.classify.export import export
-
-        export(self, Path(path))
+        self.model.check_original("export the classifier of")
+        export(
+            Path(path),
+            visual=self.model.visual,
+            head=self.head,
+            preprocess=self.model.preprocess,
+            resolution=self.model.visual.resolution,
+        )
 
     def _features(self, images_or_features: "Images | Tensor", options: dict[str, Any]) -> Tensor:
         if not isinstance(images_or_features, Tensor):

@@ -1,77 +1,167 @@
-"""A classifier as one file that needs no clipkit: ONNX, or torch's exported program."""
+"""Write a classifier as one file that needs no clipkit: ONNX, or torch's exported program."""
 
 import copy
 from collections.abc import Callable
+from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.config import PreprocessConfig
+from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, ExportError
 from clipkit.files import replacing
 
-if TYPE_CHECKING:
-    from clipkit.classify.classifier import ImageClassifier
+TOLERANCE = 1e-4  # of probabilities; other kernels add up in another order
+ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 
-TOLERANCE = 1e-4  # of probabilities: other kernels add up in another order
+Run = Callable[[Tensor], Tensor]
 
 
-class _Deployed(nn.Module):
-    """uint8 (N, 3, H, W) to probabilities (N, C)."""
+class _Normalize(nn.Module):
+    """Scale uint8 images to 0-1, then normalize each channel, as `Preprocess` does."""
 
     mean: Tensor
     std: Tensor
 
-    def __init__(self, classifier: "ImageClassifier") -> None:
+    def __init__(self, config: PreprocessConfig) -> None:
         super().__init__()
-        # Copies alone, without the text tower: what runs the file decides where, and not all of it computes in halves.
-        self.visual, self.head = (
-            copy.deepcopy(m).float().cpu() for m in (classifier.model.visual, classifier.head)
-        )
-        for name in ("mean", "std"):
-            value = torch.tensor(getattr(classifier.model.config.preprocess, name))
-            self.register_buffer(name, value.view(3, 1, 1))
+        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1))
+        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.visual((images.float() / 255 - self.mean) / self.std)
+        return (images.float() / 255 - self.mean) / self.std
+
+
+class _Deployed(nn.Module):
+    """Map uint8 images (N, 3, H, W) to probabilities (N, C)."""
+
+    def __init__(self, prepare: nn.Module, visual: nn.Module, head: nn.Module) -> None:
+        super().__init__()
+        # Copies on the CPU, in float32: whoever runs the file decides where, and not every
+        # runtime computes in half precision.
+        self.prepare = copy.deepcopy(prepare).float().cpu()
+        self.visual = copy.deepcopy(visual).float().cpu()
+        self.head = copy.deepcopy(head).float().cpu()
+
+    def forward(self, images: Tensor) -> Tensor:
+        features = self.visual(self.prepare(images))
         return self.head(F.normalize(features, dim=-1)).softmax(dim=-1)
 
 
-def export(classifier: "ImageClassifier", path: Path) -> None:
-    """See `ImageClassifier.export`."""
-    kinds = {".onnx": (_write_onnx, _open_onnx), ".pt2": (_write_program, _open_program)}
-    if path.suffix not in kinds:
+def export(
+    path: Path,
+    *,
+    visual: nn.Module,
+    head: nn.Module,
+    preprocess: Callable[[Any], Tensor],
+    resolution: tuple[int, int],
+) -> None:
+    """Write an image tower and a head as one file, from uint8 images to probabilities.
+
+    The file takes (N, 3, H, W) uint8, RGB, N free, and returns (N, C) float32. Before it gets its
+    name, it is run on random images and must agree with the modules.
+
+    Args:
+        path: ends in `.onnx`, or in `.pt2` for `torch.export.load`.
+        visual: the image tower, from (N, 3, H, W) float32 to features (N, D).
+        head: from features of unit length to logits (N, C).
+        preprocess: a `Preprocess`, of which the mean and the standard deviation go into the file
+            (its resizing and cropping stay outside); or an `nn.Module`, which goes into the file as
+            it is and gets the uint8 images.
+        resolution: (H, W) in pixels.
+
+    Raises:
+        ConfigError: for another ending, a missing package, or a preprocessing that cannot be
+            written into a file.
+        ExportError: if the file's probabilities differ by more than `TOLERANCE`.
+    """
+    write, read = _writer_and_reader(path)
+    images = _random_images(5, resolution)
+    prepare = _module_of(preprocess)
+    _check_prepared(prepare, images)
+    deployed = _Deployed(prepare, visual, head).eval()
+    with replacing(path) as partial, torch.no_grad():
+        write(deployed, images[:2], partial)
+        _compare(read(partial), deployed, images)
+
+
+def _writer_and_reader(
+    path: Path,
+) -> tuple[Callable[[nn.Module, Tensor, Path], None], Callable[[Path], Run]]:
+    if path.suffix == ".pt2":
+        return _write_program, _open_program
+    if path.suffix != ".onnx":
         raise ConfigError(f"export writes .onnx and .pt2, not {path.name!r}")
-    if path.suffix == ".onnx" and (
-        missing := [p for p in ("onnx", "onnxscript", "onnxruntime") if not find_spec(p)]
-    ):
+    missing = [package for package in ONNX_PACKAGES if not find_spec(package)]
+    if missing:
         raise ConfigError(
             f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'"
         )
-    classifier.model.check_original("export the classifier of")
-    write, read = kinds[path.suffix]
-    deployed, shape = _Deployed(classifier).eval(), (5, 3, *classifier.model.visual.resolution)
-    images = torch.randint(
-        0, 256, shape, dtype=torch.uint8, generator=torch.Generator().manual_seed(0)
-    )
-    with replacing(path) as partial, torch.no_grad():
-        write(deployed, images[:2], partial)
-        run = read(partial)
-        for size in (1, 2, 5):  # the number of images must have stayed free
-            difference = (run(images[:size]) - deployed(images[:size])).abs().max().item()
-            if not difference <= TOLERANCE:
-                raise ExportError(
-                    f"the exported file differs by {difference:.1e} for {size} images; it is not kept"
-                )
+    return _write_onnx, _open_onnx
 
 
-def _program(module: nn.Module, images: Tensor) -> torch.export.ExportedProgram:
-    return torch.export.export(
-        module, (images,), dynamic_shapes=({0: torch.export.Dim("batch", min=1)},)
+def _random_images(count: int, resolution: tuple[int, int]) -> Tensor:
+    """Return the same uint8 images (count, 3, H, W) each time."""
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, 3, *resolution)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+
+
+def _module_of(preprocess: Callable[[Any], Tensor]) -> nn.Module:
+    """Return the part of a preprocessing that a file can hold.
+
+    Raises:
+        ConfigError: for a function, whose Python code no graph can hold.
+    """
+    if isinstance(preprocess, Preprocess):
+        return _Normalize(preprocess.config)
+    if isinstance(preprocess, nn.Module):
+        return preprocess
+    raise ConfigError(
+        f"the model's preprocess is {preprocess!r}, which cannot be written into a file: set "
+        "model.preprocess to a clipkit.Preprocess, or to an nn.Module that takes uint8 images "
+        "(N, 3, H, W), for example torchvision.transforms.v2.Compose"
     )
+
+
+@torch.no_grad()
+def _check_prepared(prepare: nn.Module, images: Tensor) -> None:
+    """Raise `ConfigError` unless a preprocessing takes uint8 batches, as the file will get them."""
+    try:
+        prepared = copy.deepcopy(prepare).float().cpu().eval()(images)
+    except Exception as error:  # it is not our code, so it may raise anything
+        raise ConfigError(
+            f"the model's preprocess fails on uint8 images {tuple(images.shape)}, which an "
+            f"exported file takes ({type(error).__name__}: {error}): set one that takes batches"
+        ) from error
+    sound = isinstance(prepared, Tensor) and prepared.is_floating_point()
+    if not sound or prepared.shape != images.shape:
+        shape = tuple(getattr(prepared, "shape", ()))
+        found = f"{getattr(prepared, 'dtype', type(prepared).__name__)} of {shape}"
+        raise ConfigError(
+            f"the model's preprocess makes {found} of uint8 images {tuple(images.shape)}: export "
+            "needs one that returns a float tensor of the same shape"
+        )
+
+
+def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:
+    """Raise `ExportError` unless a file agrees with the modules, for several numbers of images."""
+    for count in (1, 2, 5):  # it was written with two images, and their number must be free
+        difference = (run(images[:count]) - deployed(images[:count])).abs().max().item()
+        if not difference <= TOLERANCE:  # written so that NaN raises too
+            raise ExportError(
+                f"the exported file differs by {difference:.1e} for {count} images; it is not kept"
+            )
+
+
+def _program(module: nn.Module, images: Tensor) -> "torch.export.ExportedProgram":
+    batch = torch.export.Dim("batch", min=1)
+    return torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
 
 
 def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
@@ -79,24 +169,29 @@ def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
         torch.export.save(_program(module, images), file)
 
 
-def _open_program(path: Path) -> Callable[[Tensor], Tensor]:
+def _open_program(path: Path) -> Run:
     with path.open("rb") as file:
         return torch.export.load(file).module()
 
 
 def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
-    program: Any = torch.onnx.export(
+    program = torch.onnx.export(
         _program(module, images),
         (images,),
         input_names=["images"],
         output_names=["probabilities"],
         verbose=False,
     )
+    assert program is not None  # torch returns one unless it is given a path
     program.save(path, external_data=False)
 
 
-def _open_onnx(path: Path) -> Callable[[Tensor], Tensor]:
-    import onnxruntime
+def _open_onnx(path: Path) -> Run:
+    runtime: Any = import_module("onnxruntime")  # it has no types
+    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
 
-    session = onnxruntime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
-    return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
+    def run(images: Tensor) -> Tensor:
+        (probabilities,) = session.run(None, {"images": images.numpy()})
+        return torch.from_numpy(probabilities)
+
+    return run

@@ -1,10 +1,11 @@
-"""Classifier heads: modules from normalised features (N, D) to logits (N, C), in float32.
+"""Classifier heads: modules from features (N, D) of unit length to logits (N, C), in float32.
 
-A head is made of the tensors that it keeps, under the names of its constructor's arguments; so one function saves them
-all and one loads them.
+A head keeps tensors under the names of its constructor's arguments, so one function saves every
+kind of head and one loads it.
 """
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from typing import Any
@@ -19,93 +20,165 @@ from clipkit.files import write_weights
 
 
 class Head(nn.Module):
-    """What all heads share: each maps features (N, D) of unit length to logits (N, C)."""
+    """Map image features (N, D) of unit length to logits (N, C).
+
+    Heads compute in float32, whatever the dtype of the features and of their own weights, and
+    under autocast too: half precision would blur classes that differ by little.
+
+    Attributes:
+        classes: C, the number of classes.
+        width: D, the width of the features.
+    """
 
     classes: int
     width: int
 
-    def to_linear(self) -> "LinearHead":
-        """The same function as one linear layer, of memory of its own.
+    @property
+    def scale(self) -> float | None:
+        """The factor that multiplies zero-shot cosines inside the logits.
+
+        Logits of a new class are comparable with the others if they are its cosines times this
+        factor. None if the head's logits have a scale of their own.
+        """
+        return None
+
+    def forward(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) float32 of features (N, D), any float dtype, of unit length.
 
         Raises:
-            ConfigError: if it is none.
+            ConfigError: if the features have another shape.
         """
-        raise ConfigError(f"a {type(self).__name__} is not linear in the features")
-
-    def _check(self, features: Tensor) -> Tensor:
         if features.ndim != 2 or features.shape[1] != self.width:
             raise ConfigError(
                 f"this head needs features of shape (N, {self.width}), not {tuple(features.shape)}"
             )
-        return features.float()
+        with torch.autocast(features.device.type, enabled=False):
+            return self.logits(features.float())
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of float32 features (N, D); each kind of head has its formula."""
+        raise NotImplementedError
+
+    def to_linear(self) -> "LinearHead":
+        """Return the same function as one linear layer, in memory of its own.
+
+        Raises:
+            ConfigError: if the head is not linear in the features.
+        """
+        raise ConfigError(f"a {type(self).__name__} is not linear in the features")
+
+    def add_zero_shot(self, weight: Tensor) -> "Head":
+        """Return a head that has zero-shot classes behind its own, in memory of its own.
+
+        Args:
+            weight: (M, D), one vector of unit length per new class.
+
+        Returns:
+            A head of C + M classes. The first C logits are those of this head, the others are
+            cosines times `scale`.
+
+        Raises:
+            ConfigError: if `scale` is None.
+        """
+        if self.scale is None:
+            raise ConfigError(
+                "this head has logits of a scale of its own, which zero-shot logits of new "
+                "classes cannot be compared with"
+            )
+        linear = self.to_linear()
+        rows = torch.cat([linear.weight, self.scale * weight.float().to(linear.weight.device)])
+        return LinearHead(rows, F.pad(linear.bias, (0, len(weight))), self.scale)
 
 
 class LinearHead(Head):
-    """One linear layer.
+    """One linear layer: logits = x W^T + bias.
 
     Args:
         weight: (C, D).
         bias: (C,); zeros if not given.
+        scale: see `Head.scale`.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None = None) -> None:
+    def __init__(
+        self, weight: Tensor, bias: Tensor | None = None, scale: float | None = None
+    ) -> None:
         super().__init__()
+        if bias is None:
+            bias = weight.new_zeros(len(weight))
         self.classes, self.width = weight.shape
-        self.weight = nn.Parameter(weight.detach().float().clone())
-        self.bias = nn.Parameter(
-            weight.new_zeros(self.classes).float()
-            if bias is None
-            else bias.detach().float().clone()
-        )
+        self.weight = nn.Parameter(_own(weight))
+        self.bias = nn.Parameter(_own(bias))
+        self._scale = scale
 
     @classmethod
     def from_zero_shot(cls, weight: Tensor, logit_scale: Tensor) -> "LinearHead":
-        """The zero-shot classifier: text features (C, D) times exp(logit_scale), without bias."""
+        """Return the zero-shot classifier: text features (C, D) times exp(logit_scale), no bias."""
         return CosineHead(weight, logit_scale).to_linear()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, D) to (N, C)."""
-        return F.linear(self._check(features), self.weight, self.bias)
+    @property
+    def scale(self) -> float | None:
+        """See `Head.scale`; the number that was given."""
+        return self._scale
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of float32 features (N, D)."""
+        return F.linear(features, self.weight.float(), self.bias.float())
 
     def to_linear(self) -> "LinearHead":
-        """A copy."""
-        return LinearHead(self.weight, self.bias)
+        """Return a copy."""
+        return LinearHead(self.weight, self.bias, self.scale)
 
 
 class CosineHead(Head):
-    """The zero-shot classifier: cosine similarity to one vector per class, times the temperature's inverse.
+    """The zero-shot classifier: cosine similarity to one vector per class, times exp(logit_scale).
 
     Args:
-        weight: (C, D), rows of unit length, as `zero_shot_weights` gives them.
+        weight: (C, D), rows of unit length, as `zero_shot_weights` returns them.
         logit_scale: (), the logarithm of the factor.
     """
 
     def __init__(self, weight: Tensor, logit_scale: Tensor) -> None:
         super().__init__()
         self.classes, self.width = weight.shape
-        self.weight = nn.Parameter(weight.detach().float().clone())
-        self.logit_scale = nn.Parameter(logit_scale.detach().float().clone())
+        self.weight = nn.Parameter(_own(weight))
+        self.logit_scale = nn.Parameter(_own(logit_scale))
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, D) to (N, C). Weights are scaled, not products, so that `to_linear` is equal to the bit."""
-        return F.linear(
-            self._check(features),
-            self.weight * self.logit_scale.exp(),
-            self.weight.new_zeros(self.classes),
-        )
+    @property
+    def scale(self) -> float:
+        """See `Head.scale`; exp(logit_scale)."""
+        return self.logit_scale.float().exp().item()
+
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of float32 features (N, D).
+
+        The weights are scaled, not the products, and a bias of zeros is added: so `to_linear` gives
+        the same bits.
+        """
+        scaled = self._scaled_weight()
+        return F.linear(features, scaled, scaled.new_zeros(self.classes))
 
     def to_linear(self) -> LinearHead:
-        """Scaled weights, and no bias."""
-        return LinearHead(self.weight * self.logit_scale.exp())
+        """Return the scaled weights as a linear layer."""
+        return LinearHead(self._scaled_weight(), scale=self.scale)
+
+    def add_zero_shot(self, weight: Tensor) -> "CosineHead":
+        """See `Head.add_zero_shot`; the result is a `CosineHead` again."""
+        return CosineHead(_below(self.weight, weight), self.logit_scale)
+
+    def _scaled_weight(self) -> Tensor:
+        return self.weight.float() * self.logit_scale.float().exp()  # (C, D)
 
 
 class WeightedPromptHead(Head):
-    """Each class as the weighted sum of its prompts' features, normalised, with weights that can be learned.
+    """Each class as the weighted sum of its prompts' features, with weights that can be learned.
+
+    logits = exp(logit_scale) x V^T, where row c of V is the sum of prompt_weights[c, k] times
+    captions[c, k], scaled to unit length.
 
     Args:
-        captions: (C, K, D), of unit length; rows of zeros where a class has fewer than K.
+        captions: (C, K, D), of unit length; rows of zeros where a class has fewer than K prompts.
         logit_scale: (), the logarithm of the factor.
-        prompt_weights: (C, K); alike for all prompts if not given, which is the prompt ensemble.
+        prompt_weights: (C, K); 1 / K if not given, which makes the prompt ensemble.
     """
 
     captions: Tensor
@@ -115,37 +188,44 @@ class WeightedPromptHead(Head):
     ) -> None:
         super().__init__()
         self.classes, prompts, self.width = captions.shape
-        self.register_buffer("captions", captions.detach().float().clone())
         if prompt_weights is None:
-            prompt_weights = captions.new_full((self.classes, prompts), 1 / prompts)
-        self.prompt_weights = nn.Parameter(prompt_weights.detach().float().clone())
-        self.logit_scale = nn.Parameter(logit_scale.detach().float().clone())
+            prompt_weights = torch.full(
+                (self.classes, prompts), 1 / prompts, device=captions.device
+            )
+        self.register_buffer("captions", _own(captions))
+        self.prompt_weights = nn.Parameter(_own(prompt_weights))
+        self.logit_scale = nn.Parameter(_own(logit_scale))
 
-    def _weight(self) -> Tensor:
-        mixed = torch.einsum("ck,ckd->cd", self.prompt_weights, self.captions)
-        return F.normalize(mixed, dim=-1) * self.logit_scale.exp()
+    @property
+    def scale(self) -> float:
+        """See `Head.scale`; exp(logit_scale)."""
+        return self.logit_scale.float().exp().item()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, D) to (N, C)."""
-        return F.linear(self._check(features), self._weight())
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of float32 features (N, D)."""
+        return F.linear(features, self._scaled_weight())
 
     def to_linear(self) -> LinearHead:
-        """The classes' vectors, scaled."""
-        return LinearHead(self._weight())
+        """Return the classes' scaled vectors as a linear layer."""
+        return LinearHead(self._scaled_weight(), scale=self.scale)
+
+    def _scaled_weight(self) -> Tensor:
+        mixed = torch.einsum("ck,ckd->cd", self.prompt_weights.float(), self.captions.float())
+        return F.normalize(mixed, dim=-1) * self.logit_scale.float().exp()  # (C, D)
 
 
 class CacheHead(Head):
-    """Tip-Adapter (2111.03930): zero-shot logits, and those of the support pictures that are alike.
+    """Tip-Adapter (2111.03930): zero-shot logits, and those of support images that are similar.
 
     logits = exp(logit_scale) x W^T + alpha exp(-beta (1 - x keys^T)) values
 
     Args:
         weight: (C, D), as for `CosineHead`.
-        logit_scale: ().
-        keys: (M, D), features of the support pictures.
+        logit_scale: (), the logarithm of the factor.
+        keys: (M, D), features of the support images.
         values: (M, C), their labels, one-hot.
         alpha: (), how much the cache counts.
-        beta: (), how near a picture must be to count.
+        beta: (), how near a support image must be to count.
     """
 
     weight: Tensor
@@ -165,31 +245,52 @@ class CacheHead(Head):
     ) -> None:
         super().__init__()
         self.classes, self.width = weight.shape
-        tensors = {
-            "weight": weight,
-            "logit_scale": logit_scale,
-            "values": values,
-            "alpha": alpha,
-            "beta": beta,
-        }
-        for name, tensor in tensors.items():
-            self.register_buffer(name, tensor.detach().float().clone())
-        self.keys = nn.Parameter(keys.detach().float().clone())
+        self.register_buffer("weight", _own(weight))
+        self.register_buffer("logit_scale", _own(logit_scale))
+        self.register_buffer("values", _own(values))
+        self.register_buffer("alpha", _own(alpha))
+        self.register_buffer("beta", _own(beta))
+        self.keys = nn.Parameter(_own(keys))
 
-    def affinity(self, features: Tensor) -> Tensor:
-        """(N, D) to what the cache alone says, (N, C)."""
-        return (self.beta * (features @ self.keys.T - 1)).exp() @ self.values
+    @property
+    def scale(self) -> float:
+        """See `Head.scale`; exp(logit_scale)."""
+        return self.logit_scale.float().exp().item()
 
-    def forward(self, features: Tensor) -> Tensor:
-        """(N, D) to (N, C)."""
-        features = self._check(features)
-        return features @ (self.weight * self.logit_scale.exp()).T + self.alpha * self.affinity(
-            features
+    def logits(self, features: Tensor) -> Tensor:
+        """Return logits (N, C) of float32 features (N, D)."""
+        scaled = self.weight.float() * self.logit_scale.float().exp()  # (C, D)
+        nearness = features @ self.keys.float().T - 1  # (N, M), at most 0
+        affinity = (self.beta.float() * nearness).exp() @ self.values.float()  # (N, C)
+        return features @ scaled.T + self.alpha.float() * affinity
+
+    def add_zero_shot(self, weight: Tensor) -> "CacheHead":
+        """See `Head.add_zero_shot`; no support image belongs to the new classes."""
+        return CacheHead(
+            _below(self.weight, weight),
+            self.logit_scale,
+            self.keys,
+            F.pad(self.values, (0, len(weight))),  # (M, C) -> (M, C + new)
+            self.alpha,
+            self.beta,
         )
 
 
+def _own(tensor: Tensor) -> Tensor:
+    """Return a float32 copy that shares neither memory nor history with what was given."""
+    return tensor.detach().float().clone()
+
+
+def _below(own: Tensor, new: Tensor) -> Tensor:
+    """Return (C + M, D) float32: the head's own vectors (C, D), then the new ones (M, D)."""
+    return torch.cat([own.detach().float(), new.float().to(own.device)])
+
+
 HEADS: dict[str, type[Head]] = {
-    kind.__name__: kind for kind in (LinearHead, CosineHead, WeightedPromptHead, CacheHead)
+    "LinearHead": LinearHead,
+    "CosineHead": CosineHead,
+    "WeightedPromptHead": WeightedPromptHead,
+    "CacheHead": CacheHead,
 }
 
 
@@ -199,13 +300,14 @@ def save_head(
     labels: Sequence[str],
     provenance: dict[str, Any] | None = None,
 ) -> None:
-    """Write a head as safetensors, with its labels and where it comes from in the metadata.
+    """Write a head as safetensors, with its labels and how it was made in the metadata.
 
     Args:
-        head: to write.
-        path: of the file; replaced only when its successor is whole.
+        head: the head to write.
+        path: the file; it is replaced only when its successor is whole.
         labels: C names.
-        provenance: what can be told of it, as JSON: model, method, data ...
+        provenance: how the head was made, as JSON: model, method, data ... It informs people;
+            nothing that is computed depends on it.
 
     Raises:
         ConfigError: if there is not one label per class.
@@ -214,26 +316,48 @@ def save_head(
         raise ConfigError(
             f"a head of {head.classes} classes needs as many labels, not {len(labels)}"
         )
-    about = {"head": type(head).__name__, "labels": list(labels), "provenance": provenance or {}}
+    about: dict[str, Any] = {
+        "head": type(head).__name__,
+        "labels": list(labels),
+        "provenance": provenance or {},
+    }
+    if isinstance(head, LinearHead):  # the others have it in their tensors
+        about["scale"] = head.scale
     write_weights(head.state_dict(), path, {"clipkit": json.dumps(about)})
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[Head, list[str], dict[str, Any]]:
-    """What `save_head` wrote: the head in eval mode, its labels and its provenance.
+    """Return what `save_head` wrote: the head in eval mode, its labels and its provenance.
 
     Raises:
-        CheckpointNotFoundError, CorruptCheckpointError: if the file is missing, damaged, or no head.
+        CheckpointNotFoundError: if there is no such file.
+        CorruptCheckpointError: if the file is damaged, or holds no head.
     """
     from safetensors import SafetensorError, safe_open
 
     tensors = read_weights(path)
     try:
-        with safe_open(path, "pt") as file:
-            known = json.loads((file.metadata() or {})["clipkit"])
-        head = HEADS[known["head"]](**tensors)
-        labels, provenance = list(known["labels"]), known["provenance"]
+        opened: Any = safe_open(path, "pt")  # it has no types
+        with opened as file:
+            metadata: dict[str, str] = file.metadata() or {}
+        about = json.loads(metadata["clipkit"])
+        head = _build(about, tensors)
+        labels = list(about["labels"])
+        provenance = about["provenance"]
     except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
         raise CorruptCheckpointError(f"{path} is no head that clipkit saved ({error!r})") from error
     if len(labels) != head.classes:
         raise CorruptCheckpointError(f"{path} has {len(labels)} labels for {head.classes} classes")
     return head.eval(), labels, provenance
+
+
+def _build(about: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
+    """Make the head that a file describes. Whatever is wrong raises a builtin error."""
+    kind = HEADS[about["head"]]
+    if kind is not LinearHead:
+        return kind(**tensors)
+    # Version 0.1.0 had no key for the scale; it stood in the provenance.
+    scale = about["scale"] if "scale" in about else about["provenance"].get("scale")
+    if scale is not None and not 0 < float(scale) < math.inf:
+        raise ValueError(f"its scale is {scale!r}")
+    return LinearHead(**tensors, scale=scale)
