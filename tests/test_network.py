@@ -10,7 +10,8 @@ from PIL import Image
 
 import clipkit
 from clipkit.checkpoints import hub, infer, registry
-from clipkit.checkpoints.source import CONFIG, LAYOUTS, OPEN_CLIP_CONFIG, PROCESSORS
+from clipkit.checkpoints.documents import CONFIG, OPEN_CLIP_CONFIG, PROCESSORS
+from clipkit.checkpoints.source import LAYOUTS
 from clipkit.config import ViTConfig
 
 pytestmark = pytest.mark.network

@@ -8,6 +8,7 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -32,12 +33,15 @@ class Checkpoint:
         weights: by canonical name, on the CPU, in the dtypes of the file.
         tokenizer: the one that belongs to the weights; None for CLIP's own.
         source: the weight file.
+        preprocess: what a folder in clipkit's layout says of a preprocessing other than the config's, as it was given
+            to `save_checkpoint`; None if it says nothing, and None with `config=`, which overrules the folder.
     """
 
     config: CLIPConfig
     weights: dict[str, Tensor]
     tokenizer: Tokenizer | None
     source: Path
+    preprocess: dict[str, Any] | None = None
 
 
 def load_checkpoint(
@@ -57,12 +61,13 @@ def load_checkpoint(
     Arguments and errors are those of `clipkit.load`.
     """
     source = resolve(
-        os.fspath(name),
+        name,
         revision=revision,
         cache_dir=cache_dir,
         token=token,
         local_files_only=local_files_only,
         ignore_config=config is not None,
+        needs_config=activation is None or head_width is None,
     )
     found = read_weights(source.weights)
     try:
@@ -74,7 +79,8 @@ def load_checkpoint(
             decided, weights = _resize(decided, weights, resolution)
     except CheckpointError as error:
         raise type(error)(f"{source.weights}: {error}") from error
-    return Checkpoint(decided, weights, _read_tokenizer(source.merges, decided), source.weights)
+    tokenizer = _read_tokenizer(source.merges, decided)
+    return Checkpoint(decided, weights, tokenizer, source.weights, source.preprocess)
 
 
 def published_config(name: str) -> CLIPConfig:

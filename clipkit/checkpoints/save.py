@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints import describe, layouts
-from clipkit.checkpoints.source import CONFIG, MERGES, OPEN_CLIP_CONFIG, WEIGHT_FILES
+from clipkit.checkpoints.documents import CONFIG, MERGES, OPEN_CLIP_CONFIG
+from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
 from clipkit.files import replacing, write_weights
@@ -27,6 +28,7 @@ def save_checkpoint(
     *,
     layout: FolderLayout = "clipkit",
     dtype: torch.dtype | None = None,
+    preprocess: dict[str, Any] | None = None,
 ) -> None:
     """Write a model into a folder that `load` reads back bit for bit.
 
@@ -37,17 +39,26 @@ def save_checkpoint(
         folder: made if it does not exist. Files of the same names are replaced, each only when its successor is whole.
         layout: "clipkit"; or "open_clip" or "transformers" for those libraries.
         dtype: of the floating-point weights on disk; as they are if not given.
+        preprocess: plain data that describes a preprocessing other than the config's. `load_checkpoint` gives it back
+            as `Checkpoint.preprocess`. Only clipkit's own layout has a place for it.
 
     Raises:
         ConfigError: if the layout cannot hold the model, or if the folder has weights that `load` would take instead.
     """
     folder = Path(folder)
+    if preprocess is not None and layout != "clipkit":
+        raise ConfigError(
+            f"the {layout} layout cannot hold a preprocessing of its own: save with layout='clipkit', or give the "
+            "model the preprocessing of its config"
+        )
     if tokenizer is not None and tokenizer.is_default:
         tokenizer = None
     documents: dict[str, dict[str, Any]]  # by file name, the config first
     if layout == "clipkit":
         weight_file, keys = "model.safetensors", "canonical"
         documents = {CONFIG: {"format": "clipkit", "model": config.to_dict()}}
+        if preprocess is not None:
+            documents[CONFIG]["preprocess"] = preprocess
     elif layout == "open_clip":
         weight_file, keys = "open_clip_model.safetensors", "openai"
         documents = {OPEN_CLIP_CONFIG: describe.to_open_clip(config)}

@@ -1,208 +1,269 @@
-"""Where a name leads: to a weight file, the config that the JSON files beside it state, and the registry's row."""
+"""Find what a name means: a weight file, what the JSON beside it states, and the registry's row."""
 
-import json
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
 
-from clipkit.checkpoints import hub, infer, registry
+from clipkit.checkpoints import hub, registry
+from clipkit.checkpoints.documents import (
+    CONFIG,
+    OPEN_CLIP_CONFIG,
+    Find,
+    Stated,
+    read_documents,
+)
 from clipkit.checkpoints.weights import shard_names
 from clipkit.config import CLIPConfig
-from clipkit.errors import (
-    CheckpointNotFoundError,
-    ClipkitError,
-    ConfigError,
-    CorruptCheckpointError,
-    DownloadError,
-)
+from clipkit.errors import CheckpointNotFoundError, DownloadError
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
-OPEN_CLIP_CONFIG, CONFIG, MERGES = "open_clip_config.json", "config.json", "merges.txt"
-PROCESSORS = (
-    "preprocessor_config.json",
-    "processor_config.json",
-)  # up to transformers 4, and since 5
+
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
-# Each layout's weight files in the order of preference, and by the name of its config. clipkit's own has the names of
-# transformers' and tells itself by "format".
 OPEN_CLIP = (
     "open_clip_model.safetensors",
     "open_clip_pytorch_model.safetensors",
     "open_clip_pytorch_model.bin",
 )
 TRANSFORMERS = ("model.safetensors", "pytorch_model.bin", *SHARDS)
+# The weight files of each layout, in the order of preference, by the layout's main document.
+# clipkit's own layout has the names of transformers'.
 LAYOUTS = {OPEN_CLIP_CONFIG: OPEN_CLIP, CONFIG: TRANSFORMERS}
 WEIGHT_FILES = OPEN_CLIP + TRANSFORMERS
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
 
-# The first of these names that exists. Raises `CheckpointNotFoundError` if none does.
-Find = Callable[[Sequence[str]], Path]
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 
-@dataclass
+@dataclass(frozen=True)
 class Source:
-    """A weight file, the config stated beside it, the tokenizer's merges where they are its own, the registry's row."""
+    """Hold where a checkpoint lies and what is known of it before its weights are read.
+
+    Attributes:
+        weights: the weight file.
+        config: the config that the JSON beside it states.
+        merges: the merge table of a tokenizer that belongs to the weights.
+        row: the registry's row of a published model.
+        preprocess: what clipkit's own layout says of a preprocessing beside the config.
+    """
 
     weights: Path
     config: CLIPConfig | None = None
     merges: Path | None = None
     row: registry.Model | None = None
+    preprocess: dict[str, Any] | None = None
 
 
 def resolve(
-    name: str,
+    name: str | os.PathLike[str],
     *,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
     local_files_only: bool = False,
     ignore_config: bool = False,
+    needs_config: bool = True,
 ) -> Source:
     """Find what `name` means, and download what is not there.
 
-    Arguments and errors as in `loading.load_model`; with `ignore_config` the stated config is not read, for a caller
-    who knows better. From the hub it is read before the weights are fetched, so that another model's are not.
+    A local file or folder comes before a published name or hub id of the same spelling. A folder
+    without a weight file, of logs for instance, does not hide them. What is spelled as a path
+    ("./RN50", "RN50/" or a `Path`) always means the path. "tiny" always means the embedded
+    checkpoint. On the hub the JSON is read before the weights are fetched, so that the weights of
+    an unsuitable model are not.
+
+    Args:
+        name: "tiny", a published name, a hub id, a folder or a weight file.
+        revision: branch, tag or commit of a hub repository.
+        cache_dir: where downloads are kept.
+        token: for private and gated repositories.
+        local_files_only: use what is cached, ask no network.
+        ignore_config: do not read the stated config, for a caller who knows better.
+        needs_config: raise for a hub repository without JSON before its weights are fetched.
+
+    Raises:
+        UnknownModelError: if the name is none of those above.
+        CheckpointNotFoundError: if there is no such path, repository, revision or file.
+        DownloadError: if the network fails or access is refused.
+        UnsupportedCheckpointError, ConfigError, CorruptCheckpointError: if the JSON is of another
+            model, contradictory or damaged.
     """
-    if name == "tiny":
-        return _in_folder(EMBEDDED, ignore_config)
-    try:
-        path = Path(name).expanduser()
-        exists = (
-            name != "" and path.exists()
-        )  # "" is no name, though the path of the current folder
-    except (OSError, RuntimeError, ValueError) as error:  # too long, of nobody's home, a null byte
-        raise registry.unknown(name) from error
-    if exists:
-        return _in_folder(path, ignore_config) if path.is_dir() else _at_file(path, ignore_config)
-    repo = name.removeprefix("hf-hub:")
+    local = _find_local(name, ignore_config)
+    if local is not None:
+        return local
+    spelled = os.fspath(name)
+    repo = spelled.removeprefix("hf-hub:")
     row = registry.find(repo)
     if row is None:
-        if path.suffix in SUFFIXES or name.startswith((".", "/", "~")):
-            raise CheckpointNotFoundError(f"there is no file or folder {name!r}")
-        if not ignore_config:
-            registry.refuse(repo)
-        if not re.fullmatch(r"[\w.-]+/[\w.-]+", repo) or registry.LIKE_PUBLISHED.match(repo):
-            raise registry.unknown(name)
-    repo, cache = row.hub if row else repo, None if cache_dir is None else Path(cache_dir)
+        _refuse_name(spelled, repo, ignore_config)
+    cache = None if cache_dir is None else Path(cache_dir)
     find = partial(
         hub.fetch_hub,
-        repo,
+        repo if row is None else row.hub,
         revision=revision,
         cache_dir=cache,
         token=token,
         local_files_only=local_files_only,
     )
     try:
-        return _on_hub(find, row, ignore_config)
+        return _on_hub(find, row, ignore_config, needs_config and not ignore_config)
     except (DownloadError, CheckpointNotFoundError) as error:
         if row is None:
-            raise type(error)(f"{error}\nNor is there a local folder or file {name!r}") from error
+            raise type(error)(f"{error}\n{_no_local(spelled)}") from error
         if row.openai is None or revision is not None:
             raise
-        file, digest = row.openai
-        address = registry.OPENAI_ARCHIVES.format(sha256=digest, file=file)
-        try:
-            return Source(
-                hub.fetch_url(address, digest, cache, local_files_only=local_files_only), row=row
-            )
-        except DownloadError as second:
-            raise DownloadError(
-                f"{error}\nOpenAI's own archive was tried too: {second}"
-            ) from second
+        return _from_openai(row, row.openai, error, cache, local_files_only)
 
 
-def _on_hub(find: Find, row: registry.Model | None, ignore_config: bool) -> Source:
-    """The layout that the registry or else the repository's JSON tells, open_clip's first."""
-    if row is not None:
-        document = OPEN_CLIP_CONFIG if row.layout == "open_clip" else CONFIG
+def _find_local(name: str | os.PathLike[str], ignore_config: bool) -> Source | None:
+    """Return what lies at a path of this name, or None if the name means something elsewhere.
+
+    Raises `CheckpointNotFoundError` for the path of nothing.
+    """
+    if name == "tiny":
+        return _in_folder(EMBEDDED, ignore_config)
+    spelled = os.fspath(name)
+    try:
+        path = Path(spelled).expanduser()
+        exists = spelled != "" and path.exists()  # Path("") would be the current folder
+    except (OSError, RuntimeError, ValueError) as error:
+        # The name is too long, holds a null byte, or names the home of nobody.
+        raise registry.unknown(spelled) from error
+    if exists and not path.is_dir():
+        return _at_file(path, ignore_config)
+    if exists and (_is_spelled_as_path(name) or not _means_a_model(spelled) or _weight_files(path)):
+        return _in_folder(path, ignore_config)
+    if _is_spelled_as_path(name):
+        raise CheckpointNotFoundError(f"there is no file or folder {spelled!r}")
+    return None
+
+
+def _is_spelled_as_path(name: str | os.PathLike[str]) -> bool:
+    """Return whether a name can only be a path, whether or not there is anything."""
+    if not isinstance(name, str):
+        return True
+    path = Path(name)
+    starts_or_ends = name.startswith((".", "/", "~")) or name.endswith(("/", os.sep))
+    return starts_or_ends or path.is_absolute() or path.suffix in SUFFIXES
+
+
+def _means_a_model(name: str) -> bool:
+    """Return whether a name is a published one or has the form of a hub id."""
+    repo = name.removeprefix("hf-hub:")
+    return registry.find(repo) is not None or _HUB_ID.fullmatch(repo) is not None
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """Return the files in a folder that may hold weights, those of known names first."""
+    known = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
+    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
+    return known + [path for path in others if path not in known]
+
+
+def _no_local(name: str) -> str:
+    """Say, of a name for which the hub has nothing, that there is nothing here either."""
+    if Path(name).is_dir():
+        return f"The local folder {name!r} holds no weight file either"
+    return f"Nor is there a local folder or file {name!r}"
+
+
+def _refuse_name(name: str, repo: str, ignore_config: bool) -> None:
+    """Raise for a name that cannot be a hub id, or tells that the model is not a plain CLIP."""
+    if not ignore_config:
+        registry.refuse(repo)
+    if not _HUB_ID.fullmatch(repo) or registry.LIKE_PUBLISHED.match(repo):
+        raise registry.unknown(name)
+
+
+def _on_hub(
+    find: Find, row: registry.Model | None, ignore_config: bool, needs_config: bool
+) -> Source:
+    """Fetch a repository's files, in the registry's layout or else in open_clip's first."""
+    document = _document_on_hub(find, row, needs_config)
+    if document is None:
+        stated = Stated()
+        weights = find(WEIGHT_FILES)
     else:
-        document = find((OPEN_CLIP_CONFIG, CONFIG)).name
-    config, merges = _read_json(find, document, row, ignore_config)
-    weights = find(LAYOUTS[document])
+        known = None if row is None else row.config
+        stated = read_documents(find, document, known, ignore_config=ignore_config)
+        weights = find(LAYOUTS[document])
     if weights.name in SHARDS:
         for shard in shard_names(weights):
             find((shard,))
-    return Source(weights, config, merges, row)
+    return _source(weights, stated, row)
+
+
+def _document_on_hub(find: Find, row: registry.Model | None, needs_config: bool) -> str | None:
+    """Return the name of the main document of a repository's layout, or None if it has neither."""
+    if row is not None:
+        return OPEN_CLIP_CONFIG if row.layout == "open_clip" else CONFIG
+    try:
+        return find((OPEN_CLIP_CONFIG, CONFIG)).name
+    except hub.MissingFilesError as error:
+        if needs_config:
+            raise CheckpointNotFoundError(
+                f"{error}. Weights reveal neither activation nor head width: pass config= with "
+                "the published name that they derive from, or activation= and head_width="
+            ) from error
+        return None
+
+
+def _from_openai(
+    row: registry.Model,
+    archive: tuple[str, str],
+    failure: Exception,
+    cache_dir: Path | None,
+    local_files_only: bool,
+) -> Source:
+    """Fetch OpenAI's own archive of a model, since the hub failed."""
+    file, digest = archive
+    address = registry.OPENAI_ARCHIVES.format(sha256=digest, file=file)
+    try:
+        path = hub.fetch_url(address, digest, cache_dir, local_files_only=local_files_only)
+    except DownloadError as error:
+        raise DownloadError(f"{failure}\nOpenAI's own archive was tried too: {error}") from error
+    return Source(path, row=row)
 
 
 def _in_folder(folder: Path, ignore_config: bool) -> Source:
-    """The first known weight file in a folder, or else the only one."""
-    for file in WEIGHT_FILES:
-        if (folder / file).exists():
-            return _at_file(folder / file, ignore_config)
-    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    if len(others) != 1:
-        inside = ", ".join(path.name for path in others) or "no weight file"
+    """Take the first weight file of a known name in a folder, or else the only one."""
+    files = _weight_files(folder)
+    if files and files[0].name in WEIGHT_FILES:
+        return _at_file(files[0], ignore_config)
+    if len(files) != 1:
+        held = ", ".join(path.name for path in files) or "no weight file"
         raise CheckpointNotFoundError(
-            f"the folder {folder} holds {inside}: expected one of {', '.join(WEIGHT_FILES)}. Pass the path of a file"
+            f"the folder {folder} holds {held}: expected one of {', '.join(WEIGHT_FILES)}. "
+            "Pass the path of a file"
         )
     document = OPEN_CLIP_CONFIG if (folder / OPEN_CLIP_CONFIG).exists() else CONFIG
-    return Source(others[0], *_read_json(partial(_find_in, folder), document, None, ignore_config))
+    find = partial(_find_in, folder)
+    return _source(files[0], read_documents(find, document, None, ignore_config=ignore_config))
 
 
 def _at_file(path: Path, ignore_config: bool) -> Source:
-    """A weight file; JSON beside it counts only where the file has the name that goes with it."""
+    """Take a weight file.
+
+    JSON beside it may be of other weights. It counts only where the file has the name that goes
+    with the JSON's.
+    """
     for document, names in LAYOUTS.items():
         if path.name in names:
-            return Source(
-                path, *_read_json(partial(_find_in, path.parent), document, None, ignore_config)
-            )
+            find = partial(_find_in, path.parent)
+            return _source(path, read_documents(find, document, None, ignore_config=ignore_config))
     return Source(path)
 
 
+def _source(weights: Path, stated: Stated, row: registry.Model | None = None) -> Source:
+    return Source(weights, stated.config, stated.merges, row, stated.preprocess)
+
+
 def _find_in(folder: Path, names: Sequence[str]) -> Path:
+    """Return the first of the files that the folder has."""
     for name in names:
         if (folder / name).exists():
             return folder / name
     raise CheckpointNotFoundError(f"the folder {folder} has no {' or '.join(names)}")
-
-
-def _find_any(find: Find, names: Sequence[str]) -> Path | None:
-    try:
-        return find(names)
-    except CheckpointNotFoundError:
-        return None
-
-
-def _read_json(
-    find: Find, document: str, row: registry.Model | None, ignore_config: bool
-) -> tuple[CLIPConfig | None, Path | None]:
-    """The config that a layout's JSON files state, unless they are missing or to be ignored, and the merges."""
-    path = _find_any(find, (document,))
-    if path is None:
-        return None, None  # a weight file may come without
-    stated = _parse(path)
-    transformers = document == CONFIG and stated.get("format") != "clipkit"
-    # Old repositories have no processor. transformers keeps the merges beside the weights, the standard ones too.
-    processor = _find_any(find, PROCESSORS) if transformers else None
-    merges = _find_any(find, (MERGES,)) if transformers else None
-    if stated.get("tokenizer") == MERGES:
-        merges = find((MERGES,))
-    if ignore_config:
-        return None, merges
-    try:
-        if document == OPEN_CLIP_CONFIG:
-            return infer.from_open_clip(stated, row.config if row else None), merges
-        if transformers:
-            return infer.from_transformers(stated, _parse(processor) if processor else None), merges
-        return CLIPConfig.from_dict(stated.get("model", {})), merges
-    except ClipkitError:
-        raise
-    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        raise ConfigError(
-            f"{document} states what no CLIP can be ({type(error).__name__}: {error})"
-        ) from error
-
-
-def _parse(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CorruptCheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return values

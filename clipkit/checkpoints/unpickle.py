@@ -1,7 +1,7 @@
-"""Read pickles and TorchScript archives as data: nothing of them is run.
+"""Read pickles and TorchScript archives as data, and run nothing of them.
 
-`InertUnpickler` builds descriptions of what a pickle holds. `read_torchscript` maps the tensors that such a description
-of one of OpenAI's archives names.
+`InertUnpickler` builds a description of what a pickle holds. `read_torchscript` takes such a
+description of one of OpenAI's archives and maps the tensors that it names.
 """
 
 import math
@@ -12,37 +12,65 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
 from clipkit.errors import UnsafeCheckpointError
 
-# OpenAI's own archives, and no others, hold these beside the weights, as tensors or as plain integers.
+# OpenAI's own archives, and no others, hold these beside the weights, as tensors or as plain
+# integers.
 OPENAI_SCALARS = {"input_resolution", "context_length", "vocab_size"}
 
-# Names in pickles, and what stands for them; a storage is told by its dtype.
+# The names in pickles that are built, and their stand-ins. A dtype stands for a storage.
 _BUILT: dict[str, Any] = {
-    "torch.DoubleStorage": torch.float64, "torch.FloatStorage": torch.float32, "torch.HalfStorage": torch.float16,
-    "torch.BFloat16Storage": torch.bfloat16, "torch.LongStorage": torch.int64, "torch.IntStorage": torch.int32,
-    "torch.ShortStorage": torch.int16, "torch.CharStorage": torch.int8, "torch.ByteStorage": torch.uint8,
-    "torch.BoolStorage": torch.bool, "collections.OrderedDict": OrderedDict,
-}  # fmt: skip
-# Names that pickles of tensors and plain data contain beside those, other storages and dtypes.
+    "torch.DoubleStorage": torch.float64,
+    "torch.FloatStorage": torch.float32,
+    "torch.HalfStorage": torch.float16,
+    "torch.BFloat16Storage": torch.bfloat16,
+    "torch.LongStorage": torch.int64,
+    "torch.IntStorage": torch.int32,
+    "torch.ShortStorage": torch.int16,
+    "torch.CharStorage": torch.int8,
+    "torch.ByteStorage": torch.uint8,
+    "torch.BoolStorage": torch.bool,
+    "collections.OrderedDict": OrderedDict,
+}
+# Pickles of tensors and plain data contain these names too, and other storages and dtypes.
 _HARMLESS = frozenset(
-    "__builtin__.bytearray __builtin__.complex __builtin__.set _codecs.encode builtins.bytearray builtins.complex "
-    "builtins.set collections.Counter torch.Size torch.Tensor torch.device torch._tensor._rebuild_from_type_v2 "
-    "torch._utils._rebuild_parameter torch._utils._rebuild_parameter_with_state torch._utils._rebuild_tensor "
-    "torch._utils._rebuild_tensor_v3 torch.nn.parameter.Parameter torch.serialization._get_layout".split()
+    (
+        "__builtin__.bytearray",
+        "__builtin__.complex",
+        "__builtin__.set",
+        "_codecs.encode",
+        "builtins.bytearray",
+        "builtins.complex",
+        "builtins.set",
+        "collections.Counter",
+        "torch.Size",
+        "torch.Tensor",
+        "torch.device",
+        "torch._tensor._rebuild_from_type_v2",
+        "torch._utils._rebuild_parameter",
+        "torch._utils._rebuild_parameter_with_state",
+        "torch._utils._rebuild_tensor",
+        "torch._utils._rebuild_tensor_v3",
+        "torch.nn.parameter.Parameter",
+        "torch.serialization._get_layout",
+    )
 )
-# A plain CLIP's archive has a few thousand modules and tensors; these bounds only stop archives made to exhaust us.
+# The archive of a plain CLIP has a few thousand modules and tensors. These bounds only stop
+# archives that are made to exhaust us.
 _MAX_NODES = 100_000
 _MAX_NAME = 1_000
 
 
 def refuse_unsafe(file: BinaryIO, path: Path) -> None:
-    """Raise `UnsafeCheckpointError` if the pickles in `file` ask for code; any other damage passes."""
+    """Raise `UnsafeCheckpointError` if the pickles in `file` ask for code.
+
+    Any other damage passes, for the caller to report.
+    """
     unpickler = InertUnpickler(file, path)
     try:
         for _ in range(5):  # a file of the old kind is five pickles, and then the storages
@@ -54,9 +82,11 @@ def refuse_unsafe(file: BinaryIO, path: Path) -> None:
 
 
 class _Inert:
-    """Whatever a pickle builds that is no tensor: keeps its state and does nothing.
+    """Keep the state of what a pickle builds, and do nothing.
 
-    `__setstate__` is also what keeps a pickle from setting attributes of these classes themselves.
+    It stands for everything but tensors. A pickle may also ask to set the state of one of these
+    classes themselves. That finds `__setstate__` too, and fails because there is no instance, so
+    no pickle can change the classes.
     """
 
     state: Any = None
@@ -69,23 +99,25 @@ class _Inert:
 
 
 class _TensorSpec(_Inert):
-    """A tensor as a pickle describes it: the arguments of `torch._utils._rebuild_tensor_v2`."""
+    """Describe a tensor by the arguments of `torch._utils._rebuild_tensor_v2` in a pickle."""
 
     def __init__(self, storage: Any, offset: Any, size: Any, stride: Any, *_: Any) -> None:
-        self.storage, self.offset, self.size, self.stride = storage, offset, size, stride
+        self.storage = storage
+        self.offset = offset
+        self.size = size
+        self.stride = stride
 
 
-class InertUnpickler(
-    pickle._Unpickler
-):  # pure Python: its C twin allocates whatever memo index a pickle names
-    """Builds descriptions only: nothing is imported, and nothing but the two classes above is called."""
+# It derives from the unpickler in pure Python, because the one in C allocates memory for whatever
+# memo index a pickle names.
+class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
+    """Build descriptions only: import nothing, and call nothing but the two classes above."""
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         def readline() -> bytes:
             line = file.readline()
-            if not line.endswith(
-                b"\n"
-            ):  # else the name of a global that the file's end cuts short looks like another
+            # The name of a global that the file's end cuts short looks like another name.
+            if not line.endswith(b"\n"):
                 raise EOFError("the pickle is cut short")
             return line
 
@@ -94,6 +126,7 @@ class InertUnpickler(
         self.path = path
 
     def find_class(self, module: str, name: str) -> Any:
+        """Return the stand-in for a global. Raise `UnsafeCheckpointError` if it has none."""
         full = f"{module}.{name}"
         if full == "torch._utils._rebuild_tensor_v2":
             return _TensorSpec
@@ -106,25 +139,37 @@ class InertUnpickler(
         if full in _HARMLESS or full.startswith(("__torch__.", "torch.jit._pickle.")):
             return _Inert
         raise UnsafeCheckpointError(
-            f"{self.path} asks for {full}, which weights do not need; nothing of it was run. If you trust its "
-            "origin, load it with the program that wrote it and save its state_dict() as safetensors."
+            f"{self.path} asks for {full}, which weights do not need; nothing of it was run. If "
+            "you trust its origin, load it with the program that wrote it and save its "
+            "state_dict() as safetensors."
         )
 
     def persistent_load(self, pid: Any) -> Any:
+        """Return the description of a storage as it stands in the pickle."""
         return pid
 
 
 def read_torchscript(
     path: Path, records: dict[str, zipfile.ZipInfo], root: Any
 ) -> Iterator[tuple[str, Tensor]]:
-    """The tensors below the root module of a TorchScript archive, as OpenAI published its models.
+    """Yield names and tensors below the root module of a TorchScript archive, OpenAI's format.
 
-    Such an archive pickles a tree of modules whose classes are its own source code; the state of each is a dict
-    of tensors, numbers and further modules. The tree is walked as data and the source is never looked at, so
-    plain tensor attributes come along with the parameters and buffers.
+    Such an archive pickles a tree of modules, with its own source code as their classes. The state
+    of each is a dict of tensors, numbers and further modules. The tree is walked as data and the
+    source is never looked at, so plain tensor attributes come along with the parameters and
+    buffers.
+
+    Args:
+        path: the archive.
+        records: its records, by their names below the archive's one folder.
+        root: the description of the root module that `InertUnpickler` built.
+
+    Raises:
+        ValueError: if the modules nest without end, or a tensor is malformed.
     """
     whole: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
-    nodes, pending = 0, [("", root)]
+    nodes = 0
+    pending: list[tuple[str, Any]] = [("", root)]
     with path.open("rb") as file:
         while pending:
             name, node = pending.pop()
@@ -136,9 +181,10 @@ def read_torchscript(
             elif name in OPENAI_SCALARS and isinstance(node, int):
                 yield name, torch.tensor(node)
             elif isinstance(node, _Inert) and isinstance(node.state, dict):
+                state = cast("dict[Any, Any]", node.state)
                 pending += [
                     (f"{name}.{key}" if name else key, child)
-                    for key, child in reversed(node.state.items())
+                    for key, child in reversed(state.items())
                 ]
 
 
@@ -146,12 +192,20 @@ def _build_tensor(
     spec: _TensorSpec,
     file: BinaryIO,
     records: dict[str, zipfile.ZipInfo],
-    whole: torch.UntypedStorage,
+    whole: Any,
 ) -> Tensor:
-    """Map the tensor from its record. Raises ValueError for one that reaches beyond it."""
+    """Map a tensor from its record. Raise ValueError if it reaches beyond the record.
+
+    Args:
+        spec: what the pickle says of the tensor.
+        file: the archive, open for reading.
+        records: the archive's records.
+        whole: the archive's bytes, mapped: an UntypedStorage, which torch types in part only.
+    """
     _, dtype, key, _, numel = spec.storage
     info = records[f"data/{key}"]
-    # A record's bytes follow its local header, whose name and padding vary in length (APPNOTE.TXT, section 4.3.7).
+    # The bytes of a record follow its local header. That ends with a name and padding, which vary
+    # in length (APPNOTE.TXT, section 4.3.7).
     file.seek(info.header_offset)
     magic, name_length, extra_length = struct.unpack("<4s22xHH", file.read(30))
     start = info.header_offset + 30 + name_length + extra_length
@@ -166,6 +220,5 @@ def _build_tensor(
         or (math.prod(spec.size) and last >= numel)
     ):
         raise ValueError(f"a tensor of shape {spec.size} reaches beyond its record data/{key}")
-    return torch.empty(0, dtype=dtype).set_(
-        whole[start : start + length], spec.offset, spec.size, spec.stride
-    )
+    record = whole[start : start + length]
+    return torch.empty(0, dtype=dtype).set_(record, spec.offset, spec.size, spec.stride)

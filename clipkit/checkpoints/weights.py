@@ -1,4 +1,4 @@
-"""Read and write weight files, running no code of theirs.
+"""Read weight files without running any code of theirs.
 
 `read_weights` tells the format from the bytes, never from the file's name:
 
@@ -8,20 +8,22 @@
     TorchScript archive             memory-mapped; see `read_torchscript`
     *.safetensors.index.json        the shards of a transformers checkpoint, each one of the above
 
-Mapped tensors are read from disk when they are touched, and writing to them changes neither the file nor other
-readers. The file must not be overwritten in place while they live; `write_weights` replaces it instead, so a
-checkpoint may be saved over the file that it was loaded from.
+Mapped tensors are read from disk when they are touched. Writing to them changes neither the file
+nor other readers. The file must not be overwritten in place while they live. `write_weights`
+replaces it instead, so a checkpoint may be saved over the file that it was loaded from.
 """
 
+import errno
 import io
 import json
 import os
 import pickle
+import re
 import sys
 import zipfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
@@ -29,23 +31,35 @@ from torch import Tensor
 from clipkit.checkpoints.unpickle import InertUnpickler, read_torchscript, refuse_unsafe
 from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 
-# Where training loops put the weights: Lightning and open_clip, then the usual names of hand-written loops.
+# Training loops put the weights here: Lightning and open_clip first, then the usual names of
+# hand-written loops.
 _WRAPPERS = ("state_dict", "model_state_dict", "model")
-# DistributedDataParallel, torch.compile and Lightning modules wrap a module and so prefix all its names.
+# DistributedDataParallel, torch.compile and Lightning wrap a module and so prefix all its names.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
-# What training loops store beside the weights.
+# Training loops store these beside the weights.
 _BOOKKEEPING = frozenset(
-    "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name optimizer "
-    "optimizer_state_dict optimizer_states scaler scheduler step".split()
+    "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name "
+    "optimizer optimizer_state_dict optimizer_states scaler scheduler step".split()
 )
 
 
 def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
-    """Read the tensors of a weight file by name, on the CPU, in the dtypes that the file holds.
+    """Read the tensors of a weight file.
 
-    Wrappers and prefixes of training loops are removed (`unwrap_state_dict`). Raises `CheckpointNotFoundError`,
-    `CorruptCheckpointError` when the file is damaged or is no checkpoint, and `UnsafeCheckpointError` when a
-    pickle asks for anything but tensors.
+    Wrappers and prefixes of training loops are removed (see `unwrap_state_dict`).
+
+    Returns:
+        The tensors by name, on the CPU, in the dtypes that the file holds.
+
+    Raises:
+        CheckpointNotFoundError: if there is no such file, or not every shard of an index.
+        CorruptCheckpointError: if the file is damaged or is no checkpoint.
+        UnsafeCheckpointError: if a pickle asks for anything but tensors.
+        MemoryError: if the weights need more memory than there is.
+
+    Example:
+        weights = read_weights("ViT-B-32.pt")
+        weights["visual.conv1.weight"].shape  # torch.Size([768, 3, 32, 32])
     """
     path = Path(path)
     if not path.exists():
@@ -54,14 +68,15 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointNotFoundError(f"{path} is a folder; name the weight file in it")
     with path.open("rb") as file:
         head = file.read(512)
-    kind, read = _recognise(path, head)
+    kind, read = _recognize(path, head)
     try:
         content = read(path)
-    except CheckpointError:
+    except (CheckpointError, MemoryError):
         raise
-    except (
-        Exception
-    ) as error:  # damaged bytes make zipfile, pickle, torch and safetensors raise nearly anything
+    # Damaged bytes make zipfile, pickle, torch and safetensors raise nearly anything.
+    except Exception as error:
+        if _lacks_memory(error, path):
+            raise MemoryError(f"{path} needs more memory than there is: {error}") from error
         raise _corrupt(
             path, f"cannot be read as {kind} ({type(error).__name__}: {error})"
         ) from error
@@ -74,34 +89,65 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
 def unwrap_state_dict(obj: Any) -> dict[str, Tensor]:
     """Find the state dict in what a training loop saved; the argument is never changed.
 
-    It may lie under "state_dict", "model_state_dict" or "model" (also nested). Prefixes that all names share are
-    removed. Tensors share memory with those given and require no gradient. Raises `CorruptCheckpointError` when there
-    are no tensors, or entries that are neither tensors nor known bookkeeping such as "epoch".
+    It may lie under "state_dict", "model_state_dict" or "model" (also nested). Prefixes that all
+    names share are removed.
+
+    Returns:
+        The tensors by name. They share memory with those given and require no gradient.
+
+    Raises:
+        CorruptCheckpointError: if there are no tensors, or entries that are neither tensors nor
+            known bookkeeping such as "epoch".
+
+    Example:
+        >>> import torch
+        >>> list(unwrap_state_dict({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}))
+        ['a']
     """
-    for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
-        if isinstance(obj, Mapping):
-            obj = next((obj[key] for key in _WRAPPERS if isinstance(obj.get(key), Mapping)), obj)
-    if not isinstance(obj, Mapping):
+    found = _unwrap(obj)
+    if not isinstance(found, Mapping):
         raise CorruptCheckpointError(
-            f"holds a {type(obj).__name__}, not a state dict of named tensors"
+            f"holds a {type(found).__name__}, not a state dict of named tensors"
         )
-    state = {name: value for name, value in obj.items() if name not in _BOOKKEEPING}
-    for name, value in state.items():
+    state: dict[str, Tensor] = {}
+    for name, value in cast("Mapping[Any, Any]", found).items():
+        if name in _BOOKKEEPING:
+            continue
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise CorruptCheckpointError(
                 f"has an entry {name!r} that is a {type(value).__name__}, not a tensor"
             )
+        state[name] = value.detach()
     if not state:
         raise CorruptCheckpointError("holds no tensors")
-    while prefix := next((p for p in _PREFIXES if all(name.startswith(p) for name in state)), None):
-        state = {name.removeprefix(prefix): value for name, value in state.items()}
-    return {name: value.detach() for name, value in state.items()}
+    return _without_prefixes(state)
+
+
+def _unwrap(obj: Any) -> Any:
+    """Return the innermost mapping under the names that training loops give to the weights."""
+    for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
+        if not isinstance(obj, Mapping):
+            return obj
+        wrapper = cast("Mapping[Any, Any]", obj)
+        inner = (wrapper[key] for key in _WRAPPERS if isinstance(wrapper.get(key), Mapping))
+        obj = next(inner, wrapper)
+    return obj
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the known prefixes that all names share, however many are nested."""
+    while True:
+        shared = [p for p in _PREFIXES if all(name.startswith(p) for name in state)]
+        if not shared:
+            return state
+        state = {name.removeprefix(shared[0]): value for name, value in state.items()}
 
 
 def shard_names(index: str | os.PathLike[str]) -> list[str]:
-    """File names of the shards that a transformers index (`model.safetensors.index.json`) lists, beside itself.
+    """Return the file names of the shards that a transformers index lists, beside itself.
 
-    Raises `CorruptCheckpointError` when the index is no such thing or points outside its folder.
+    Raises `CorruptCheckpointError` if `model.safetensors.index.json` is no such thing or points
+    outside its folder.
     """
     try:
         names = sorted(set(json.loads(Path(index).read_text("utf-8"))["weight_map"].values()))
@@ -114,14 +160,27 @@ def shard_names(index: str | os.PathLike[str]) -> list[str]:
     return names
 
 
+def _lacks_memory(error: Exception, path: Path) -> bool:
+    """Return whether reading failed because memory ran out, and not because the file is damaged.
+
+    torch raises a plain RuntimeError that names the bytes. A damaged file may ask for any number of
+    them, but nothing in a sound one is larger than the file.
+    """
+    if isinstance(error, OSError) and error.errno == errno.ENOMEM:
+        return True
+    asked = re.search(r"tried to allocate (\d+) bytes", str(error))
+    return asked is not None and int(asked[1]) <= path.stat().st_size
+
+
 def _corrupt(
     path: Path, reason: str, remedy: str = "Delete it and download or copy it again."
 ) -> CheckpointError:
+    """Make the error that names a damaged file, its size, the reason and the remedy."""
     return CorruptCheckpointError(f"{path} ({path.stat().st_size:,} bytes) {reason}. {remedy}")
 
 
-def _recognise(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
-    """Name of the format and its reader, from the file's first bytes."""
+def _recognize(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
+    """Return the name of the format and its reader, from the first bytes of the file."""
     if not head:
         raise _corrupt(path, "is empty")
     if head.startswith(b"version https://git-lfs.github.com/spec"):
@@ -132,22 +191,22 @@ def _recognise(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
         raise _corrupt(path, "is a web page, not a checkpoint: the address or the access was wrong")
     if head.startswith(b"PK\x03\x04"):
         return "a torch archive", _read_zip
-    if (
-        head.startswith(b"{") and 0 not in head[:8]
-    ):  # the length that opens a safetensors file has zeros there
+    # A safetensors file starts with its header's length, and among those eight bytes are zeros.
+    if head.startswith(b"{") and 0 not in head[:8]:
         return "an index of shards", _read_shards
     if head[8:9] == b"{":
         return "safetensors", _read_safetensors
     return "a torch pickle", _read_legacy
 
 
-def _read_safetensors(path: Path) -> Any:
-    from safetensors.torch import load_file
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    import safetensors.torch
 
-    return load_file(path)
+    return safetensors.torch.load_file(path)
 
 
-def _read_shards(path: Path) -> Any:
+def _read_shards(path: Path) -> dict[str, Tensor]:
+    """Read the shards that an index lists, and join them."""
     tensors: dict[str, Tensor] = {}
     for name in shard_names(path):
         if not (path.parent / name).exists():
@@ -160,37 +219,47 @@ def _read_shards(path: Path) -> Any:
 
 
 def _read_zip(path: Path) -> Any:
+    """Read a zip file by torch.save, or a TorchScript archive, which has `constants.pkl` too."""
     with zipfile.ZipFile(path) as archive:
-        pickles = [
-            name
-            for name in archive.namelist()
-            if name.count("/") == 1 and name.endswith("/data.pkl")
-        ]
-        if len(pickles) != 1:
-            raise ValueError(f"a zip file with {len(pickles)} data.pkl, where one belongs")
-        root = pickles[0].removesuffix("data.pkl")
-        records = {info.filename.removeprefix(root): info for info in archive.infolist()}
-        for name, info in records.items():
-            # Mapping needs the plain bytes, and torch writes no others; what expands may expand without end.
-            if (
-                name.startswith(("data.pkl", "data/", "byteorder"))
-                and info.compress_type != zipfile.ZIP_STORED
-            ):
-                raise ValueError(
-                    f"the record {name} is compressed; save the weights anew with torch.save"
-                )
+        pickle_name = _pickle_name(archive)
+        records = _records_below(archive, pickle_name.removesuffix("data.pkl"))
+        pickled = archive.read(pickle_name)
         if "constants.pkl" not in records:
-            # torch takes files of this name for safetensors, and maps only files that it is given by name
-            return _torch_load(
-                path, io.BytesIO(archive.read(pickles[0])), mmap=path.suffix != ".safetensors"
-            )
+            # torch takes a file called *.safetensors for one, unless it gets the open file, and it
+            # maps only files that it gets by name.
+            return _torch_load(path, io.BytesIO(pickled), mmap=path.suffix != ".safetensors")
         if "byteorder" in records and archive.read(records["byteorder"]) != sys.byteorder.encode():
             raise ValueError("written on a machine of the other byte order")
-        root_module = InertUnpickler(io.BytesIO(archive.read(pickles[0])), path).load()
+        root_module = InertUnpickler(io.BytesIO(pickled), path).load()
     return dict(read_torchscript(path, records, root_module))
 
 
+def _pickle_name(archive: zipfile.ZipFile) -> str:
+    """Return the name of the one `data.pkl` of a torch archive, which lies in a folder."""
+    pickles = [
+        name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")
+    ]
+    if len(pickles) != 1:
+        raise ValueError(f"a zip file with {len(pickles)} data.pkl, where one belongs")
+    return pickles[0]
+
+
+def _records_below(archive: zipfile.ZipFile, folder: str) -> dict[str, zipfile.ZipInfo]:
+    """Return the records of a torch archive by their names without the folder."""
+    records = {info.filename.removeprefix(folder): info for info in archive.infolist()}
+    for name, info in records.items():
+        is_read = name.startswith(("data.pkl", "data/", "byteorder"))
+        # Mapping needs the plain bytes, and torch writes no others. What expands may expand
+        # without end.
+        if is_read and info.compress_type != zipfile.ZIP_STORED:
+            raise ValueError(
+                f"the record {name} is compressed; save the weights anew with torch.save"
+            )
+    return records
+
+
 def _read_legacy(path: Path) -> Any:
+    """Read a file that torch.save wrote before torch 1.6."""
     with path.open("rb") as file:
         if file.peek(1)[:1] != b"\x80":  # opens every pickle that torch writes
             refuse_unsafe(file, path)
@@ -199,18 +268,25 @@ def _read_legacy(path: Path) -> Any:
 
 
 def _torch_load(path: Path, pickles: BinaryIO, *, mmap: bool) -> Any:
-    """torch.load for tensors alone; `pickles` are the file's pickles, to name what they ask for if torch refuses."""
+    """Call torch.load for tensors alone.
+
+    Args:
+        path: the file.
+        pickles: the file's pickles. If torch refuses them, they are read to say what they ask for.
+        mmap: map the tensors.
+    """
     try:
         with path.open("rb") as file:
             return torch.load(
                 path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap
             )
+    except MemoryError:
+        raise
     except Exception as error:
         pickles.seek(0)
         refuse_unsafe(pickles, path)
-        if isinstance(
-            error, pickle.UnpicklingError
-        ):  # torch's own words advise to load it unsafely
+        # torch's own words would advise to load the file unsafely.
+        if isinstance(error, pickle.UnpicklingError):
             raise ValueError(
                 "malformed, or not of pickle protocol 2, which is torch.save's own"
             ) from error

@@ -352,8 +352,8 @@ def test_what_was_not_there_before_is_not_asked_for_again(
     assert resolve(REPO, cache_dir=tmp_path) == source
     assert asked_for(hub) == [
         "config.json",
-        "preprocessor_config.json",
         "merges.txt",
+        "preprocessor_config.json",
         "model.safetensors",
     ]
     hub.add_repo(REPO, contents("open_clip"))  # but it is, where what was there is gone
