@@ -1,12 +1,14 @@
-"""What a CLIP model is made of: frozen, validated dataclasses that are saved with the weights.
+"""The configuration of a CLIP model: frozen, validated dataclasses that are saved with the weights.
 
-The weights alone reveal neither the activation nor the number of heads, so both are always stated here and
-never guessed. `CLIPConfig.to_dict` and `CLIPConfig.from_dict` are the JSON form.
+Weights alone reveal neither the activation nor the number of heads. So a configuration always
+states both, and nothing guesses them. `CLIPConfig.to_dict` gives the JSON form, and
+`CLIPConfig.from_dict` reads it.
 """
 
-import math
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, fields
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
 
 from clipkit.errors import ConfigError
 
@@ -14,26 +16,66 @@ Activation = Literal["quick_gelu", "gelu"]
 ResizeMode = Literal["shortest", "longest", "squash"]
 Interpolation = Literal["bicubic", "bilinear"]
 
-# Pixel statistics that OpenAI normalises with (openai/CLIP, clip.py).
+# The pixel statistics with which OpenAI normalizes images (openai/CLIP, clip.py).
 OPENAI_MEAN = (0.48145466, 0.4578275, 0.40821073)
 OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
+RESNET_DOWNSAMPLING = 32  # five halvings, from pixels to the last feature map
 
-def _is_positive(value: Any) -> bool:
+
+class _Dataclass(Protocol):
+    """Describe any dataclass to the type checker."""
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+
+Config = TypeVar("Config", bound=_Dataclass)
+
+
+def _is_positive(value: object) -> bool:
+    """Return whether `value` is an integer above 0. A bool is no integer here."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _pair(value: Any, name: str) -> tuple[int, int]:
-    pair = value if isinstance(value, list | tuple) else (value, value)
-    if len(pair) != 2 or not all(_is_positive(side) for side in pair):
+def _is_number(value: object) -> bool:
+    """Return whether `value` is a finite number. A bool is no number here."""
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    # The comparison also works for integers that are too large for a float, and is false for NaN.
+    return abs(value) <= sys.float_info.max
+
+
+def _as_sequence(value: object) -> Sequence[object] | None:
+    """Return a list or a tuple as it is, and None for anything else."""
+    return cast("Sequence[object]", value) if isinstance(value, list | tuple) else None
+
+
+def _pair(value: object, name: str) -> tuple[int, int]:
+    """Return (height, width), where one integer stands for both."""
+    sides = _as_sequence(value)
+    if sides is None:
+        sides = (value, value)
+    if len(sides) != 2 or not all(_is_positive(side) for side in sides):
         raise ConfigError(
             f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}"
         )
-    return pair[0], pair[1]
+    height, width = sides
+    return cast(int, height), cast(int, width)
 
 
-def check_positive(config: Any, *names: str) -> None:
-    """Raise `ConfigError` unless these fields are integers above 0."""
+def _channels(value: object, name: str) -> tuple[float, float, float]:
+    """Return three finite numbers, one for each of red, green and blue."""
+    numbers = _as_sequence(value)
+    if numbers is None or len(numbers) != 3 or not all(_is_number(number) for number in numbers):
+        raise ConfigError(
+            f"{name} must be three numbers, one per channel and all finite, not {value!r}"
+        )
+    red, green, blue = cast("Sequence[float]", numbers)
+    return red, green, blue
+
+
+def check_positive(config: object, *names: str) -> None:
+    """Raise `ConfigError` unless the named fields of `config` are integers above 0."""
     for name in names:
         value = getattr(config, name)
         if not _is_positive(value):
@@ -42,18 +84,21 @@ def check_positive(config: Any, *names: str) -> None:
             )
 
 
-def check_choice(config: Any, name: str, choices: tuple[Any, ...]) -> None:
-    """Raise `ConfigError` unless this field is one of the choices."""
-    if getattr(config, name) not in choices:
-        raise ConfigError(
-            f"{type(config).__name__}.{name} must be one of {choices}, not {getattr(config, name)!r}"
-        )
+def check_choice(config: object, name: str, choices: tuple[object, ...]) -> None:
+    """Raise `ConfigError` unless the named field of `config` is one of the choices."""
+    value = getattr(config, name)
+    if value not in choices:
+        raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {value!r}")
 
 
-def build(cls: Any, values: dict[str, Any]) -> Any:
-    """Make `cls` from a dict, with unknown and missing keys named."""
+def build(cls: type[Config], values: dict[str, Any]) -> Config:
+    """Make a dataclass from a dict of its fields.
+
+    Raises:
+        ConfigError: if a key is unknown or missing, or a value is impossible. The message names it.
+    """
     names = [f.name for f in fields(cls)]
-    if unknown := sorted(set(values) - set(names)):
+    if unknown := sorted(set(values) - set(names), key=str):
         raise ConfigError(f"{cls.__name__} has no field {unknown}; it has {names}")
     try:
         return cls(**values)
@@ -63,7 +108,18 @@ def build(cls: Any, values: dict[str, Any]) -> Any:
 
 @dataclass(frozen=True, kw_only=True)
 class TransformerConfig:
-    """What the two transformers share. `head_width` is of one attention head, and must divide `width`."""
+    """Hold what the two transformers of a CLIP have in common.
+
+    Attributes:
+        width: channels of every token.
+        layers: residual attention blocks.
+        activation: of the MLPs. Weights do not tell it.
+        head_width: channels of one attention head. It must divide `width`; weights do not tell it.
+        mlp_ratio: hidden width of the MLPs, as a multiple of `width`.
+
+    Raises:
+        ConfigError: if a value is impossible.
+    """
 
     width: int
     layers: int
@@ -72,32 +128,55 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        name, ratio = type(self).__name__, self.mlp_ratio
         check_positive(self, "width", "layers", "head_width")
         check_choice(self, "activation", ("quick_gelu", "gelu"))
+        self._check_head_width()
+        self._check_mlp_ratio()
+
+    def _check_head_width(self) -> None:
         if self.width % self.head_width:
             raise ConfigError(
-                f"{name}: width {self.width} is not a multiple of head_width {self.head_width}"
+                f"{type(self).__name__}: width {self.width} is not a multiple of head_width "
+                f"{self.head_width}"
             )
-        if not isinstance(ratio, int | float) or not 1 / self.width <= ratio < math.inf:
+
+    def _check_mlp_ratio(self) -> None:
+        if not _is_number(self.mlp_ratio) or self.mlp_ratio < 1 / self.width:
             raise ConfigError(
-                f"{name}.mlp_ratio must be a positive number that leaves the MLPs a width, not {ratio!r}"
+                f"{type(self).__name__}.mlp_ratio must be a positive number that leaves the MLPs "
+                f"a width, not {self.mlp_ratio!r}"
             )
 
     @property
     def heads(self) -> int:
-        """Attention heads."""
+        """Return the number of attention heads."""
         return self.width // self.head_width
 
     @property
     def mlp_width(self) -> int:
-        """Hidden width of the MLPs: 1408 x 4.3637 stands for 6144, and 6144 / 1408 must give it too."""
+        """Return the hidden width of the MLPs.
+
+        The small addend makes up for rounding: 1408 x 4.3637 and 1408 x (6144 / 1408) both mean
+        6144.
+        """
         return int(self.width * self.mlp_ratio + 1e-6)
 
 
 @dataclass(frozen=True, kw_only=True)
 class ViTConfig(TransformerConfig):
-    """A vision transformer. `resolution` is (height, width) in pixels and may be given as one integer."""
+    """Describe a vision transformer.
+
+    Attributes:
+        resolution: (height, width) in pixels. One integer may be given for both.
+        patch_size: side of a square patch, in pixels.
+
+    Raises:
+        ConfigError: if a value is impossible.
+
+    Example:
+        >>> ViTConfig(resolution=224, patch_size=32, width=768, layers=12, activation="gelu").grid
+        (7, 7)
+    """
 
     resolution: tuple[int, int]
     patch_size: int
@@ -106,20 +185,35 @@ class ViTConfig(TransformerConfig):
         object.__setattr__(self, "resolution", _pair(self.resolution, "ViTConfig.resolution"))
         super().__post_init__()
         check_positive(self, "patch_size")
-        if any(side < self.patch_size for side in self.resolution):
+        if min(self.resolution) < self.patch_size:
             raise ConfigError(
-                f"ViTConfig: patch_size {self.patch_size} is larger than resolution {self.resolution}"
+                f"ViTConfig: patch_size {self.patch_size} is larger than resolution "
+                f"{self.resolution}"
             )
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of patches. A rest smaller than a patch is cut off, as a strided convolution does."""
-        return self.resolution[0] // self.patch_size, self.resolution[1] // self.patch_size
+        """Return the rows and columns of patches.
+
+        Pixels at the edge that do not fill a patch are cut off, as a strided convolution does.
+        """
+        height, width = self.resolution
+        return height // self.patch_size, width // self.patch_size
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResNetConfig:
-    """A modified ResNet with attention pooling. `layers` are the bottleneck blocks of its four stages."""
+    """Describe OpenAI's modified ResNet with attention pooling.
+
+    Attributes:
+        resolution: (height, width) in pixels, each at least 32. One integer may be given for both.
+        layers: the numbers of bottleneck blocks of the four stages.
+        width: channels after the stem.
+        head_width: channels of one head of the attention pool.
+
+    Raises:
+        ConfigError: if a value is impossible.
+    """
 
     resolution: tuple[int, int]
     layers: tuple[int, int, int, int]
@@ -129,42 +223,59 @@ class ResNetConfig:
     def __post_init__(self) -> None:
         object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
         check_positive(self, "width", "head_width")
-        layers = self.layers
-        if (
-            not isinstance(layers, list | tuple)
-            or len(layers) != 4
-            or not all(_is_positive(n) for n in layers)
-        ):
-            raise ConfigError(f"ResNetConfig.layers must be four positive integers, not {layers!r}")
-        object.__setattr__(self, "layers", tuple(layers))
-        if any(side < 32 for side in self.resolution):
+        self._check_layers()
+        object.__setattr__(self, "layers", tuple(self.layers))
+        if min(self.resolution) < RESNET_DOWNSAMPLING:
             raise ConfigError(
-                f"ResNetConfig.resolution must be at least 32 pixels a side, not {self.resolution}"
+                f"ResNetConfig.resolution must be at least {RESNET_DOWNSAMPLING} pixels a side, "
+                f"not {self.resolution}"
             )
         if self.width % 2 or self.pool_width % self.head_width:
             raise ConfigError(
-                f"ResNetConfig: width {self.width} must be even, and 32 x it a multiple of head_width {self.head_width}"
+                f"ResNetConfig: width {self.width} must be even, and 32 x it a multiple of "
+                f"head_width {self.head_width}"
+            )
+
+    def _check_layers(self) -> None:
+        layers = _as_sequence(self.layers)
+        if layers is None or len(layers) != 4 or not all(_is_positive(n) for n in layers):
+            raise ConfigError(
+                f"ResNetConfig.layers must be four positive integers, not {self.layers!r}"
             )
 
     @property
     def pool_width(self) -> int:
-        """Channels of the last stage: width x 8 x the bottleneck's expansion of 4."""
-        return self.width * 32
+        """Return the channels of the last stage: 8 x width, times the bottleneck's expansion."""
+        return self.width * 8 * 4
 
     @property
     def heads(self) -> int:
-        """Heads of the attention pool."""
+        """Return the number of heads of the attention pool."""
         return self.pool_width // self.head_width
 
     @property
     def grid(self) -> tuple[int, int]:
-        """Rows and columns of the last feature map: the first of its five halvings rounds up, the others down."""
-        return (self.resolution[0] + 1) // 32, (self.resolution[1] + 1) // 32
+        """Return the rows and columns of the last feature map.
+
+        The first of the five halvings rounds up, and the others round down.
+        """
+        height, width = self.resolution
+        return (height + 1) // RESNET_DOWNSAMPLING, (width + 1) // RESNET_DOWNSAMPLING
 
 
 @dataclass(frozen=True, kw_only=True)
 class TextConfig(TransformerConfig):
-    """The causal text transformer. The end-of-text token is the highest id of the vocabulary."""
+    """Describe the causal text transformer.
+
+    The end-of-text token is the highest id of the vocabulary.
+
+    Attributes:
+        context_length: tokens of a row, start and end of text included.
+        vocab_size: number of token ids.
+
+    Raises:
+        ConfigError: if a value is impossible.
+    """
 
     context_length: int = 77
     vocab_size: int = 49408
@@ -176,7 +287,17 @@ class TextConfig(TransformerConfig):
 
 @dataclass(frozen=True, kw_only=True)
 class PreprocessConfig:
-    """How pictures become tensors; the size comes from the image tower's resolution."""
+    """Describe how images become tensors. The image tower's resolution gives the size.
+
+    Attributes:
+        mean, std: of red, green and blue, where the pixels go from 0 to 1.
+        interpolation: the filter that resizes.
+        resize_mode: "shortest" fits the shorter side and crops the longer one, "longest" fits the
+            longer side and pads the shorter one, "squash" ignores the aspect ratio.
+
+    Raises:
+        ConfigError: if a value is impossible.
+    """
 
     mean: tuple[float, float, float] = OPENAI_MEAN
     std: tuple[float, float, float] = OPENAI_STD
@@ -184,25 +305,45 @@ class PreprocessConfig:
     resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
-        for name in ("mean", "std"):
-            values = getattr(self, name)
-            numbers = isinstance(values, list | tuple) and all(
-                isinstance(v, int | float) for v in values
-            )
-            if not numbers or len(values) != 3:
-                raise ConfigError(
-                    f"PreprocessConfig.{name} must be three numbers, one per channel, not {values!r}"
-                )
-            object.__setattr__(self, name, tuple(values))
+        object.__setattr__(self, "mean", _channels(self.mean, "PreprocessConfig.mean"))
+        object.__setattr__(self, "std", _channels(self.std, "PreprocessConfig.std"))
         if min(self.std) <= 0:
             raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
         check_choice(self, "interpolation", ("bicubic", "bilinear"))
         check_choice(self, "resize_mode", ("shortest", "longest", "squash"))
 
 
+# The classes that each part of a CLIPConfig may have.
+_PARTS: dict[str, tuple[type, ...]] = {
+    "vision": (ViTConfig, ResNetConfig),
+    "text": (TextConfig,),
+    "preprocess": (PreprocessConfig,),
+}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CLIPConfig:
-    """A whole CLIP: both towers, the width of the space they share, and the preprocessing they were trained with."""
+    """Describe a whole CLIP.
+
+    Attributes:
+        embed_dim: width of the space that images and texts share.
+        vision, text: the two towers.
+        preprocess: how the images were prepared that the model was trained on.
+
+    Raises:
+        ConfigError: if a value is impossible.
+
+    Example:
+        >>> config = CLIPConfig(
+        ...     embed_dim=512,
+        ...     vision=ViTConfig(
+        ...         resolution=224, patch_size=32, width=768, layers=12, activation="gelu"
+        ...     ),
+        ...     text=TextConfig(width=512, layers=12, activation="gelu"),
+        ... )
+        >>> CLIPConfig.from_dict(config.to_dict()) == config
+        True
+    """
 
     embed_dim: int
     vision: ViTConfig | ResNetConfig
@@ -211,38 +352,44 @@ class CLIPConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "embed_dim")
-        parts = {
-            "vision": (ViTConfig, ResNetConfig),
-            "text": (TextConfig,),
-            "preprocess": (PreprocessConfig,),
-        }
-        for name, kinds in parts.items():
-            if not isinstance(getattr(self, name), kinds):
+        for name, kinds in _PARTS.items():
+            part = getattr(self, name)
+            if not isinstance(part, kinds):
                 needed = " or ".join(kind.__name__ for kind in kinds)
-                raise ConfigError(
-                    f"CLIPConfig.{name} must be a {needed}, not {getattr(self, name)!r}"
-                )
+                raise ConfigError(f"CLIPConfig.{name} must be a {needed}, not {part!r}")
 
     def to_dict(self) -> dict[str, Any]:
-        """The JSON form; `vision` gains a `type`, "vit" or "resnet"."""
+        """Return the JSON form. `vision` gains a `type`, "vit" or "resnet"."""
         values = asdict(self)
         kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
         return values | {"vision": {"type": kind} | values["vision"]}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> "CLIPConfig":
-        """Read the JSON form. Raises `ConfigError` that names any unknown, missing or impossible field."""
+        """Read the JSON form, and leave `values` as they are.
+
+        Raises:
+            ConfigError: if a field is unknown, missing or impossible. The message names it.
+        """
         if not isinstance(values, dict):
             raise ConfigError(f"CLIPConfig needs a mapping of its fields, not {values!r}")
-        parts = {name: dict(part) for name, part in values.items() if isinstance(part, dict)}
-        kinds: dict[str, type] = {"text": TextConfig, "preprocess": PreprocessConfig}
-        if "vision" in parts:
-            kind = parts["vision"].pop("type", None)
-            if kind not in ("vit", "resnet"):
-                raise ConfigError(f"CLIPConfig.vision.type must be 'vit' or 'resnet', not {kind!r}")
-            kinds["vision"] = ViTConfig if kind == "vit" else ResNetConfig
-        return build(
-            cls,
-            values
-            | {name: build(kinds[name], part) for name, part in parts.items() if name in kinds},
-        )
+        built = dict(values)
+        # What is no dict is left to the constructor, which says what it should be.
+        if isinstance(values.get("vision"), dict):
+            built["vision"] = _build_vision(values["vision"])
+        if isinstance(values.get("text"), dict):
+            built["text"] = build(TextConfig, values["text"])
+        if isinstance(values.get("preprocess"), dict):
+            built["preprocess"] = build(PreprocessConfig, values["preprocess"])
+        return build(cls, built)
+
+
+def _build_vision(values: dict[str, Any]) -> ViTConfig | ResNetConfig:
+    """Make the config of an image tower from its JSON form."""
+    kind = values.get("type")
+    own = {name: value for name, value in values.items() if name != "type"}
+    if kind == "vit":
+        return build(ViTConfig, own)
+    if kind == "resnet":
+        return build(ResNetConfig, own)
+    raise ConfigError(f"CLIPConfig.vision.type must be 'vit' or 'resnet', not {kind!r}")

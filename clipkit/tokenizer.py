@@ -1,100 +1,102 @@
 """CLIP's byte-pair tokenizer: text -> (N, L) int64 token ids, id for id as OpenAI's.
 
-Text is mended (ftfy), HTML-unescaped twice, collapsed at whitespace, lower-cased, and cut into words by one regular
-expression; each word's UTF-8 bytes are merged by a ranked table (Sennrich et al. 2016; Radford et al. 2019, 2021). The
-vocabulary is the 256 bytes, the same 256 ending a word, one token per merge, then start and end of text.
+A text passes through these steps:
 
-Deliberate differences from OpenAI's package:
+1. It is mended by ftfy, HTML-unescaped twice, and lower-cased, and its whitespace is collapsed.
+2. One regular expression cuts it into words.
+3. The UTF-8 bytes of each word are merged by a ranked table (Sennrich et al. 2016; Radford et al.
+   2019, 2021).
 
-- `<|startoftext|>` and `<|endoftext|>` inside a text are ordinary characters, so that no caption can cut itself short.
-  `allow_special=True` reads them as the tokens, as OpenAI does.
-- A text that is too long is named in the error, with its count and the remedy. Ids are int64, not int32.
+The vocabulary holds the 256 bytes, the same 256 bytes at the end of a word, one token per merge,
+then start and end of text.
+
+Differences from OpenAI's package, all on purpose:
+
+- `<|startoftext|>` and `<|endoftext|>` inside a text are ordinary characters, so that no caption
+  can cut itself short. `allow_special=True` reads them as the tokens, as OpenAI does.
+- The error for a text that is too long names the text, its count of tokens and the remedy.
+- Ids are int64, not int32.
 - `decode` ends at the end-of-text token, leaves out the start, and has no trailing space.
 
-Whatever follows the end-of-text token, here zeros, has no influence on features: the text tower is causal.
+Rows are filled with zeros after the end-of-text token. They have no influence on features, because
+the text tower is causal.
 """
 
 import functools
 import gzip
 import html
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from importlib import resources
-from itertools import chain, pairwise
+from itertools import chain
 from operator import index
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
+from clipkit.byte_pairs import BYTE_TOKENS, END_OF_WORD, byte_ids, letter_of_byte, merge_word
 from clipkit.errors import TokenizerError
 
+if TYPE_CHECKING:
+    import regex
+
 START, END = "<|startoftext|>", "<|endoftext|>"
-CACHE_WORDS = 1 << 16  # cached words; a cleared cache refills in a blink
+CACHE_WORDS = 1 << 16  # the cache is emptied when it holds so many words; it soon fills again
 CACHE_CHARACTERS = 64  # longer words are rare and not worth keeping
 SEPARATOR = "\n"  # stands between texts; cleaning leaves none inside them
 
 
 @functools.cache
 def default_merges() -> tuple[str, ...]:
-    """The 48,894 merges "a b" of every published plain CLIP, in rank order."""
+    """Return the 48,894 merges "a b" of every published plain CLIP, in rank order."""
     data = resources.files("clipkit").joinpath("assets/merges.txt.gz").read_bytes()
     return tuple(gzip.decompress(data).decode("utf-8").split("\n"))
 
 
 @functools.cache
-def _letters() -> dict[int, str]:
-    """byte -> the printable character that stands for it, in the order of the ids (GPT-2's convention)."""
-    printable = [
-        *range(ord("!"), ord("~") + 1),
-        *range(ord("¡"), ord("¬") + 1),
-        *range(ord("®"), ord("ÿ") + 1),
-    ]
-    others = sorted(set(range(256)) - set(printable))
-    return {byte: chr(byte) for byte in printable} | {
-        byte: chr(256 + n) for n, byte in enumerate(others)
-    }
-
-
-@functools.cache
-def _byte_ids() -> dict[str, int]:
-    """The first 512 symbols with their ids: each byte inside a word, then each byte at the end of one."""
-    symbols = [*_letters().values(), *(letter + "</w>" for letter in _letters().values())]
-    return {symbol: i for i, symbol in enumerate(symbols)}
-
-
-@functools.cache
-def _pattern(allow_special: bool) -> Any:
+def _pattern(allow_special: bool) -> "regex.Pattern[str]":
+    """Return the expression that cuts a text into words (openai/CLIP, simple_tokenizer.py)."""
     import regex
 
     special = r"<\|startoftext\|>|<\|endoftext\|>|" if allow_special else ""
-    return regex.compile(
-        special + r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+", regex.IGNORECASE
-    )
+    words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
+    return regex.compile(special + words, regex.IGNORECASE)
+
+
+def _is_plain(text: str) -> bool:
+    """Return whether cleaning cannot change any word of `text`.
+
+    That is so for printable ASCII, which has no tab or line break, without HTML entities.
+    """
+    return text.isascii() and text.isprintable() and "&" not in text
 
 
 def _clean(text: str) -> str:
-    """Mend and unescape; only single spaces remain as whitespace, except that plain ASCII keeps runs of them."""
+    """Mend and unescape `text`, and collapse its whitespace to single spaces.
+
+    Plain text comes back as it is. It may hold runs of spaces, which cut words as one space does.
+    """
     if _is_plain(text):
         return text
     import ftfy
 
-    return " ".join(html.unescape(html.unescape(ftfy.fix_text(text))).split())
-
-
-def _is_plain(text: str) -> bool:
-    """Whether cleaning cannot change any word of `text`: printable ASCII (so no tab or line break) without entities."""
-    return text.isascii() and text.isprintable() and "&" not in text
+    mended = ftfy.fix_text(text)
+    return " ".join(html.unescape(html.unescape(mended)).split())
 
 
 class _Words(dict[str, tuple[int, ...]]):
-    """Ids of each word between spaces, computed on first use. No rule of the pattern looks across a space."""
+    """Hold the ids of each word between spaces, computed on first use.
 
-    def __init__(self, tokenizer: "Tokenizer", allow_special: bool) -> None:
+    Words can be encoded one by one, because no rule of the pattern looks across a space.
+    """
+
+    def __init__(self, encode: Callable[[str], tuple[int, ...]]) -> None:
         super().__init__()
-        self.tokenizer, self.allow_special = tokenizer, allow_special
+        self.encode = encode
 
     def __missing__(self, word: str) -> tuple[int, ...]:
-        ids = self.tokenizer._encode_word(word, self.allow_special)
+        ids = self.encode(word)
         if len(self) >= CACHE_WORDS:
             self.clear()
         if len(word) <= CACHE_CHARACTERS:
@@ -103,33 +105,50 @@ class _Words(dict[str, tuple[int, ...]]):
 
 
 class Tokenizer:
-    """Byte-pair tokenizer with its table.
+    """Turn texts into token ids and back, with one table of merges.
 
     Args:
-        merges: lines "a b", in rank order; None is CLIP's own table. A "#version" header is skipped.
-        context_length: the default row length, in tokens.
+        merges: lines "a b", in rank order; None takes CLIP's own table. A first line that starts
+            with "#version" is skipped.
+        context_length: the default length of a row, in tokens.
 
     Attributes:
-        vocab_size: 512 + merges + 2; all ids are below it.
-        sot_token, eot_token: ids of start and end of text, the two highest.
+        merges: the table, as a tuple of lines.
+        vocab_size: 512 + merges + 2. All ids are below it.
+        sot_token, eot_token: the ids of start and end of text, the two highest.
+
+    Raises:
+        TokenizerError: if a merge does not join two earlier symbols to a new one, or the context
+            length is no integer of at least 2.
+
+    Example:
+        >>> tokenizer = Tokenizer(context_length=8)
+        >>> tokenizer("a photo of a dog").tolist()
+        [[49406, 320, 1125, 539, 320, 1929, 49407, 0]]
+        >>> tokenizer.decode([320, 1125, 539, 320, 1929])
+        'a photo of a dog'
     """
 
     def __init__(self, merges: Iterable[str] | None = None, context_length: int = 77) -> None:
         self.context_length = _check_length(context_length)
         self.merges = default_merges() if merges is None else _check_merges(merges)
-        self.vocab_size = 512 + len(self.merges) + 2
-        self.sot_token, self.eot_token = self.vocab_size - 2, self.vocab_size - 1
+        self.vocab_size = BYTE_TOKENS + len(self.merges) + 2
+        self.sot_token = self.vocab_size - 2
+        self.eot_token = self.vocab_size - 1
         self._ranks = dict(zip(self.merges, range(len(self.merges)), strict=True))
-        self._words = {allow: _Words(self, allow) for allow in (False, True)}
+        self._words = {
+            allow: _Words(functools.partial(self._encode_word, allow_special=allow))
+            for allow in (False, True)
+        }
 
     @functools.cached_property
     def _symbols(self) -> list[str]:
-        """id -> symbol; only `decode` needs it."""
-        return [*_byte_ids()] + [merge.replace(" ", "") for merge in self.merges]
+        """List the symbol of each id. Only `decode` needs it."""
+        return [*byte_ids(), *(merge.replace(" ", "") for merge in self.merges)]
 
     @property
     def is_default(self) -> bool:
-        """Whether the table is CLIP's own."""
+        """Return whether the table is CLIP's own."""
         return self.merges == default_merges()
 
     def __eq__(self, other: object) -> bool:
@@ -141,134 +160,165 @@ class Tokenizer:
         return hash((self.vocab_size, self.context_length))
 
     def __reduce__(self) -> tuple[Any, ...]:
+        # The published table stays at home, so that a pickled tokenizer is small.
         return Tokenizer, (None if self.is_default else self.merges, self.context_length)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, context_length={self.context_length})"
 
     def encode(self, text: str, allow_special: bool = False) -> list[int]:
-        """Ids of `text`, without start and end. Raises `TokenizerError` if it is no string."""
+        """Return the ids of `text`, without start and end.
+
+        Args:
+            text: one text of any length.
+            allow_special: read "<|startoftext|>" and "<|endoftext|>" as the tokens.
+
+        Raises:
+            TokenizerError: if it is no string.
+        """
         _check_texts([text])
-        words = self._words[allow_special]
-        return list(chain.from_iterable(map(words.__getitem__, _clean(text).lower().split(" "))))
+        words = _clean(text).lower().split(" ")
+        return list(chain.from_iterable(map(self._words[allow_special].__getitem__, words)))
 
     def count(self, text: str) -> int:
-        """Tokens of `text`, start and end included: what must not exceed `context_length`."""
+        """Return the number of tokens of `text`, start and end included.
+
+        A text fits into a row if this is at most `context_length`.
+        """
         return len(self.encode(text)) + 2
 
-    def decode(self, ids: Iterable[int] | torch.Tensor | np.ndarray) -> str:
-        """Text of one row of ids (integers, or a 1-d integer tensor or array), lower case, words parted by one space.
+    def decode(self, ids: "Iterable[int] | torch.Tensor | npt.NDArray[Any]") -> str:
+        """Return the text of one row of ids, in lower case, with one space between words.
 
-        Bytes that are no UTF-8 become U+FFFD. Raises `TokenizerError` for an id outside the vocabulary or no integer.
+        Args:
+            ids: (L,) integers. They are read up to the end-of-text token; the start is left out.
+
+        Returns:
+            The text. Bytes that are no UTF-8 become U+FFFD.
+
+        Raises:
+            TokenizerError: if an id is no integer, or is outside of the vocabulary.
         """
-        symbols = []
+        symbols: list[str] = []
         for value in ids:
-            try:
-                token = index(value)
-            except (TypeError, ValueError) as error:
-                raise TokenizerError(
-                    f"decode needs one row of integer ids; it met {value!r:.60}"
-                ) from error
-            if not 0 <= token < self.vocab_size:
-                raise TokenizerError(
-                    f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}"
-                )
+            token = self._check_id(value)
             if token == self.eot_token:
                 break
             if token != self.sot_token:
-                symbols.append(self._symbols[token].replace("</w>", " "))
-        bytes_of = {letter: byte for byte, letter in _letters().items()} | {" ": ord(" ")}
-        return (
-            bytes(bytes_of[letter] for letter in "".join(symbols))
-            .decode("utf-8", errors="replace")
-            .rstrip(" ")
-        )
+                symbols.append(self._symbols[token])
+        letters = "".join(symbols).replace(END_OF_WORD, " ")
+        byte_of = {letter: byte for byte, letter in letter_of_byte().items()} | {" ": ord(" ")}
+        text = bytes(byte_of[letter] for letter in letters).decode("utf-8", errors="replace")
+        return text.rstrip(" ")
+
+    def _check_id(self, value: Any) -> int:
+        """Return a token id as an integer."""
+        try:
+            token = index(value)
+        except (TypeError, ValueError) as error:
+            raise TokenizerError(
+                f"decode needs one row of integer ids; it met {value!r:.60}"
+            ) from error
+        if not 0 <= token < self.vocab_size:
+            raise TokenizerError(
+                f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}"
+            )
+        return token
 
     def __call__(
         self,
-        texts: str | Sequence[str],
+        texts: str | Iterable[str],
         context_length: int | None = None,
         truncate: bool = False,
         allow_special: bool = False,
     ) -> torch.Tensor:
-        """Rows of start, ids, end, then zeros: (N, L) int64, where one string is N = 1.
+        """Return rows of token ids: start, the ids of a text, end, then zeros.
 
         Args:
-            context_length: L in tokens; None is the tokenizer's own.
-            truncate: cut what is too long, with the end of text as the last token.
+            texts: N strings, or one string, which makes one row.
+            context_length: L in tokens; None takes the tokenizer's own.
+            truncate: cut a text that is too long, with the end of text as the last token.
             allow_special: read "<|startoftext|>" and "<|endoftext|>" in a text as the tokens.
 
+        Returns:
+            (N, L) int64, on the CPU.
+
         Raises:
-            TokenizerError: a text is no string, or too long and `truncate` is not set.
+            TokenizerError: if a text is no string, or is too long and `truncate` is not set.
         """
         length = self.context_length if context_length is None else _check_length(context_length)
         rows = [texts] if isinstance(texts, str) else _check_texts(texts)
         if not rows:
-            return torch.zeros((0, length), dtype=torch.int64)
-        cleaned = rows if _is_plain(" ".join(rows)) else [_clean(text) for text in rows]
-
-        # All texts are looked up as one stream of words, a separator before, between and after them. It becomes -1, the
-        # end of the text before it (told from an end that the text itself may hold), and the start of the next text.
-        stream = f" {SEPARATOR} ".join(cleaned).lower()
-        words = f"{SEPARATOR} {stream} {SEPARATOR}".split(" ")
-        flat = np.fromiter(
-            chain.from_iterable(map(self._words[allow_special].__getitem__, words)), np.int64
-        )
-        ends = np.flatnonzero(flat < 0)  # (N + 1,)
-        flat[ends] = self.eot_token
-        flat, starts, counts = flat[1:-1], ends[:-1], np.diff(ends)  # (sum of counts,), (N,), (N,)
-
+            return torch.zeros((0, length), dtype=torch.int64, device="cpu")
+        ids, starts, counts = self._encode_rows(rows, allow_special)
         too_long = np.flatnonzero(counts > length)
         if len(too_long) and not truncate:
-            text = rows[too_long[0]]
-            shown = text if len(text) <= 60 else text[:57] + "..."
-            raise TokenizerError(
-                f"text has {counts[too_long[0]]} tokens, more than context_length={length}: "
-                f"{shown!r}; shorten it, or pass truncate=True to cut it"
-            )
-        row_starts = np.arange(len(rows)) * length
-        places = np.arange(len(flat)) + np.repeat(row_starts - starts, counts)
-        if len(too_long):
-            kept = places < np.repeat(row_starts + length, counts)
-            flat, places = flat[kept], places[kept]
-        tokens = np.zeros((len(rows), length), np.int64)
-        tokens.reshape(-1)[places] = flat
+            first = int(too_long[0])
+            raise _overflow(rows[first], int(counts[first]), length)
+        tokens = _fill(ids, starts, counts, length)
         tokens[too_long, -1] = self.eot_token
         return torch.from_numpy(tokens)
 
+    def _encode_rows(
+        self, rows: list[str], allow_special: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the ids of all rows one after another, and where each starts and how many it has.
+
+        All texts are looked up as one stream of words, which is faster than one by one. A separator
+        stands before, between and after them.
+
+        Returns:
+            ids (sum of counts,), starts (N,), counts (N,). Each row has its start and end of text.
+        """
+        cleaned = rows if _is_plain(" ".join(rows)) else [_clean(text) for text in rows]
+        stream = f" {SEPARATOR} ".join(cleaned).lower()
+        words = f"{SEPARATOR} {stream} {SEPARATOR}".split(" ")
+        found = map(self._words[allow_special].__getitem__, words)
+        ids = np.fromiter(chain.from_iterable(found), np.int64)
+        # A separator gave -1 and the start of the next text. The -1 ends the text before it. It is
+        # not the end-of-text id yet, because `allow_special` lets a text hold that id itself.
+        ends = np.flatnonzero(ids < 0)  # (N + 1,)
+        ids[ends] = self.eot_token
+        # The first -1 ends nothing, and the last start begins nothing: both are cut off.
+        return ids[1:-1], ends[:-1], np.diff(ends)
+
     def _encode_word(self, word: str, allow_special: bool) -> tuple[int, ...]:
-        """Ids of one cleaned word between spaces; the separator gives -1 and the start of the next text."""
+        """Return the ids of one cleaned word between spaces.
+
+        The separator gives -1 and the start of the next text.
+        """
         if word == SEPARATOR:
             return -1, self.sot_token
-        if word.isascii() and word.isalpha():  # most words; the pattern would give them back whole
-            return tuple(self._merge(word))
-        letters, ids = _letters(), []
-        for piece in _pattern(allow_special).findall(word):
-            if piece in (START, END):  # only the pattern with the special tokens gives them whole
-                ids.append(self.sot_token if piece == START else self.eot_token)
+        # Most words are of letters alone. The pattern would give them back whole.
+        if word.isascii() and word.isalpha():
+            return tuple(merge_word(word, self._ranks))
+        letters = letter_of_byte()
+        special = {START: self.sot_token, END: self.eot_token} if allow_special else {}
+        ids: list[int] = []
+        for piece in cast("list[str]", _pattern(allow_special).findall(word)):
+            if piece in special:
+                ids.append(special[piece])
             else:
-                ids += self._merge("".join([letters[byte] for byte in piece.encode("utf-8")]))
+                spelled = "".join([letters[byte] for byte in piece.encode("utf-8")])
+                ids += merge_word(spelled, self._ranks)
         return tuple(ids)
 
-    def _merge(self, letters: str) -> list[int]:
-        """Ids of one word after joining the earliest-ranked pair, leftmost first, until no pair is in the table.
 
-        One pair at a time equals OpenAI's joining of all its occurrences, as pairs with the new symbol rank later.
-        """
-        symbols = [*letters[:-1], letters[-1] + "</w>"]
-        ids = [_byte_ids()[symbol] for symbol in symbols]
-        ranks, last = self._ranks, len(self._ranks)
-        found = [ranks.get(f"{first} {second}", last) for first, second in pairwise(symbols)]
-        while found and (best := min(found)) < last:
-            i = found.index(best)
-            symbols[i : i + 2] = [symbols[i] + symbols[i + 1]]
-            ids[i : i + 2] = [512 + best]
-            del found[i]
-            for left in range(
-                max(i - 1, 0), min(i + 1, len(found))
-            ):  # the pairs with the new symbol
-                found[left] = ranks.get(f"{symbols[left]} {symbols[left + 1]}", last)
-        return ids
+def _fill(
+    ids: npt.NDArray[np.int64],
+    starts: npt.NDArray[np.int64],
+    counts: npt.NDArray[np.int64],
+    length: int,
+) -> npt.NDArray[np.int64]:
+    """Spread the ids of all rows over a table (N, length) of zeros; cut rows that are longer."""
+    row_starts = np.arange(len(counts)) * length
+    places = np.arange(len(ids)) + np.repeat(row_starts - starts, counts)
+    if counts.max() > length:
+        kept = places < np.repeat(row_starts + length, counts)
+        ids, places = ids[kept], places[kept]
+    tokens = np.zeros((len(counts), length), np.int64)
+    tokens.reshape(-1)[places] = ids  # (N, L) -> (N * L,), a view
+    return tokens
 
 
 _default = functools.cache(Tokenizer)  # built at first use
@@ -277,44 +327,74 @@ _default = functools.cache(Tokenizer)  # built at first use
 def tokenize(
     texts: str | Sequence[str], context_length: int = 77, truncate: bool = False
 ) -> torch.Tensor:
-    """Token ids with CLIP's own table, as OpenAI's `clip.tokenize`: (N, L) int64, zeros after the end of text.
+    """Return token ids with CLIP's own table, as OpenAI's `clip.tokenize` does.
 
-    Raises `TokenizerError` if a text is longer than `context_length` tokens and `truncate` is not set.
+    Args:
+        texts: N strings, or one string, which makes one row.
+        context_length: L in tokens.
+        truncate: cut a text that is too long, with the end of text as the last token.
+
+    Returns:
+        (N, L) int64, zeros after the end of text.
+
+    Raises:
+        TokenizerError: if a text is no string, or is too long and `truncate` is not set.
+
+    Example:
+        >>> tokenize(["a dog", "a diagram"], context_length=5).tolist()
+        [[49406, 320, 1929, 49407, 0], [49406, 320, 22697, 49407, 0]]
     """
     return _default()(texts, context_length, truncate)
 
 
+def _overflow(text: str, count: int, length: int) -> TokenizerError:
+    """Return the error for a text that is too long."""
+    shown = text if len(text) <= 60 else text[:57] + "..."
+    return TokenizerError(
+        f"text has {count} tokens, more than context_length={length}: "
+        f"{shown!r}; shorten it, or pass truncate=True to cut it"
+    )
+
+
 def _check_texts(texts: Any) -> list[str]:
+    """Return many texts as a list, and raise `TokenizerError` for what is no string."""
     if isinstance(texts, bytes) or not isinstance(texts, Iterable):
         raise TokenizerError(
             f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}"
         )
-    texts = list(texts)
-    for text in texts:
+    found = list(cast("Iterable[Any]", texts))
+    for text in found:
         if not isinstance(text, str):
             raise TokenizerError(f"a text must be a string, not {type(text).__name__} {text!r:.60}")
-    return texts
+    return found
 
 
 def _check_length(length: Any) -> int:
+    """Return a context length, and raise `TokenizerError` unless start and end of text fit."""
     if not isinstance(length, int) or length < 2:
         raise TokenizerError(
-            f"context_length must be an integer of at least 2 (start and end of text), not {length!r}"
+            "context_length must be an integer of at least 2 (start and end of text), not "
+            f"{length!r}"
         )
     return length
 
 
-def _check_merges(merges: Iterable[str]) -> tuple[str, ...]:
-    """Every merge must join two symbols that exist by then."""
-    merges = list(merges)
-    if merges and merges[0].startswith("#version"):
-        del merges[0]
-    known = set(_byte_ids())
-    for number, merge in enumerate(merges):
-        first, _, second = merge.partition(" ")
+def _check_merges(merges: Any) -> tuple[str, ...]:
+    """Return a table of merges; raise `TokenizerError` unless each joins two earlier symbols."""
+    if not isinstance(merges, Iterable):
+        raise TokenizerError(
+            f"merges must be lines 'a b', not {type(merges).__name__} {merges!r:.60}"
+        )
+    lines = list(cast("Iterable[Any]", merges))
+    if lines and isinstance(lines[0], str) and lines[0].startswith("#version"):
+        del lines[0]
+    known = set(byte_ids())
+    for number, line in enumerate(lines):
+        first, _, second = line.partition(" ") if isinstance(line, str) else ("", "", "")
         if first not in known or second not in known or first + second in known:
             raise TokenizerError(
-                f"merge {number}, {merge!r}, must join two earlier symbols to a new one, as 'a b'"
+                f"merge {number}, {line!r:.60}, must join two earlier symbols to a new one, "
+                "as 'a b'"
             )
         known.add(first + second)
-    return tuple(merges)
+    return tuple(lines)
