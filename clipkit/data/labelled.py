@@ -1,15 +1,16 @@
-"""Labelled images: folders named by classes, and tables of captions."""
+"""Read labelled images: folders named by classes, and tables of captions."""
 
 import csv
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
-from clipkit.data.pictures import list_images
+from clipkit.data.pictures import check_folder, is_hidden, list_images
 from clipkit.errors import DataError
 from clipkit.prompts import TEMPLATES, Templates, render
 
@@ -18,124 +19,198 @@ CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Pairs:
-    """Pictures and, for each, its captions, of which one is drawn at random each time; and its class, if it has one."""
+    """Hold images with their captions, and with their classes if they have any.
+
+    Attributes:
+        files: N paths.
+        captions: N lists. Training draws one caption of an image's list each time.
+        labels: N indices of `class_names`, or None.
+        class_names: a name for each label, or None.
+
+    Raises:
+        DataError: if the lengths differ, or a label has no class name.
+
+    Example:
+        pairs = Pairs([Path("a.jpg")], [["a photo of a cat."]], [0], ["cat"])
+    """
 
     files: list[Path]
     captions: list[list[str]]
     labels: list[int] | None = None
     class_names: list[str] | None = None
 
+    def __post_init__(self) -> None:
+        count = len(self.files)
+        if len(self.captions) != count:
+            raise DataError(f"{count} files need as many lists of captions: {len(self.captions)}")
+        if self.labels is None:
+            return
+        if len(self.labels) != count:
+            raise DataError(f"{count} files need as many labels, not {len(self.labels)}")
+        if self.labels and self.class_names is not None:
+            low, high = min(self.labels), max(self.labels)
+            if low < 0 or high >= len(self.class_names):
+                raise DataError(
+                    f"labels must count from 0 through {len(self.class_names)} class names, but "
+                    f"run from {low} to {high}"
+                )
+
     def __len__(self) -> int:
+        """Return the number of images."""
         return len(self.files)
 
+    def __repr__(self) -> str:
+        captions = sum(map(len, self.captions))
+        parts = [f"{len(self)} images", f"{captions} captions"]
+        if self.labels is not None:
+            parts.append(f"{len(self.class_names or set(self.labels))} classes")
+        return f"Pairs({', '.join(parts)})"
+
     def select(self, indices: Sequence[int]) -> "Pairs":
-        """Those of the indices, in their order."""
-        labels = None if self.labels is None else [self.labels[i] for i in indices]
-        files, captions = [self.files[i] for i in indices], [self.captions[i] for i in indices]
-        return Pairs(files, captions, labels, self.class_names)
+        """Return the images at these indices, in the order of the indices."""
+        return Pairs(
+            [self.files[index] for index in indices],
+            [self.captions[index] for index in indices],
+            None if self.labels is None else [self.labels[index] for index in indices],
+            self.class_names,
+        )
 
     def split(self, held_out: int, seed: int = 0) -> tuple["Pairs", "Pairs"]:
-        """All but `held_out` random pictures, and those."""
-        order = np.random.default_rng(seed).permutation(len(self))
+        """Return all but `held_out` images, and those, which are drawn at random."""
+        order: list[int] = np.random.default_rng(seed).permutation(len(self)).tolist()
         return self.select(sorted(order[held_out:])), self.select(sorted(order[:held_out]))
 
 
-def read_folder(root: Path, templates: Templates = TEMPLATES) -> Pairs:
-    """Class folders: `root/golden_retriever/*.jpg` are captioned by the templates around "golden retriever".
+def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) -> Pairs:
+    """Read a folder of class folders: `root/golden_retriever/*.jpg` is "golden retriever".
+
+    Hidden files and folders are left out, as in `list_images`, and so are folders without images.
+
+    Args:
+        root: the folder.
+        templates: the captions of a class are these with its name filled in.
 
     Returns:
-        The pairs, with the class names that their labels count through.
+        Images in the order of class and path, with labels and class names.
 
     Raises:
-        DataError: if there is no folder with a picture.
-        ConfigError: for templates that `render` refuses, or two folders of one class name.
+        DataError: if there is no such folder, or no folder with an image in it.
+        ConfigError: if `render` refuses the templates, or two folders are of one class name.
+
+    Example:
+        pairs = read_folder("photos", ["a photo of a {}."])
     """
-    found = [(folder, list_images(folder)) for folder in sorted(root.glob("*/"))]
-    found = [(folder.name.replace("_", " "), files) for folder, files in found if files]
+    found: list[tuple[str, list[Path]]] = []
+    for folder in sorted(check_folder(root).glob("*/")):
+        files = [] if is_hidden(folder.name) else list_images(folder)
+        if files:
+            found.append((folder.name.replace("_", " "), files))
     if not found:
-        raise DataError(f"{root} holds no folders of pictures: one folder for each class is needed")
-    names, prompts = render([name for name, _ in found], templates)
-    captions = [own for own, (_, files) in zip(prompts, found, strict=True) for _ in files]
-    labels = [label for label, (_, files) in enumerate(found) for _ in files]
-    return Pairs([file for _, files in found for file in files], captions, labels, names)
+        raise DataError(f"{root} holds no folders of images: one folder for each class is needed")
+    class_names, prompts = render([name for name, _ in found], templates)
+    return Pairs(
+        files=[file for _, files in found for file in files],
+        captions=[own for own, (_, files) in zip(prompts, found, strict=True) for _ in files],
+        labels=[label for label, (_, files) in enumerate(found) for _ in files],
+        class_names=class_names,
+    )
 
 
-def read_table(table: Path) -> Pairs:
-    """A `.csv` or `.tsv` with a header, or a `.jsonl`: in each row a path, relative to the table, and its caption(s).
+def read_table(table: str | os.PathLike[str]) -> Pairs:
+    """Read a table of captions: a `.csv` or `.tsv` with a header, or a `.jsonl`.
 
-    The columns go by the names of `PATH_COLUMNS` and `CAPTION_COLUMNS`. Rows of one path are joined.
+    Each row has a path, relative to the table, and one or more captions. The columns have names
+    from `PATH_COLUMNS` and `CAPTION_COLUMNS`. Rows with the same path become one image.
 
     Raises:
-        DataError: if the file is missing, not such a table, or a row lacks a path or a caption.
+        DataError: if the file is missing, it is no such table, or a row lacks a path or a caption.
+
+    Example:
+        pairs = read_table("photos/captions.csv")
     """
-    rows: dict[str, list[str]] = {}
+    table = Path(table)
+    captions_of_paths: dict[str, list[str]] = {}
+    for number, record in enumerate(_read_records(table), start=1):
+        path = _value(record, PATH_COLUMNS)
+        captions = captions_of(record)
+        # A caption with commas and without quotes spills over into a column without a name.
+        spilled = isinstance(record, dict) and None in record
+        if not path or not isinstance(path, str) or not captions or spilled:
+            raise DataError(
+                f"row {number} of {table} needs a path (a column named {', '.join(PATH_COLUMNS)}) "
+                f"and a caption ({', '.join(CAPTION_COLUMNS)}), in quotes if there are commas in "
+                f"it, but is {record!r}"
+            )
+        captions_of_paths.setdefault(path, []).extend(captions)
+    if not captions_of_paths:
+        raise DataError(f"{table} holds no rows under its header")
+    files = [table.parent / path for path in captions_of_paths]
+    return Pairs(files, list(captions_of_paths.values()))
+
+
+def _read_records(table: Path) -> list[Any]:
+    """Return the rows of a table, dicts if all is well with them."""
+    if table.suffix not in (".csv", ".tsv", ".jsonl"):
+        raise DataError(f"{table} is no .csv, .tsv or .jsonl file")
     try:
         with table.open(encoding="utf-8-sig", newline="") as file:
             if table.suffix == ".jsonl":
-                records = [_record(line) for line in file if line.strip()]
-            elif table.suffix in (".csv", ".tsv"):
-                records = list(
-                    csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ",")
-                )
-            else:
-                raise DataError(f"{table} is no .csv, .tsv or .jsonl file")
+                return [_parse(line) for line in file if line.strip()]
+            return list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
     except (OSError, ValueError, csv.Error) as error:
-        raise (
-            error if isinstance(error, DataError) else DataError(f"cannot read {table}: {error}")
-        ) from error
-    for number, record in enumerate(records, start=1):
-        path, captions = _value(record, PATH_COLUMNS), captions_of(record)
-        surplus = (
-            isinstance(record, dict) and None in record
-        )  # of a caption with commas and no quotes
-        if not path or not isinstance(path, str) or not captions or surplus:
-            raise DataError(
-                f"row {number} of {table} needs a path (a column named {', '.join(PATH_COLUMNS)}) and a caption "
-                f"({', '.join(CAPTION_COLUMNS)}), in quotes if there are commas in it, but is {record!r}"
-            )
-        rows.setdefault(path, []).extend(captions)
-    if not rows:
-        raise DataError(f"{table} holds no rows under its header")
-    return Pairs([table.parent / path for path in rows], list(rows.values()))
+        raise DataError(f"cannot read {table}: {error}") from error
 
 
-def _record(line: str) -> Any:
+def _parse(line: str) -> Any:
+    """Return what a line of JSON holds, or the line itself if it is broken.
+
+    The line is then refused by its number, while JSON's own error would call each line the first.
+    """
     try:
         return json.loads(line)
     except ValueError:
-        return line  # which is then refused by its number; the reader of JSON would call each line the first
+        return line
 
 
 def _value(record: Any, columns: Sequence[str]) -> Any:
-    return (
-        next((record[key] for key in columns if key in record), None)
-        if isinstance(record, dict)
-        else None
-    )
+    """Return the value in the first of the columns that the record has, or None."""
+    if not isinstance(record, dict):
+        return None
+    fields = cast("dict[str, Any]", record)
+    return next((fields[column] for column in columns if column in fields), None)
 
 
 def captions_of(record: Any) -> list[str]:
-    """Those of a record, a text or a list of texts; none if they are missing or anything else."""
-    captions = _value(record, CAPTION_COLUMNS)
-    captions = captions if isinstance(captions, list) else [captions]
-    return (
-        captions
-        if all(isinstance(caption, str) and caption.strip() for caption in captions)
-        else []
-    )
+    """Return the captions of a record: a text, or a list of texts, in one of `CAPTION_COLUMNS`.
+
+    If they are missing, empty or anything else, there are none.
+    """
+    value = _value(record, CAPTION_COLUMNS)
+    captions = cast("list[Any]", value) if isinstance(value, list) else [value]
+    if all(isinstance(caption, str) and caption.strip() for caption in captions):
+        return captions
+    return []
 
 
-def read_pairs(data: Path, templates: Templates = TEMPLATES) -> Pairs:
-    """A table of captions, a folder that holds one by a name of `TABLES`, or a folder of class folders.
+def read_pairs(data: str | os.PathLike[str], templates: Templates = TEMPLATES) -> Pairs:
+    """Read a table, a folder with a table named in `TABLES`, or a folder of class folders.
+
+    Args:
+        data: the table or the folder.
+        templates: of the captions of class folders; tables have captions of their own.
 
     Returns:
-        The pairs; captions that are written out have no class names.
+        The pairs. Those of a table have neither labels nor class names.
+
+    Raises:
+        DataError, ConfigError: as `read_folder` and `read_table`.
     """
-    if data.is_dir():
-        table = next((data / name for name in TABLES if (data / name).is_file()), None)
-        return read_folder(data, templates) if table is None else read_table(table)
+    data = Path(data)
     if not data.exists():
         raise DataError(f"there is no file or folder {data}")
-    return read_table(data)
+    if not data.is_dir():
+        return read_table(data)
+    tables = [data / name for name in TABLES if (data / name).is_file()]
+    return read_table(tables[0]) if tables else read_folder(data, templates)

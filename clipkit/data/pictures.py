@@ -1,4 +1,4 @@
-"""Pictures of a folder, a list, a data set or a DataLoader: by index, prepared in batches, with names and labels."""
+"""Find images in folders, and read them by index from a list, a data set or a DataLoader."""
 
 import hashlib
 import os
@@ -6,54 +6,133 @@ import struct
 from collections.abc import Callable, Sequence
 from numbers import Integral
 from pathlib import Path
-from typing import Any, TypeAlias, cast
+from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
-from torch import Tensor
+from torch import Tensor, uint8
 from torch.utils.data import (
     DataLoader,
     Dataset,
     DistributedSampler,
     IterableDataset,
-    default_collate,
+    default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from clipkit.data.preprocess import IMAGE_SUFFIXES, Preprocess, read_image
+from clipkit.data.decode import IMAGE_SUFFIXES, read_image
+from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 
+# What gives images: a folder, with the folders in it; a list or a data set of paths, PIL images or
+# tensors, or of tuples (image, label, ...); or a DataLoader of prepared batches.
 Images: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
-Transform: TypeAlias = Callable[[Any], Tensor]
+Transform: TypeAlias = Callable[[Any], Tensor]  # from an image, as an item has it, to (3, H, W)
+_Merge: TypeAlias = Callable[[list[Any]], Any]  # from samples to a batch of them
+Chunk: TypeAlias = tuple[int, int]  # the position of its first image, and of the next chunk's
 
-CHUNK = (
-    1024  # pictures that are lost at most when work is cut short, and that processes take in turn
-)
-# What broken files raise in data sets that open them by themselves; Pillow's errors are OSError, some of PNG are not.
+# A chunk has this many images. Work that is cut short loses one chunk at most, and processes that
+# share work take chunks in turn.
+CHUNK = 1024
+
+# What broken files raise in data sets that open them by themselves. Pillow's errors are OSErrors,
+# but for some about PNG.
 _UNREADABLE = (ImageError, OSError, SyntaxError, struct.error)
+
+# What operating systems, file servers and archives leave beside images, in lower case.
+_LEFTOVERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or a leftover of a system.
+
+    Example:
+        is_hidden(".ipynb_checkpoints"), is_hidden("._cat.jpg"), is_hidden("__MACOSX")  # all True
+    """
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder as a path, or raise `DataError` if it is none.
+
+    An empty text is no folder: it would become the working directory.
+    """
+    if os.fspath(folder) == "":
+        raise DataError("an empty text names no folder. '.' is the working directory")
+    path = Path(folder)
+    if path.is_dir():
+        return path
+    if path.exists():
+        raise DataError(f"{path} is no folder. A single file goes in a list")
+    raise DataError(f"there is no folder {path}. A single file goes in a list")
 
 
 def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """The pictures in a folder and the folders in it, told by their names' endings, sorted."""
-    return sorted(
-        p for p in Path(folder).rglob("*") if p.suffix.lower() in IMAGE_SUFFIXES and p.is_file()
-    )
+    """Return the images in a folder and in the folders below it, sorted by path.
+
+    They are told by the endings of their names. Hidden files and folders are left out (see
+    `is_hidden`), and links to folders are not followed. The folder itself may be hidden.
+
+    The rows of features of a folder come in this order.
+
+    Raises:
+        DataError: if there is no such folder.
+
+    Example:
+        files = list_images("photos")
+    """
+    found: list[Path] = []
+    for parent, folders, files in os.walk(check_folder(folder)):
+        folders[:] = [name for name in folders if not is_hidden(name)]  # os.walk enters these only
+        for name in files:
+            path = Path(parent, name)
+            if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name) and path.is_file():
+                found.append(path)
+    return sorted(found)
 
 
-class ImageSet(Dataset[Any]):
-    """Whatever gives pictures, as samples by index, read and prepared in whichever process asks.
+class Item(NamedTuple):
+    """Hold one image as it was read: its path or index, and what `ImageSet.collate` takes."""
+
+    name: str
+    sample: Any  # (3, H, W), or a tuple of that and a label, or what a DataLoader's data set gives
+    problem: str = ""  # why it could not be read; the sample is None then
+
+
+class ImageBatch(NamedTuple):
+    """Hold prepared images of a batch, and what could not be read."""
+
+    images: Tensor | None  # (n, 3, H, W), floating, on the CPU; None if n is 0
+    labels: Tensor | None  # (n,) int64, or None without labels
+    names: list[str]  # n paths or indices
+    skipped: list[tuple[str, str]]  # path or index of each image that could not be read, and why
+
+
+class _Indexed(Protocol):
+    def __len__(self) -> int: ...
+    def __getitem__(self, index: int, /) -> Any: ...
+
+
+class ImageSet(Dataset[Item]):
+    """Read images by index, and prepare them in whichever process asks.
 
     Args:
-        images: a folder, a list, a data set or a DataLoader, as `clipkit.encode.store.extract_features` takes them.
-        transform: from an upright RGB PIL image, or whatever else an item is, to (3, H, W).
-        batch_size: pictures of a batch; a DataLoader's own goes before it.
-        workers: processes to read in; a DataLoader's own goes before it.
+        images: a folder, a list, a data set or a DataLoader, as `extract_features` takes them.
+        transform: from an upright RGB PIL image, or whatever else an item is, to (3, H, W). A
+            `Preprocess` gets paths and PIL images as they are. None for a DataLoader, which
+            prepares images itself.
+        batch_size: images in a batch. A DataLoader's own is taken instead.
+        workers: processes to read in. A DataLoader's own number is taken instead.
 
     Attributes:
-        chunks: by the positions of their first picture and the next one's, `CHUNK` pictures as batches of indices.
-            Nothing but the batch size decides the bounds, so that whoever computes them gets the same bits.
+        chunks: for each chunk its batches, as lists of indices. Nothing but the batch size decides
+            the bounds. Whoever computes a chunk therefore gets the same bits.
         workers: as above.
 
     Raises:
-        ConfigError: if there is no picture, or the arguments cannot be used together.
+        ConfigError: if there is no image, or the arguments cannot be used together.
+        DataError: if there is no such folder.
+
+    Example:
+        images = ImageSet("photos", model.preprocess, batch_size=32)
     """
 
     def __init__(
@@ -63,134 +142,193 @@ class ImageSet(Dataset[Any]):
         batch_size: int = 64,
         workers: int = 0,
     ) -> None:
-        self.source: Any = list_images(images) if isinstance(images, str | os.PathLike) else images
-        self.transform = transform
-        self.merge, self.workers = default_collate, workers
         if isinstance(images, DataLoader):
-            loader = cast(Any, images)
-            unknown = isinstance(loader.dataset, IterableDataset) or isinstance(
-                loader.sampler, DistributedSampler
-            )
-            if transform is not None or unknown or loader.batch_sampler is None:
-                raise ConfigError(
-                    "a DataLoader must know its batches by index and prepare them itself: give it no IterableDataset, "
-                    "batch_size=None or DistributedSampler (work is shared out here), and no transform beside it"
-                )
-            order: Any = [index for batch in loader.batch_sampler for index in batch]
-            batch_size = loader.batch_size or batch_size
-            self.source, self.transform = loader.dataset, None
-            self.merge, self.workers = loader.collate_fn, loader.num_workers
-        elif self.transform is None:
+            order = _order_of_loader(images, transform)
+            source: Any = images.dataset
+            merge = cast(_Merge, images.collate_fn)
+            batch_size = images.batch_size or batch_size
+            workers = images.num_workers
+        elif transform is None:
             raise ConfigError("images that are not prepared by a DataLoader need a transform")
         else:
-            order = range(len(self.source))
-        if not order or batch_size < 1 or self.workers < 0:
+            source = list_images(images) if isinstance(images, str | os.PathLike) else images
+            order = range(len(source))
+            merge = cast(_Merge, default_collate)
+        if not order or batch_size < 1 or workers < 0:
             raise ConfigError(
-                f"encoding needs at least one image, and there are {len(order)} in {images!r:.99} (a single file goes "
-                f"in a list); a positive batch_size, not {batch_size}; and workers from 0, not {workers}"
+                f"encoding needs at least one image, and there are {len(order)} in {images!r:.99}; "
+                f"a positive batch_size, not {batch_size}; and workers from 0, not {workers}"
             )
-        self.chunks: dict[tuple[int, int], list[Sequence[int]]] = {}
-        for start in range(0, len(order), CHUNK):
-            chunk = order[start : start + CHUNK]
-            batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
-            self.chunks[start, start + len(chunk)] = batches
+        self.source = cast(_Indexed, source)
+        self.transform = transform
+        self.workers = workers
+        self.chunks = _chunks_of(order, batch_size)
+        self._merge = merge
 
-    def __getitem__(self, index: int) -> tuple[str, Any, str]:
-        """Path or index; what is ready for `collate`; and what is wrong with it, if anything."""
-        from PIL.Image import Image
+    def __getitem__(self, index: int) -> Item:
+        """Read and prepare one image.
 
-        name, image = str(index), None
+        A file that cannot be read gives a problem. What would go wrong with all other items alike,
+        such as a type that the transform does not take, is raised.
+        """
         try:
-            sample = self.source[index]
-            if self.transform is None:
-                return name, sample, ""
-            image, *rest = sample if isinstance(sample, tuple | list) else (sample,)
-            if isinstance(image, str | os.PathLike):
-                name = os.fspath(image)
-            if isinstance(image, str | os.PathLike | Image) and not isinstance(
-                self.transform, Preprocess
-            ):
-                image = read_image(image).convert("RGB")
-            prepared = self.transform(image)
-            return (
-                name,
-                (prepared, rest[0])
-                if rest and isinstance(rest[0], Integral | Tensor)
-                else prepared,
-                "",
-            )
+            item = self.source[index]
         except _UNREADABLE as error:
-            if image is not None and not isinstance(image, str | os.PathLike | Image):
-                raise  # no broken file, but a type or a layout that the other items will have as well
-            return name, None, str(error) or repr(error)
+            return Item(str(index), None, str(error) or repr(error))
+        if self.transform is None:
+            return Item(str(index), item)
+        image, label = _split(item)
+        path = _as_path(image)
+        name = str(index) if path is None else path
+        try:
+            prepared = _prepare(image, self.transform)
+        except _UNREADABLE as error:
+            if not _is_readable(image):
+                raise
+            return Item(name, None, str(error) or repr(error))
+        return Item(name, prepared if label is None else (prepared, label))
 
-    def collate(
-        self, rows: list[tuple[str, Any, str]]
-    ) -> tuple[Any, Tensor | None, list[str], list[tuple[str, str]]]:
-        """Prepared images (n, 3, H, W) and labels (n,) int64 of what could be read, their names, and what could not.
+    def collate(self, items: list[Item]) -> ImageBatch:
+        """Make a batch of the images that could be read.
 
         Raises:
             DataError: if what a DataLoader gives is not ready for an image tower.
         """
-        sound = [(name, sample) for name, sample, problem in rows if not problem]
-        names, skipped = (
-            [name for name, _ in sound],
-            [(name, problem) for name, _, problem in rows if problem],
-        )
+        sound = [item for item in items if not item.problem]
+        names = [item.name for item in sound]
+        skipped = [(item.name, item.problem) for item in items if item.problem]
         if not sound:
-            return None, None, names, skipped
-        batch = self.merge([sample for _, sample in sound])
-        images, *rest = batch if isinstance(batch, tuple | list) else (batch,)
-        if (
-            not isinstance(images, Tensor)
-            or not images.is_floating_point()
-            or len(images) != len(names)
-        ):
-            what = (
-                f"{images.dtype} of {tuple(images.shape)}"
-                if isinstance(images, Tensor)
-                else type(images).__name__
-            )
-            raise DataError(
-                f"a batch of {len(names)} prepared images must be as many rows of a float tensor, or a tuple that "
-                f"begins with one, not {what}"
-            )
-        labels = (
-            rest[0]
-            if rest and isinstance(rest[0], Tensor) and rest[0].shape == (len(names),)
-            else None
-        )
-        images = images.cpu()  # where the loader pins them; a transform may work on CUDA
-        return (
-            images,
-            None if labels is None or labels.is_floating_point() else labels.long(),
-            names,
-            skipped,
-        )
+            return ImageBatch(None, None, names, skipped)
+        merged = self._merge([item.sample for item in sound])
+        images, *others = _as_sequence(merged) or (merged,)
+        images = _check_prepared(images, len(names))
+        labels = _labels_in(others, len(names))
+        # The DataLoader pins memory on the CPU, while a transform may work on CUDA.
+        return ImageBatch(images.cpu(), labels, names, skipped)
 
-    def digest(self) -> str:
-        """By which the same pictures are known again: what is in a list, and three of them as they are prepared.
+    def fingerprint(self, *, as_in_0_1_0: bool = False) -> str:
+        """Return a digest by which the same images, prepared alike, are known again.
 
-        The three stand for a transform and for a data set, which have no names to be known by.
+        It covers the order, what is in a list (paths and sizes of files, or pixels), and the first,
+        the middle and the last image as they are prepared. Those three stand for the transform and
+        for a data set, which have no names to be known by.
+
+        Args:
+            as_in_0_1_0: write the labels of the three as version 0.1.0 did, in words of torch.
         """
         order = [index for chunk in self.chunks.values() for batch in chunk for index in batch]
         digest = hashlib.sha256(repr(order).encode())
-        for item in self.source if isinstance(self.source, list | tuple) else ():
-            digest.update(_known_by(item))
-        images, labels, names, _ = self.collate([self[order[i]] for i in (0, len(order) // 2, -1)])
-        digest.update(repr((names, labels)).encode(errors="surrogateescape"))
-        digest.update(b"" if images is None else images.numpy().tobytes())
+        for item in _as_sequence(self.source) or ():
+            digest.update(_bytes_of_item(item))
+        samples = self.collate([self[order[i]] for i in (0, len(order) // 2, -1)])
+        labels: Tensor | list[int] | None = samples.labels
+        if labels is not None and not as_in_0_1_0:
+            labels = cast("list[int]", labels.tolist())
+        digest.update(repr((samples.names, labels)).encode(errors="surrogateescape"))
+        if samples.images is not None:
+            digest.update(tensor_bytes(samples.images))
         return digest.hexdigest()
 
 
-def _known_by(item: Any) -> bytes:
-    """Paths and the sizes of their files; pixels and numbers."""
-    if isinstance(item, tuple | list):
-        return b"".join(map(_known_by, item))
-    if isinstance(item, str | os.PathLike):
-        return f"{item} {os.path.getsize(item) if os.path.exists(item) else None}\0".encode(
-            errors="surrogateescape"
+def tensor_bytes(tensor: Tensor) -> memoryview:
+    """Return the bytes of a tensor of any dtype, shape and device, in the order of its elements."""
+    flat = tensor.detach().cpu().contiguous().reshape(-1)  # (...) -> (n,)
+    return flat.view(uint8).numpy().data
+
+
+def _order_of_loader(loader: DataLoader[Any], transform: Transform | None) -> list[int]:
+    """Return the indices of a DataLoader's images in its order, or raise `ConfigError`."""
+    batches = cast("Sequence[list[int]] | None", loader.batch_sampler)
+    is_stream = isinstance(loader.dataset, IterableDataset)
+    is_share = isinstance(loader.sampler, DistributedSampler)
+    if transform is not None or is_stream or is_share or batches is None:
+        raise ConfigError(
+            "a DataLoader must know its batches by index and prepare them itself: give it no "
+            "IterableDataset, batch_size=None or DistributedSampler (work is shared out here), and "
+            "no transform beside it"
         )
+    return [index for batch in batches for index in batch]
+
+
+def _chunks_of(order: Sequence[int], batch_size: int) -> dict[Chunk, list[Sequence[int]]]:
+    """Cut indices into chunks of `CHUNK`, and each of them into batches."""
+    chunks: dict[Chunk, list[Sequence[int]]] = {}
+    for start in range(0, len(order), CHUNK):
+        chunk = order[start : start + CHUNK]
+        batches = [chunk[i : i + batch_size] for i in range(0, len(chunk), batch_size)]
+        chunks[start, start + len(chunk)] = batches
+    return chunks
+
+
+def _as_sequence(value: Any) -> Sequence[Any] | None:
+    return cast("Sequence[Any]", value) if isinstance(value, tuple | list) else None
+
+
+def _as_path(value: Any) -> str | None:
+    return os.fspath(cast("str | os.PathLike[str]", value)) if _is_path(value) else None
+
+
+def _is_path(value: Any) -> bool:
+    return isinstance(value, str | os.PathLike)
+
+
+def _split(item: Any) -> tuple[Any, Any]:
+    """Return the image of an item, and its label if that is an integer or a tensor."""
+    row = _as_sequence(item)
+    if row is None:
+        return item, None
+    image, *others = row
+    if others and isinstance(others[0], Integral | Tensor):
+        return image, others[0]
+    return image, None
+
+
+def _is_readable(image: Any) -> bool:
+    """Return whether this is read from a file, which may be broken, however late."""
+    from PIL.Image import Image
+
+    return isinstance(image, str | os.PathLike | Image)
+
+
+def _prepare(image: Any, transform: Transform) -> Tensor:
+    """Return the image as the transform prepares it, decoded first for any but a `Preprocess`."""
+    if _is_readable(image) and not isinstance(transform, Preprocess):
+        image = read_image(image).convert("RGB")
+    return transform(image)
+
+
+def _check_prepared(images: Any, count: int) -> Tensor:
+    """Return the images, or raise `DataError` if they are not `count` rows of a float tensor."""
+    if isinstance(images, Tensor) and images.is_floating_point() and len(images) == count:
+        return images
+    found = type(images).__name__
+    if isinstance(images, Tensor):
+        found = f"{images.dtype} of {tuple(images.shape)}"
+    raise DataError(
+        f"a batch of {count} prepared images must be as many rows of a float tensor, or a tuple "
+        f"that begins with one, not {found}"
+    )
+
+
+def _labels_in(others: Sequence[Any], count: int) -> Tensor | None:
+    """Return what stands beside the images as (count,) int64, or None if that is no label."""
+    labels = others[0] if others else None
+    if not isinstance(labels, Tensor) or labels.shape != (count,) or labels.is_floating_point():
+        return None
+    return labels.long()
+
+
+def _bytes_of_item(item: Any) -> bytes:
+    """Return what tells an item of a list from others: path and size of its file, or pixels."""
+    row = _as_sequence(item)
+    if row is not None:
+        return b"".join(map(_bytes_of_item, row))
+    path = _as_path(item)
+    if path is not None:
+        size = os.path.getsize(path) if os.path.exists(path) else None
+        return f"{item} {size}\0".encode(errors="surrogateescape")
+    if isinstance(item, Tensor):
+        return bytes(tensor_bytes(item))
     try:
         return np.asarray(item).tobytes()
     except _UNREADABLE:

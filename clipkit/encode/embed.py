@@ -1,41 +1,64 @@
-"""Features of many images or texts: in batches, with worker processes and a progress bar."""
+"""Encode many images or texts: in batches, with worker processes and a progress bar."""
 
-from collections.abc import Generator, Sequence
-from contextlib import closing, nullcontext
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from clipkit.data.pictures import Images, ImageSet, Transform
+from clipkit.data.pictures import ImageBatch, Images, ImageSet, Transform
+from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
 from clipkit.tokenizer import Tokenizer
 
-TEXT_BATCH = 4096  # texts: the more, the more prefixes they share; the text tower bounds the memory by itself
-HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+# The more texts there are in a batch, the more prefixes they share. The text tower bounds the
+# memory by itself.
+TEXT_BATCH = 4096
+
+Precision: TypeAlias = Literal["bfloat16", "float16", "float32"]
+_HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+class EncodesImages(Protocol):
+    """Describe a model that encodes images and knows how to prepare them."""
+
+    @property
+    def preprocess(self) -> Transform: ...
+
+    def encode_image(self, image: Tensor, /) -> Tensor:
+        """Turn (N, 3, H, W) into (N, D)."""
+        ...
 
 
 class EncodesTexts(Protocol):
-    """What `embed_texts` needs of a model."""
+    """Describe a model that encodes texts and has a tokenizer."""
 
     @property
     def tokenizer(self) -> Tokenizer: ...
 
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor: ...
+    def encode_text(self, text: Tensor, /) -> Tensor:
+        """Turn token ids (N, L) into (N, D)."""
+        ...
 
 
-@dataclass(frozen=True, eq=False)
+# A module that has no `encode_image` maps (N, 3, H, W) to (N, D) itself.
+ImageModel: TypeAlias = EncodesImages | nn.Module
+
+
+@dataclass(frozen=True, eq=False, repr=False)
 class Features:
-    """Features of M pictures, in the order in which the pictures were given.
+    """Hold the features of M images, in the order in which the images were given.
 
     Attributes:
         features: (M, D) float32, on the CPU.
-        labels: (M,) int64, or None where no integers came with the pictures.
-        paths: of the M pictures; of one that has none, its index.
-        skipped: path or index of each picture that could not be read, and why.
+        labels: (M,) int64, or None where no integers came with the images.
+        paths: the path of each of the M images, or the index of one that has no path. Row i of
+            `features` belongs to `paths[i]`.
+        skipped: path or index of each image that could not be read, and why. They have no row.
     """
 
     features: Tensor
@@ -43,41 +66,158 @@ class Features:
     paths: list[str]
     skipped: list[tuple[str, str]]
 
+    def __len__(self) -> int:
+        """Return the number of rows, M."""
+        return len(self.paths)
+
+    def __repr__(self) -> str:
+        parts = [" x ".join(map(str, self.features.shape))]
+        if self.labels is not None:
+            classes = cast("list[int]", self.labels.unique().tolist())
+            parts.append(f"labels: {len(classes)} classes")
+        if self.skipped:
+            parts.append(f"{len(self.skipped)} skipped")
+        return f"Features({', '.join(parts)})"
+
 
 def embed_images(
-    model: nn.Module,
+    model: ImageModel,
     images: Images,
     *,
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
 ) -> Tensor:
-    """Normalised features of pictures, arguments as in `extract_features`. Each process encodes all by itself.
+    """Return the normalized features of images, each of which must be readable.
+
+    The model's modes and statistics stay as they are, also while it encodes. Each process encodes
+    all images by itself. To leave out images that cannot be read, use `extract_features`.
+
+    Args:
+        model: what encodes, with a preprocessing of its own.
+        images: as in `extract_features`.
+        batch_size, workers, progress: as in `extract_features`.
+
+    Returns:
+        (N, D) float32 on the CPU, each of unit length, in the order of the images; those of a
+        folder come in the order of `list_images(folder)`.
+
+    Raises:
+        ConfigError: if there are none.
+        DataError: if there is no such folder.
+        ImageError: if one cannot be read. The message names it.
+
+    Example:
+        similarity = embed_images(model, ["cat.jpg"]) @ embed_texts(model, ["a cat"]).T
+    """
+    stream = stream_features(
+        model, images, batch_size=batch_size, workers=workers, progress=progress
+    )
+    parts: list[Features] = []
+    with closing(stream):  # its worker processes end when an error does
+        for part in stream:
+            if part.skipped:
+                _, problem = part.skipped[0]
+                raise ImageError(problem)
+            parts.append(part)
+    return join(parts).features
+
+
+def stream_features(
+    model: ImageModel,
+    images: Images,
+    *,
+    transform: Transform | None = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    precision: Precision | None = None,
+    normalize: bool = True,
+    progress: bool = False,
+) -> Generator[Features, None, None]:
+    """Yield the features of each batch as soon as it is encoded.
+
+    Images that cannot be read are left out and named in `Features.skipped`. A batch of nothing else
+    has no rows.
+
+    Args:
+        model, images, transform, batch_size, workers, precision, normalize, progress: as in
+            `extract_features`.
+
+    Raises:
+        ConfigError: if there are no images, or the arguments cannot be used together.
+        DataError: if there is no such folder.
+
+    Example:
+        for part in stream_features(model, "photos"):
+            print(part.paths, part.features.shape)
+    """
+    encode = ImageEncoder(model, precision=precision, normalize=normalize)
+    image_set = prepare_images(model, images, transform, batch_size, workers)
+    return encode_batches(encode, image_set, list(image_set.chunks), progress=progress)
+
+
+def embed_texts(model: EncodesTexts, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+    """Return the normalized features of texts, without a gradient.
+
+    Args:
+        model: what encodes, with a tokenizer.
+        texts: N strings.
+        truncate: cut texts that are too long, in place of an error.
 
     Returns:
         (N, D) float32 on the CPU, each of unit length.
 
     Raises:
         ConfigError: if there are none.
-        ImageError: if one cannot be read.
+        TokenizerError: if one is too long, unless `truncate`.
+
+    Example:
+        features = embed_texts(model, ["a photo of a cat", "a photo of a dog"])
     """
-    pictures, parts = image_set(model, images, None, batch_size, workers), []
-    with closing(_stream(model, pictures, progress=progress)) as stream:
-        for part in stream:
-            if part.skipped:
-                raise ImageError(part.skipped[0][1])
-            parts.append(part)
-    return join(parts).features
+    if isinstance(texts, str):
+        raise ConfigError(
+            f"embed_texts takes a list of texts. A single one goes in it: [{texts!r}]"
+        )
+    if len(texts) == 0:
+        raise ConfigError("embed_texts needs at least one text")
+    model = eval_view(model)
+    parts: list[Tensor] = []
+    for start in range(0, len(texts), TEXT_BATCH):
+        tokens = model.tokenizer(texts[start : start + TEXT_BATCH], truncate=truncate)
+        with torch.no_grad():
+            features = model.encode_text(tokens)
+        parts.append(F.normalize(features.float(), dim=-1))
+    return torch.cat(parts).cpu()
 
 
-def image_set(
-    model: nn.Module,
+def join(parts: Sequence[Features]) -> Features:
+    """Return the parts one after the other. Labels of some of the rows alone are left out."""
+    # A part in which all is skipped has neither a width nor labels.
+    sound = [part for part in parts if part.paths]
+    labels = [part.labels for part in sound if part.labels is not None]
+    return Features(
+        features=torch.cat([part.features for part in sound]) if sound else torch.empty(0, 0),
+        labels=torch.cat(labels) if sound and len(labels) == len(sound) else None,
+        paths=[path for part in parts for path in part.paths],
+        skipped=[problem for part in parts for problem in part.skipped],
+    )
+
+
+def prepare_images(
+    model: ImageModel,
     images: Images,
     transform: Transform | None,
     batch_size: int,
     workers: int,
 ) -> ImageSet:
-    """Return the images with the transform, or with the preprocessing of the model if there is none."""
+    """Return the images with a transform: the given one, or else the model's own preprocessing.
+
+    A DataLoader prepares images by itself.
+
+    Raises:
+        ConfigError: if there is no transform, or as `ImageSet`.
+        DataError: as `ImageSet`.
+    """
     if transform is None and not isinstance(images, DataLoader):
         transform = getattr(model, "preprocess", None)
         if transform is None:
@@ -87,121 +227,98 @@ def image_set(
     return ImageSet(images, transform, batch_size, workers)
 
 
-def stream_features(
-    model: nn.Module,
-    images: Images,
-    *,
-    transform: Transform | None = None,
-    batch_size: int = 64,
-    workers: int = 0,
-    precision: str | None = None,
-    normalize: bool = True,
-    progress: bool = False,
-) -> Generator[Features, None, None]:
-    """Yield the features of each batch as soon as it is encoded; arguments as in `extract_features`."""
-    pictures = image_set(model, images, transform, batch_size, workers)
-    return _stream(model, pictures, precision=precision, normalize=normalize, progress=progress)
+def image_tower(model: ImageModel) -> nn.Module | None:
+    """Return the module that computes the features of images, if the model has one or is one."""
+    tower = getattr(model, "visual", model)
+    return tower if isinstance(tower, nn.Module) else None
 
 
-def _stream(
-    model: nn.Module,
-    pictures: ImageSet,
-    chunks: list[tuple[int, int]] | None = None,
-    *,
-    precision: str | None = None,
-    normalize: bool = True,
-    progress: bool = False,
-) -> Generator[Features, None, None]:
-    """Of each batch as soon as it is encoded, in all chunks if none are named; arguments as in `extract_features`."""
-    from tqdm import tqdm
-
-    tower, encode = getattr(model, "visual", model), getattr(model, "encode_image", model)
-    weight = next(tower.parameters(), torch.empty(0))
-    if precision not in (None, "float32", *HALVES) or (
-        precision == "float32" and weight.dtype != torch.float32
-    ):
-        raise ConfigError(
-            f"precision must be None, bfloat16, float16 or, of float32 weights, float32; not {precision}"
-        )
-    chunks = list(pictures.chunks) if chunks is None else chunks
-    batches: Any = [batch for chunk in chunks for batch in pictures.chunks[chunk]]
-    cuda = (
-        weight.device.type == "cuda"
-    )  # whose copies run beside the arithmetic, from pinned memory
-    settings: Any = {
-        "num_workers": pictures.workers,
-        "collate_fn": pictures.collate,
-        "pin_memory": cuda,
-    }
-    loader = DataLoader(pictures, batch_sampler=batches, **settings)
-    half, modes = (
-        HALVES.get(precision or ""),
-        [(module, module.training) for module in model.modules()],
-    )
-    try:
-        model.eval()
-        with tqdm(total=sum(map(len, batches)), unit="image", disable=not progress) as bar:
-            for images, labels, names, skipped in loader:
-                features = torch.empty(0, 0)
-                if names:
-                    cast = torch.autocast(weight.device.type, half, enabled=half is not None)
-                    with torch.no_grad(), cast if precision else nullcontext():
-                        features = encode(
-                            images.to(weight.device, non_blocking=cuda).to(weight.dtype)
-                        )
-                    if (
-                        not isinstance(features, Tensor)
-                        or features.ndim != 2
-                        or len(features) != len(names)
-                    ):
-                        what = f"{type(features).__name__} {tuple(getattr(features, 'shape', ()))}"
-                        raise ConfigError(
-                            f"of {len(names)} images a model must make ({len(names)}, D), not {what}"
-                        )
-                    features = (
-                        F.normalize(features.float(), dim=-1) if normalize else features.float()
-                    )
-                bar.update(len(names) + len(skipped))
-                yield Features(features.cpu(), labels, names, skipped)
-    finally:
-        for module, mode in modes:
-            module.training = mode
-
-
-def embed_texts(model: EncodesTexts, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
-    """Normalised features of texts, encoded without gradient.
+class ImageEncoder:
+    """Turn batches of prepared images into features, by a model in eval mode.
 
     Args:
-        model: whose text tower and tokenizer to use.
-        texts: N strings.
-        truncate: cut texts that are too long instead of raising.
+        model, precision, normalize: as in `extract_features`.
 
-    Returns:
-        (N, D) float32 on the CPU, each of unit length.
+    Attributes:
+        device: where the model computes.
 
     Raises:
-        ConfigError: if there are none.
-        TokenizerError: if one is too long, unless `truncate`.
+        ConfigError: if the weights cannot be used in this precision.
     """
-    if len(texts) == 0:
-        raise ConfigError("embed_texts needs at least one text")
-    with torch.no_grad():
-        features = [
-            F.normalize(model.encode_text(model.tokenizer(part, truncate=truncate)).float(), dim=-1)
-            for part in (
-                texts[start : start + TEXT_BATCH] for start in range(0, len(texts), TEXT_BATCH)
-            )
-        ]
-    return torch.cat(features).cpu()
+
+    def __init__(
+        self, model: ImageModel, *, precision: Precision | None = None, normalize: bool = True
+    ) -> None:
+        tower = image_tower(model)
+        weight = torch.empty(0) if tower is None else next(tower.parameters(), torch.empty(0))
+        _check_precision(precision, weight.dtype)
+        view: Any = eval_view(model)
+        self.device = weight.device
+        self._dtype = weight.dtype
+        self._encode: Callable[[Tensor], object] = getattr(view, "encode_image", view)
+        self._precision = precision
+        self._normalize = normalize
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Turn (n, 3, H, W) into (n, D) float32 on the CPU.
+
+        Raises:
+            ConfigError: if the model makes anything else of them.
+        """
+        is_cuda = self.device.type == "cuda"  # its copies run beside the arithmetic
+        images = images.to(self.device, non_blocking=is_cuda).to(self._dtype)
+        with torch.no_grad(), self._autocast():
+            features = self._encode(images)
+        features = _check_features(features, len(images)).float()
+        return (F.normalize(features, dim=-1) if self._normalize else features).cpu()
+
+    def _autocast(self) -> AbstractContextManager[Any]:
+        if self._precision is None:
+            return nullcontext()  # an autocast around the call stays as it is
+        half = _HALVES.get(self._precision)
+        return torch.autocast(self.device.type, half, enabled=half is not None)
 
 
-def join(parts: list[Features]) -> Features:
-    """One after the other. Parts of which all is skipped have neither a width nor labels."""
-    sound = [part for part in parts if part.paths]
-    labels = [part.labels for part in sound if part.labels is not None]
-    return Features(
-        torch.cat([part.features for part in sound]) if sound else torch.empty(0, 0),
-        torch.cat(labels) if sound and len(labels) == len(sound) else None,
-        [path for part in parts for path in part.paths],
-        [problem for part in parts for problem in part.skipped],
+def encode_batches(
+    encode: ImageEncoder,
+    image_set: ImageSet,
+    chunks: Sequence[tuple[int, int]],
+    *,
+    progress: bool = False,
+) -> Generator[Features, None, None]:
+    """Yield the features of each batch of some chunks of the images."""
+    from tqdm import tqdm
+
+    batches = [list(batch) for chunk in chunks for batch in image_set.chunks[chunk]]
+    loader = DataLoader(
+        image_set,
+        batch_sampler=batches,
+        num_workers=image_set.workers,
+        collate_fn=image_set.collate,
+        pin_memory=encode.device.type == "cuda",
+    )
+    with tqdm(total=sum(map(len, batches)), unit="image", disable=not progress) as bar:
+        for batch in cast("Iterable[ImageBatch]", loader):  # torch types it by the item
+            bar.update(len(batch.names) + len(batch.skipped))
+            features = torch.empty(0, 0) if batch.images is None else encode(batch.images)
+            yield Features(features, batch.labels, batch.names, batch.skipped)
+
+
+def _check_precision(precision: Precision | None, dtype: torch.dtype) -> None:
+    if precision is None or precision in _HALVES:
+        return
+    if precision != "float32" or dtype != torch.float32:
+        raise ConfigError(
+            "precision must be None, bfloat16, float16 or, of float32 weights, float32; "
+            f"not {precision}"
+        )
+
+
+def _check_features(features: object, count: int) -> Tensor:
+    """Return a model's features of `count` images, or raise `ConfigError` if not (count, D)."""
+    if isinstance(features, Tensor) and features.ndim == 2 and len(features) == count:
+        return features
+    shape = tuple(features.shape) if isinstance(features, Tensor) else ()
+    raise ConfigError(
+        f"of {count} images a model must make ({count}, D), not {type(features).__name__} {shape}"
     )

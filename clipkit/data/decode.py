@@ -1,0 +1,154 @@
+"""Read image files as upright PIL images with 8 bits per channel."""
+
+import os
+from typing import IO, TYPE_CHECKING
+
+import numpy as np
+
+from clipkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+# The endings by which images are found in folders.
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+
+# The EXIF tag of the orientation, and PIL's name for the turn that undoes each of its values
+# (CIPA DC-008, section 4.6.4). The value 1 is upright.
+_EXIF_ORIENTATION = 0x0112
+_EXIF_TURNS = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+
+# These modes hold transparency, or may hold it.
+_TRANSPARENT_MODES = {"P", "PA", "LA", "La", "RGBA", "RGBa"}
+
+
+def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
+    """Decode an image, turn it upright, and reduce it to 8 bits per channel.
+
+    Transparent parts become white. 16-bit gray is scaled to 8 bits.
+
+    Args:
+        image: a path, an open file or a PIL image. It is left as it is, and left open.
+
+    Returns:
+        A PIL image in mode L, RGB or CMYK. Reading it again changes nothing.
+
+    Raises:
+        ImageError: if it cannot be read. The reason is its cause. A `MemoryError` stays what it
+            is, for it says nothing about the image.
+
+    Example:
+        image = read_image("photo.jpg").crop((0, 0, 224, 224))
+    """
+    from PIL import Image
+
+    try:
+        if isinstance(image, Image.Image):
+            return _eight_bit(image)
+        opened = Image.open(image)
+        with opened:
+            return _eight_bit(opened)
+    except MemoryError:
+        raise
+    except ImageError as error:
+        raise ImageError(f"cannot use {_describe(image)}: {error}") from error
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"cannot find {_describe(image)}. Check its spelling and the working directory"
+        ) from error
+    except Exception as error:  # decoders raise nearly anything on broken bytes
+        raise ImageError(
+            f"cannot read {_describe(image)}: {error}. Is it complete, and of a type that Pillow "
+            "reads?"
+        ) from error
+
+
+def _describe(image: "Image | str | os.PathLike[str] | IO[bytes]") -> str:
+    """Return words that name an image in an error message."""
+    from PIL.Image import Image
+
+    if isinstance(image, Image):
+        return f"the PIL image (mode {image.mode}, size {image.size})"
+    if isinstance(image, str | os.PathLike):
+        return f"the image at the path {os.fspath(image)!r}"
+    return "the image in the open file"
+
+
+def _eight_bit(image: "Image") -> "Image":
+    """Return the image upright, in mode L, RGB or CMYK.
+
+    These three are resized as they are, as OpenAI's transform does.
+    """
+    if 0 in image.size:
+        raise ImageError("it has no pixels")
+    image.load()
+    image = _upright(image)
+    if image.mode == "F":
+        raise ImageError(
+            "mode F holds floats of unknown range. Scale them to 0-255 and convert them with "
+            "PIL.Image.fromarray(array.astype('uint8')), or pass a float tensor (3, h, w) in 0-1"
+        )
+    if image.mode == "I" or image.mode.startswith("I;16"):
+        return _scale_16_bit_gray(image)
+    if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
+        return _lay_over_white(image)
+    if image.mode in ("L", "RGB", "CMYK"):
+        return image
+    return image.convert("L" if image.mode == "1" else "RGB")
+
+
+def _scale_16_bit_gray(image: "Image") -> "Image":
+    """Return 16-bit gray in mode L. PIL's own conversion would clip nearly all of it to white."""
+    from PIL import Image
+
+    levels = np.asarray(image).astype(np.int32)
+    if levels.min() < 0 or levels.max() > 65535:
+        raise ImageError(
+            f"its integers run from {levels.min()} to {levels.max()}, but 16-bit gray is 0-65535. "
+            "Scale them first"
+        )
+    # 65535 is 255 x 257, so adding half of 257 first rounds to the nearest level.
+    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+
+
+def _lay_over_white(image: "Image") -> "Image":
+    """Return an image in mode RGB that is white where this one is transparent."""
+    from PIL import Image
+
+    if image.mode == "La":  # premultiplied gray, which PIL converts to nothing but LA
+        image = image.convert("LA")
+    image = image.convert("RGBA")
+    white = Image.new("RGB", image.size, "white")
+    white.paste(image, mask=image.getchannel("A"))
+    return white
+
+
+def _upright(image: "Image") -> "Image":
+    """Return the image turned as its EXIF says, or as it is where EXIF is missing or broken.
+
+    PIL's own `exif_transpose` copies upright images too. It also rewrites the metadata, which fails
+    where they are broken.
+    """
+    from PIL.Image import Transpose
+
+    try:
+        turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
+    except MemoryError:
+        raise
+    except Exception:  # the pixels are loaded and sound: broken metadata is no reason to lose them
+        return image
+    if turn is None:
+        return image
+    info = image.info
+    image = image.transpose(Transpose[turn])
+    # With the old metadata it would be turned again. The transparent color is still needed.
+    image.info = {"transparency": info["transparency"]} if "transparency" in info else {}
+    return image
