@@ -1,1 +1,1 @@
-"""From files and hub repositories to a config and a canonical state dict."""
+"""Turn names, files and hub repositories into configs and canonical weights, and back."""

@@ -1,12 +1,13 @@
-"""The layouts in which CLIP weights are published, as tables of names, read and written.
+"""Rename weights between the layouts in which CLIP is published; the names are tables.
 
-Canonical names are `visual.*`, `text.*` and `logit_scale` with OpenAI's leaf names. OpenAI's files (and open_clip's)
-keep the text tower at the top level; open_clip's "custom text" files are canonical already; transformers renames
-everything, splits the fused projections and transposes both output projections.
+Canonical names are `visual.*`, `text.*` and `logit_scale` with OpenAI's leaf names. OpenAI's files
+(and open_clip's) keep the text tower at the top level. open_clip's "custom text" files are
+canonical already. transformers renames everything, splits the fused projections and transposes both
+output projections.
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Literal
 
 import torch
@@ -20,12 +21,14 @@ from clipkit.errors import (
 
 Layout = Literal["canonical", "openai", "transformers"]
 
-# Kept in files, not part of the model.
+# Files hold these beside the weights, but they are not part of the model.
 IGNORED = re.compile(
-    r"input_resolution|context_length|vocab_size|(.+\.)?attn_mask|(vision|text)_model\.embeddings\.position_ids"
+    r"input_resolution|context_length|vocab_size"
+    r"|(.+\.)?attn_mask"
+    r"|(vision|text)_model\.embeddings\.position_ids"
 )
 
-# OpenAI's top-level text names; canonical ones have `text.` before them.
+# OpenAI's text names at the top level; canonical ones have `text.` before them.
 OPENAI_TEXT = (
     "token_embedding.",
     "positional_embedding",
@@ -34,7 +37,7 @@ OPENAI_TEXT = (
     "text_projection",
 )
 
-# canonical <-> transformers; a name that ends in "." stands for all below it.
+# Canonical names, and those of transformers. A name that ends in "." stands for all below it.
 TRANSFORMERS = {
     "visual.class_embedding": "vision_model.embeddings.class_embedding",
     "visual.conv1.weight": "vision_model.embeddings.patch_embedding.weight",
@@ -58,64 +61,85 @@ TRANSFORMERS_BLOCK = {
     "mlp.c_proj.": "mlp.fc2.",
 }
 TRANSPOSED = {"visual.proj", "text.text_projection"}
-FROM_TRANSFORMERS, FROM_TRANSFORMERS_BLOCK = (
-    {theirs: ours for ours, theirs in table.items()} for table in (TRANSFORMERS, TRANSFORMERS_BLOCK)
-)
+FROM_TRANSFORMERS = {theirs: ours for ours, theirs in TRANSFORMERS.items()}
+FROM_TRANSFORMERS_BLOCK = {theirs: ours for ours, theirs in TRANSFORMERS_BLOCK.items()}
 
-# The dtypes in which a weight and a counter may be stored; what is quantised or complex is no plain weight.
+# The dtypes in which a weight and a counter may be stored. Nothing quantized or complex is a plain
+# weight.
 WEIGHT_DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 COUNTER_DTYPES = (torch.int64, torch.int32)
 
-# What a key that matches says about the model, for weights that are not a plain CLIP.
+# A key that matches one of these tells that the model is not a plain CLIP, and which it is.
 NOT_PLAIN = {
     r"logit_bias$": "a SigLIP model, whose loss and towers differ",
-    r"text_decoder\.|text\.cls_emb|visual\.attn_pool\.": "a CoCa model, with a decoder or an attentional pool",
-    r"visual\.trunk\.": "a model whose image tower is timm's (ConvNeXt, SigLIP, EVA, ViTamin, MobileCLIP, PE-Core)",
+    r"text_decoder\.|text\.cls_emb|visual\.attn_pool\.": (
+        "a CoCa model, with a decoder or an attentional pool"
+    ),
+    r"visual\.trunk\.": (
+        "a model whose image tower is timm's (ConvNeXt, SigLIP, EVA, ViTamin, MobileCLIP, PE-Core)"
+    ),
     r"visual\.(blocks|patch_embed)\.|.*\.rope": "an EVA model",
-    r"visual\.head\.|image_encoder\.model\.": "a model with another image tower, such as MobileCLIP or a Swin",
-    r"text\.transformer\.(embeddings|encoder|shared)\.|roberta\.": "a model whose text tower is RoBERTa, XLM or T5",
+    r"visual\.head\.|image_encoder\.model\.": (
+        "a model with another image tower, such as MobileCLIP or a Swin"
+    ),
+    r"text\.transformer\.(embeddings|encoder|shared)\.|roberta\.": (
+        "a model whose text tower is RoBERTa, XLM or T5"
+    ),
     r".*\.ls_1\.gamma|.*\.inner_attn_ln": "a model with layer scale or extra norms in its blocks",
     r"vision_model\.head\.|vision_model\.embeddings\.patch_embedding\.bias": "a SigLIP model",
     r".*(mask_|_mask$|hard_concrete|l0_module)": "a pruned TinyCLIP 'auto' model",
-    r"(cls_token|pos_embed|patch_embed\.|stages\.|blocks\.)": "timm's image tower alone: there is no text tower",
+    r"(cls_token|pos_embed|patch_embed\.|stages\.|blocks\.)": (
+        "timm's image tower alone: there is no text tower"
+    ),
     r"(embeddings|encoder)\.": "one tower alone: a CLIP needs both",
 }
 
 
 def detect(state_dict: Mapping[str, Tensor]) -> Layout:
-    """Which layout the names are in.
+    """Return the layout that the names are in.
 
     Raises:
         UnsupportedCheckpointError: for a model that is not a plain CLIP, with the reason.
         CorruptCheckpointError: for names that belong to no CLIP at all.
     """
-    for pattern, reason in NOT_PLAIN.items():
-        for key in state_dict:
-            if re.match(pattern, key):
-                raise UnsupportedCheckpointError(
-                    f"these weights are not a plain CLIP: {key!r} belongs to {reason}"
-                )
-    vision = any(key.startswith(("vision_model.", "visual.")) for key in state_dict)
-    text = any(key.startswith(("text_model.", "text.", "token_embedding.")) for key in state_dict)
-    if vision and not text or text and not vision:
+    _refuse_other_models(state_dict)
+    vision = _any_starts(state_dict, "vision_model.", "visual.")
+    text = _any_starts(state_dict, "text_model.", "text.", "token_embedding.")
+    if vision != text:
         missing = "text" if vision else "image"
         raise UnsupportedCheckpointError(
             f"these weights have no {missing} tower: a CLIP needs both"
         )
     if not vision:
-        shown = ", ".join(sorted(state_dict)[:5]) + (
-            f", ... ({len(state_dict)} entries)" if len(state_dict) > 5 else ""
-        )
+        shown = ", ".join(sorted(state_dict)[:5])
+        if len(state_dict) > 5:
+            shown += f", ... ({len(state_dict)} entries)"
         raise CorruptCheckpointError(f"these are not the weights of a CLIP: {shown}")
-    if any(key.startswith("vision_model.") for key in state_dict):
+    if _any_starts(state_dict, "vision_model."):
         return "transformers"
-    return "canonical" if any(key.startswith("text.") for key in state_dict) else "openai"
+    return "canonical" if _any_starts(state_dict, "text.") else "openai"
+
+
+def _refuse_other_models(names: Iterable[str]) -> None:
+    """Raise `UnsupportedCheckpointError` if a name belongs to a model that is not a plain CLIP."""
+    names = list(names)
+    for pattern, reason in NOT_PLAIN.items():
+        for name in names:
+            if re.match(pattern, name):
+                raise UnsupportedCheckpointError(
+                    f"these weights are not a plain CLIP: {name!r} belongs to {reason}"
+                )
+
+
+def _any_starts(names: Iterable[str], *prefixes: str) -> bool:
+    return any(name.startswith(prefixes) for name in names)
 
 
 def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Rename weights of any known layout. Names that are in no table pass unchanged, to be reported as unexpected.
+    """Rename weights of any known layout to canonical names.
 
-    The caller's mapping and tensors are not changed; transposed projections are views.
+    Names that are in no table pass unchanged, to be reported as unexpected. The caller's mapping
+    and tensors are not changed. Transposed projections are views.
 
     Raises:
         StateDictMismatchError: if two names mean the same weight, or q, k and v are not all there.
@@ -123,87 +147,116 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """
     source = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
     layout = detect(source)
-    out: dict[str, Tensor] = {}
-    parts: dict[str, dict[str, Tensor]] = {}  # fused name -> q, k, v
+    canonical: dict[str, Tensor] = {}
+    # The name of a fused projection, and its parts q, k and v.
+    split: dict[str, dict[str, Tensor]] = {}
     for key, value in source.items():
-        name = key
-        if layout == "openai" and key.startswith(OPENAI_TEXT):
-            name = "text." + key
-        elif layout == "transformers":
-            name = _rename(key, FROM_TRANSFORMERS)
-            split = re.fullmatch(
-                r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name
-            )
-            if split:
-                parts.setdefault(f"{split[1]}attn.in_proj_{split[3]}", {})[split[2]] = value
-                continue
-            name = _rename_block(name, FROM_TRANSFORMERS_BLOCK)
-            value = value.T if name in TRANSPOSED and value.ndim == 2 else value
-        if name in out:
+        name = _canonical_name(key, layout)
+        part = re.fullmatch(r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name)
+        if part and layout == "transformers":
+            split.setdefault(f"{part[1]}attn.in_proj_{part[3]}", {})[part[2]] = value
+            continue
+        if name in canonical:
             raise StateDictMismatchError(
                 f"two entries of the checkpoint mean {name!r}; the second is {key!r}"
             )
-        out[name] = value
-    for name, qkv in parts.items():
-        if set(qkv) != set("qkv"):
-            raise StateDictMismatchError(
-                f"{name!r} needs the q, k and v projections, but only {sorted(qkv)} are there"
-            )
-        shapes = {part: tuple(value.shape) for part, value in qkv.items()}
-        if len(set(shapes.values())) > 1 or () in shapes.values():
-            raise StateDictMismatchError(
-                f"{name!r} cannot be made of projections of the shapes {shapes}"
-            )
-        out[name] = torch.cat([qkv["q"], qkv["k"], qkv["v"]])
-    if "logit_scale" in out and out["logit_scale"].numel() == 1:
-        out["logit_scale"] = out["logit_scale"].reshape(())  # some files hold shape (1,)
-    return out
+        transposed = layout == "transformers" and name in TRANSPOSED and value.ndim == 2
+        canonical[name] = value.T if transposed else value  # (D, W) -> (W, D)
+    for name, parts in split.items():
+        canonical[name] = _fuse(name, parts)
+    scale = canonical.get("logit_scale")
+    if scale is not None and scale.numel() == 1:
+        canonical["logit_scale"] = scale.reshape(())  # some files hold shape (1,)
+    return canonical
+
+
+def _canonical_name(key: str, layout: Layout) -> str:
+    """Return the canonical name of a key, or the key itself if no table has it.
+
+    The parts of transformers' split projections keep `self_attn` in their names.
+    """
+    if layout == "openai" and key.startswith(OPENAI_TEXT):
+        return "text." + key
+    if layout == "transformers":
+        return _rename_block(_rename(key, FROM_TRANSFORMERS), FROM_TRANSFORMERS_BLOCK)
+    return key
+
+
+def _fuse(name: str, parts: Mapping[str, Tensor]) -> Tensor:
+    """Join the projections q, k and v, (W, ...) each, to one of (3 W, ...)."""
+    if set(parts) != set("qkv"):
+        raise StateDictMismatchError(
+            f"{name!r} needs the q, k and v projections, but only {sorted(parts)} are there"
+        )
+    shapes = {part: tuple(value.shape) for part, value in parts.items()}
+    if len(set(shapes.values())) > 1 or () in shapes.values():
+        raise StateDictMismatchError(
+            f"{name!r} cannot be made of projections of the shapes {shapes}"
+        )
+    return torch.cat([parts["q"], parts["k"], parts["v"]])
 
 
 def from_canonical(state_dict: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
-    """Rename canonical weights into a layout, the inverse of `to_canonical`. Tensors are contiguous."""
-    out: dict[str, Tensor] = {}
+    """Rename canonical weights into a layout, the inverse of `to_canonical`.
+
+    Returns:
+        Contiguous tensors by the layout's names.
+    """
+    if layout == "transformers":
+        return _to_transformers(state_dict)
+    prefix = "text." if layout == "openai" else ""
+    return {key.removeprefix(prefix): value.contiguous() for key, value in state_dict.items()}
+
+
+def _to_transformers(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Rename canonical weights to transformers' names, with split and transposed projections."""
+    renamed: dict[str, Tensor] = {}
     for key, value in state_dict.items():
-        name = key
-        if layout == "openai":
-            name = key.removeprefix("text.")
-        elif layout == "transformers":
-            name = _rename(key, TRANSFORMERS)
-            fused = re.fullmatch(r"(.+)\.attn\.in_proj_(weight|bias)", name)
-            if fused:
-                for part, piece in zip("qkv", value.chunk(3), strict=True):
-                    out[f"{fused[1]}.self_attn.{part}_proj.{fused[2]}"] = piece.contiguous()
-                continue
-            name = _rename_block(name, TRANSFORMERS_BLOCK)
-            value = value.T if key in TRANSPOSED else value
-        out[name] = value.contiguous()
-    return out
+        name = _rename(key, TRANSFORMERS)
+        fused = re.fullmatch(r"(.+)\.attn\.in_proj_(weight|bias)", name)
+        if fused:
+            for part, piece in zip("qkv", value.chunk(3), strict=True):  # (3 W, ...) -> (W, ...)
+                renamed[f"{fused[1]}.self_attn.{part}_proj.{fused[2]}"] = piece.contiguous()
+            continue
+        name = _rename_block(name, TRANSFORMERS_BLOCK)
+        value = value.T if key in TRANSPOSED else value  # (W, D) -> (D, W)
+        renamed[name] = value.contiguous()
+    return renamed
 
 
 def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor]) -> str | None:
-    """A readable diff of names and shapes, or None if they agree. `-` is missing, `+` unexpected, `!` wrong."""
-    lines = [
-        f"  - {key} {tuple(expected[key].shape)}" for key in sorted(expected.keys() - found.keys())
-    ]
-    lines += [
-        f"  + {key} {tuple(found[key].shape)}" for key in sorted(found.keys() - expected.keys())
-    ]
+    """Return a readable diff of names and shapes, or None if they agree.
+
+    `-` marks what is missing, `+` what is unexpected, and `!` what is wrong.
+    """
+    missing = sorted(expected.keys() - found.keys())
+    unexpected = sorted(found.keys() - expected.keys())
+    lines = [f"  - {key} {tuple(expected[key].shape)}" for key in missing]
+    lines += [f"  + {key} {tuple(found[key].shape)}" for key in unexpected]
     for key in sorted(expected.keys() & found.keys()):
-        ours, theirs = expected[key], found[key]
-        dtypes = WEIGHT_DTYPES if ours.is_floating_point() else COUNTER_DTYPES
-        if ours.shape != theirs.shape:
-            lines.append(f"  ! {key} is {tuple(theirs.shape)}, the model has {tuple(ours.shape)}")
-        elif theirs.layout != torch.strided or theirs.is_meta or theirs.dtype not in dtypes:
-            lines.append(
-                f"  ! {key} holds {theirs.dtype} ({theirs.layout}, on {theirs.device}), not dense numbers"
-            )
+        problem = _describe_weight(expected[key], found[key])
+        if problem:
+            lines.append(f"  ! {key} {problem}")
     if not lines:
         return None
-    shown = lines[:20] + ([f"  ... and {len(lines) - 20} more"] if len(lines) > 20 else [])
+    shown = lines[:20]
+    if len(lines) > 20:
+        shown.append(f"  ... and {len(lines) - 20} more")
     return "\n".join(["weights do not fit the model (- missing, + unexpected, ! wrong):", *shown])
 
 
+def _describe_weight(expected: Tensor, found: Tensor) -> str | None:
+    """Say what is wrong with a weight: its shape, or numbers that are not plain and dense."""
+    if expected.shape != found.shape:
+        return f"is {tuple(found.shape)}, the model has {tuple(expected.shape)}"
+    dtypes = WEIGHT_DTYPES if expected.is_floating_point() else COUNTER_DTYPES
+    if found.layout != torch.strided or found.is_meta or found.dtype not in dtypes:
+        return f"holds {found.dtype} ({found.layout}, on {found.device}), not dense numbers"
+    return None
+
+
 def _rename(key: str, table: Mapping[str, str]) -> str:
+    """Replace the name, or the beginning of it, that the table has."""
     for old, new in table.items():
         if key == old or (old.endswith(".") and key.startswith(old)):
             return new + key[len(old) :]
@@ -211,7 +264,9 @@ def _rename(key: str, table: Mapping[str, str]) -> str:
 
 
 def _rename_block(key: str, table: Mapping[str, str]) -> str:
-    """Rename what lies inside a block, the blocks themselves being named in either layout."""
+    """Rename the part of a key that lies inside a block. The blocks may have either name."""
     return re.sub(
-        r"(\.(?:resblocks|layers)\.\d+\.)(.+)", lambda m: m[1] + _rename(m[2], table), key
+        r"(\.(?:resblocks|layers)\.\d+\.)(.+)",
+        lambda match: match[1] + _rename(match[2], table),
+        key,
     )

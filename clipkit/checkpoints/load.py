@@ -1,7 +1,7 @@
-"""From a name, a hub id, a folder or a file to a `Checkpoint`: config, weights and tokenizer, and no model yet.
+"""Read a checkpoint as data: a name becomes a config, weights and a tokenizer, and no model yet.
 
-A source is resolved to a weight file and the JSON beside it. The weights are read safely, renamed to canonical names and
-checked against the config.
+A name leads to a weight file and the JSON beside it. The weights are read safely, renamed to
+canonical names and checked against the config.
 """
 
 import os
@@ -18,7 +18,7 @@ from clipkit.checkpoints.resize import resize_positions
 from clipkit.checkpoints.source import Source, resolve
 from clipkit.checkpoints.unpickle import OPENAI_SCALARS
 from clipkit.checkpoints.weights import read_weights
-from clipkit.config import Activation, CLIPConfig, ResNetConfig
+from clipkit.config import Activation, CLIPConfig, ResNetConfig, ViTConfig
 from clipkit.errors import CheckpointError, ConfigError, StateDictMismatchError
 from clipkit.models.build import expected_weights
 from clipkit.tokenizer import Tokenizer
@@ -26,15 +26,16 @@ from clipkit.tokenizer import Tokenizer
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A whole CLIP as data.
+    """Hold a whole CLIP as data.
 
     Attributes:
-        config: what the weights are.
+        config: the architecture and the preprocessing.
         weights: by canonical name, on the CPU, in the dtypes of the file.
         tokenizer: the one that belongs to the weights; None for CLIP's own.
         source: the weight file.
-        preprocess: what a folder in clipkit's layout says of a preprocessing other than the config's, as it was given
-            to `save_checkpoint`; None if it says nothing, and None with `config=`, which overrules the folder.
+        preprocess: what a folder in clipkit's layout says of a preprocessing that differs from the
+            config's, as it was given to `save_checkpoint`. None if it says nothing, and None with
+            `config=`, which overrules the folder.
     """
 
     config: CLIPConfig
@@ -58,7 +59,32 @@ def load_checkpoint(
 ) -> Checkpoint:
     """Read the checkpoint that a name means, and check that its weights fit its config.
 
-    Arguments and errors are those of `clipkit.load`.
+    Args:
+        name: "tiny", a published name, a hub id, a folder or a weight file. A local folder with
+            weights comes before a published name or hub id of the same spelling (see
+            `clipkit.checkpoints.source.resolve`).
+        config: what the weights are, a CLIPConfig or the published name of the same architecture.
+            It overrules what the checkpoint says of itself.
+        activation: of both towers, for weights without a config.
+        head_width: of the image tower, for weights without a config.
+        resolution: (height, width) or one side in pixels. Position embeddings are resampled if it
+            is not the checkpoint's own.
+        revision: branch, tag or commit of a hub repository.
+        cache_dir: where downloads are kept.
+        token: for private and gated repositories.
+        local_files_only: use what is cached, ask no network.
+
+    Raises:
+        UnknownModelError, CheckpointNotFoundError, DownloadError: if there is nothing to load.
+        CorruptCheckpointError, UnsafeCheckpointError, UnsupportedCheckpointError,
+        StateDictMismatchError, ConfigError: if what is there cannot be loaded.
+
+    Example:
+        >>> checkpoint = load_checkpoint("tiny")
+        >>> checkpoint.config.vision.resolution
+        (96, 96)
+        >>> checkpoint.weights["text.text_projection"].shape[1] == checkpoint.config.embed_dim
+        True
     """
     source = resolve(
         name,
@@ -69,10 +95,10 @@ def load_checkpoint(
         ignore_config=config is not None,
         needs_config=activation is None or head_width is None,
     )
-    found = read_weights(source.weights)
+    stored = read_weights(source.weights)
     try:
-        weights = layouts.to_canonical(found)
-        stated = _stated_config(source, found, weights, config)
+        weights = layouts.to_canonical(stored)
+        stated = _stated_config(source, stored, weights, config)
         decided = _decide_config(stated, source, weights, activation, head_width)
         _check_weights(decided, weights)
         if resolution is not None:
@@ -84,12 +110,20 @@ def load_checkpoint(
 
 
 def published_config(name: str) -> CLIPConfig:
-    """Return the architecture of a published name or of "tiny". Raises `UnknownModelError` for any other."""
+    """Return the architecture of a published name or of "tiny".
+
+    Raises:
+        UnknownModelError: for any other name.
+
+    Example:
+        >>> published_config("ViT-B/32").embed_dim
+        512
+    """
     if name == "tiny":
         known = resolve(name).config
     else:
         row = registry.find(name)
-        known = row.config if row else None
+        known = None if row is None else row.config
     if known is None:
         raise registry.unknown(name)
     return known
@@ -97,28 +131,44 @@ def published_config(name: str) -> CLIPConfig:
 
 def _stated_config(
     source: Source,
-    found: Mapping[str, Tensor],
+    stored: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     config: str | CLIPConfig | None,
 ) -> CLIPConfig | None:
-    """The caller's config, else that of the JSON beside the weights, else the registry's; None if nobody knows."""
+    """Return the config that is stated somewhere, or None if nobody knows.
+
+    The caller comes first, then the JSON beside the weights, then the registry.
+
+    Args:
+        source: where the weights came from.
+        stored: the weights as the file names them.
+        weights: the same by canonical name.
+        config: what the caller gave.
+    """
     if isinstance(config, CLIPConfig):
         return config
     if config is not None:
         return published_config(config)
     row = source.row
-    if row and source.config and (conflict := infer.differences(source.config, row.config)):
-        raise ConfigError(
-            f"{source.weights.name} says of itself otherwise than the registry says of {row.name!r} (file / registry): "
-            f"{'; '.join(conflict)}. Pass config= to settle it"
-        )
-    if source.config:
+    if source.config is not None:
+        if row is not None:
+            _refuse_disagreement(source.weights, source.config, row)
         return source.config
-    if row:
+    if row is not None:
         return row.config
-    if OPENAI_SCALARS <= found.keys():  # all nine of OpenAI's models are alike in this
+    if OPENAI_SCALARS <= stored.keys():  # all nine of OpenAI's models are alike in this
         return infer.from_shapes(weights, "quick_gelu", 64)
     return None
+
+
+def _refuse_disagreement(file: Path, stated: CLIPConfig, row: registry.Model) -> None:
+    """Raise `ConfigError` if a file says of itself otherwise than the registry does."""
+    conflicts = infer.differences(stated, row.config)
+    if conflicts:
+        raise ConfigError(
+            f"{file.name} says of itself otherwise than the registry says of {row.name!r} "
+            f"(file / registry): {'; '.join(conflicts)}. Pass config= to settle it"
+        )
 
 
 def _decide_config(
@@ -128,60 +178,68 @@ def _decide_config(
     activation: Activation | None,
     head_width: int | None,
 ) -> CLIPConfig:
-    """What is stated, which the caller's activation and head width must not contradict; else the shapes and those two.
+    """Return the stated config, or else one made of the shapes and the caller's two arguments.
 
-    Never a guess: weights alone reveal neither.
+    Nothing is guessed. Raises `ConfigError` if the arguments contradict the stated config, or if
+    there is none and one of them is missing.
     """
     if stated is not None:
         _refuse_contradiction(stated, activation, head_width)
         return stated
     if activation is not None and head_width is not None:
         return infer.from_shapes(weights, activation, head_width)
-    shapes = infer.from_shapes(weights, "gelu", 1, 1)
+    names = _published_names_of_the_same_shape(weights)
+    hint = f" (of this shape are {', '.join(names)})" if names else ""
+    raise ConfigError(
+        f"{source.weights.name} comes without a config, and weights reveal neither activation nor "
+        f"head width: pass config= with the published name that it derives from{hint}, or "
+        "activation= and head_width="
+    )
+
+
+def _published_names_of_the_same_shape(weights: Mapping[str, Tensor]) -> list[str]:
+    """Return the names of the published models that have weights of the same shapes."""
+    # Any activation and head width will do here. A width of 1 divides every other.
+    shapes = infer.from_shapes(weights, "gelu", head_width=1, text_head_width=1)
     unknown = ("activation", "head_width", "preprocess")
-    alike = [
+    return [
         row.name
         for row in registry.MODELS.values()
         if not infer.differences(row.config, shapes, ignore=unknown)
     ]
-    hint = f" (of this shape are {', '.join(alike)})" if alike else ""
-    raise ConfigError(
-        f"{source.weights.name} comes without a config, and weights reveal neither activation nor head width: pass "
-        f"config= with the published name that it derives from{hint}, or activation= and head_width="
-    )
 
 
 def _refuse_contradiction(
     stated: CLIPConfig, activation: Activation | None, head_width: int | None
 ) -> None:
-    """Raise `ConfigError` if the caller asks for another activation or head width than the checkpoint states."""
-    asked = [
-        (
-            "vision.activation",
-            getattr(stated.vision, "activation", activation),
-            activation,
-        ),  # a ResNet has none
+    """Raise `ConfigError` if the caller asks for what the checkpoint states otherwise."""
+    asked: list[tuple[str, object, object]] = [
         ("vision.head_width", stated.vision.head_width, head_width),
         ("text.activation", stated.text.activation, activation),
     ]
-    conflict = [
+    if isinstance(stated.vision, ViTConfig):  # a ResNet has no activation to choose
+        asked.insert(0, ("vision.activation", stated.vision.activation, activation))
+    conflicts = [
         f"{name}: {has!r} / {value!r}"
         for name, has, value in asked
         if value is not None and has != value
     ]
-    if conflict:
+    if conflicts:
         raise ConfigError(
-            f"the checkpoint contradicts what was asked (checkpoint / asked): {'; '.join(conflict)}"
+            "the checkpoint contradicts what was asked (checkpoint / asked): "
+            f"{'; '.join(conflicts)}"
         )
 
 
 def _check_weights(config: CLIPConfig, weights: dict[str, Tensor]) -> None:
-    """Raise `StateDictMismatchError` with a diff if the weights are not those of the config's model."""
+    """Raise `StateDictMismatchError` with a diff if these are not the weights of the config.
+
+    Counters of batch norms are added where they are missing: old files lack them, and inference
+    never reads them.
+    """
     expected = expected_weights(config)
     for key in expected.keys() - weights.keys():
-        if key.endswith(
-            "num_batches_tracked"
-        ):  # a counter that inference never reads, and old files lack
+        if key.endswith("num_batches_tracked"):
             weights[key] = torch.tensor(0)
     if problem := layouts.describe_mismatch(expected, weights):
         raise StateDictMismatchError(problem)
@@ -190,16 +248,21 @@ def _check_weights(config: CLIPConfig, weights: dict[str, Tensor]) -> None:
 def _resize(
     config: CLIPConfig, weights: dict[str, Tensor], resolution: int | tuple[int, int]
 ) -> tuple[CLIPConfig, dict[str, Tensor]]:
-    """The config and the weights for another input, with resampled position embeddings."""
-    vision = replace(config.vision, resolution=resolution)  # pyright: ignore[reportArgumentType]
-    resnet = isinstance(vision, ResNetConfig)
-    key = "visual.attnpool.positional_embedding" if resnet else "visual.positional_embedding"
+    """Return config and weights for another input, with resampled position embeddings."""
+    sides = (resolution, resolution) if isinstance(resolution, int) else resolution
+    vision = replace(config.vision, resolution=sides)
+    key = "visual.positional_embedding"
+    if isinstance(vision, ResNetConfig):
+        key = "visual.attnpool.positional_embedding"
     resized = resize_positions(weights[key], config.vision.grid, vision.grid)
     return replace(config, vision=vision), weights | {key: resized}
 
 
 def _read_tokenizer(merges: Path | None, config: CLIPConfig) -> Tokenizer | None:
-    """The tokenizer of a merge file beside the weights; None where that is CLIP's own, or there is no such file."""
+    """Read the tokenizer of a merge file beside the weights.
+
+    Returns None where there is no such file, or where its tokenizer is CLIP's own.
+    """
     if merges is None:
         return None
     tokenizer = Tokenizer(merges.read_text("utf-8").splitlines(), config.text.context_length)

@@ -1,13 +1,15 @@
-"""Published plain-CLIP checkpoints: one row each, with what it is made of, where it lies, and its checksum.
+"""List the published plain-CLIP checkpoints, and find them by name.
 
-Sources: openai/CLIP (model table, checksums), open_clip 3.3 (model configs and pretrained tags), and the model cards of
-the hub repositories named in the rows. Activations and head widths cannot be read from weights, so they stand here.
+Each row says what a checkpoint is made of, where it lies, and its checksum. Sources: openai/CLIP
+(model table, checksums), open_clip 3.3 (model configs and pretrained tags), and the model cards of
+the hub repositories named in the rows. Activations and head widths cannot be read from weights, so
+they stand here.
 """
 
 import difflib
 import re
 from dataclasses import dataclass, replace
-from typing import Any, Literal
+from typing import Literal
 
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
@@ -17,16 +19,21 @@ OPENAI_ARCHIVES = "https://openaipublic.azureedge.net/clip/models/{sha256}/{file
 
 @dataclass(frozen=True)
 class Model:
-    """A published checkpoint.
+    """Describe a published checkpoint.
 
-    `hub` is a repository in open_clip's layout, or in transformers' where that is the only one; `openai` is the
-    (file, sha256) of OpenAI's own archive.
+    Attributes:
+        name: as `clipkit.load` takes it.
+        config: the architecture and the preprocessing.
+        hub: a repository in open_clip's layout, or in transformers' where that is the only one.
+        license: of the weights.
+        layout: of the repository.
+        openai: (file, SHA-256) of OpenAI's own archive, for OpenAI's models.
     """
 
     name: str
     config: CLIPConfig
     hub: str
-    licence: str = "MIT"
+    license: str = "MIT"
     layout: Literal["open_clip", "transformers"] = "open_clip"
     openai: tuple[str, str] | None = None
 
@@ -34,6 +41,7 @@ class Model:
 def _resnet(
     embed: int, layers: tuple[int, int, int, int], width: int, size: int, text: int
 ) -> CLIPConfig:
+    """Describe a model with a ResNet. `text` is the width of the text tower."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ResNetConfig(resolution=(size, size), layers=layers, width=width),
@@ -48,9 +56,12 @@ def _vit(
     patch: int,
     text: int,
     text_layers: int = 12,
+    *,
     size: int = 224,
-    **vision: Any,
+    head_width: int = 64,
+    mlp_ratio: float = 4.0,
 ) -> CLIPConfig:
+    """Describe a model with a vision transformer and QuickGELU in both towers."""
     return CLIPConfig(
         embed_dim=embed,
         vision=ViTConfig(
@@ -59,15 +70,19 @@ def _vit(
             width=width,
             layers=layers,
             activation="quick_gelu",
-            **vision,
+            head_width=head_width,
+            mlp_ratio=mlp_ratio,
         ),
         text=TextConfig(width=text, layers=text_layers, activation="quick_gelu"),
     )
 
 
 def _gelu(config: CLIPConfig) -> CLIPConfig:
-    vision, text = (replace(tower, activation="gelu") for tower in (config.vision, config.text))
-    return replace(config, vision=vision, text=text)
+    """Return the same model with GELU in both towers. A ResNet has no activation to choose."""
+    vision = config.vision
+    if isinstance(vision, ViTConfig):
+        vision = replace(vision, activation="gelu")
+    return replace(config, vision=vision, text=replace(config.text, activation="gelu"))
 
 
 RN50 = _resnet(1024, (3, 4, 6, 3), 64, 224, 512)
@@ -105,6 +120,7 @@ SHA256 = {
 
 
 def _openai(name: str, config: CLIPConfig, hub: str) -> Model:
+    """Make the row of one of OpenAI's models."""
     file = re.sub("[/@]", "-", name) + ".pt"
     return Model(name, config, f"timm/{hub}.openai", openai=(file, SHA256[name]))
 
@@ -209,7 +225,7 @@ MODELS: dict[str, Model] = {row.name: row for row in _ROWS}
 
 
 def _spelling(name: str) -> str:
-    """One form for all spellings: `ViT-B/32`, `vit-b-32` and `ViT-B_32` are the same model."""
+    """Return one form for all spellings: `ViT-B/32`, `vit-b-32` and `ViT-B_32` are one model."""
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
@@ -219,16 +235,20 @@ _BY_SPELLING = {_spelling(key): row for row in _ROWS for key in (row.name, row.h
 
 
 def find(name: str) -> Model | None:
-    """The row of a published name in any spelling or of a hub id, or None."""
+    """Return the row of a published name in any spelling or of a hub id, or None.
+
+    Example:
+        >>> find("vit-b-32").hub
+        'timm/vit_base_patch32_clip_224.openai'
+    """
     return _BY_SPELLING.get(_spelling(name))
 
 
 def unknown(name: str) -> UnknownModelError:
-    """The error for a name that means nothing, with the names that come close."""
+    """Make the error for a name that means nothing, with the names that come close."""
     names = {_spelling(known): known for known in ["tiny", *MODELS]}
-    close = [
-        names[match] for match in difflib.get_close_matches(_spelling(name), names, n=3, cutoff=0.5)
-    ]
+    matches = difflib.get_close_matches(_spelling(name), names, n=3, cutoff=0.5)
+    close = [names[match] for match in matches]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return UnknownModelError(
         f"{name!r} is no published model, no hub id (owner/name) and no existing path: {hint}"
@@ -236,10 +256,10 @@ def unknown(name: str) -> UnknownModelError:
     )
 
 
-# Begins like our names, so it is no hub id but one of them mistyped.
+# What begins like one of our names is no hub id, but one of them mistyped.
 LIKE_PUBLISHED = re.compile(r"(vit-(b|l|h|g|bigg)|rn\d+(x\d+)?)\b", re.IGNORECASE)
 
-# What a name says about a model that is not a plain CLIP.
+# A name that matches one of these tells that the model is not a plain CLIP, and why.
 NOT_PLAIN = {
     r"siglip": "SigLIP has another loss and other towers",
     r"clipa(v2)?(?![a-z])": "CLIPA has another text tokenizer and pooling",
@@ -256,17 +276,27 @@ NOT_PLAIN = {
 
 
 def refuse(name: str) -> None:
-    """Raise `UnsupportedCheckpointError` with the reason if the name is of a model that is not a plain CLIP."""
+    """Raise `UnsupportedCheckpointError` if the name tells that the model is not a plain CLIP."""
     for pattern, reason in NOT_PLAIN.items():
         if re.search(pattern, name.lower().rsplit("/", 1)[-1]):
             raise UnsupportedCheckpointError(f"{name!r} is not a plain CLIP: {reason}")
 
 
 def available_models() -> list[str]:
-    """Names of OpenAI's nine models, as in their package. `list_models` has all."""
+    """Return the names of OpenAI's nine models, as their package does; `list_models` has all.
+
+    Example:
+        >>> available_models()[0]
+        'RN50'
+    """
     return [row.name for row in _ROWS if row.openai]
 
 
 def list_models() -> list[str]:
-    """Every name that `clipkit.load` knows, the embedded checkpoint first."""
+    """Return every name that `clipkit.load` knows, the embedded checkpoint first.
+
+    Example:
+        >>> list_models()[:2]
+        ['tiny', 'RN50']
+    """
     return ["tiny", *MODELS]

@@ -1,4 +1,4 @@
-"""From a config, weights and a tokenizer to a folder, in clipkit's own layout or in those of other libraries."""
+"""Write a config, weights and a tokenizer into a folder, in clipkit's layout or in another one."""
 
 import json
 import os
@@ -14,10 +14,17 @@ from clipkit.checkpoints.documents import CONFIG, MERGES, OPEN_CLIP_CONFIG
 from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
-from clipkit.files import replacing, write_weights
+from clipkit.files import replacing_all, write_weights
 from clipkit.tokenizer import Tokenizer
 
 FolderLayout = Literal["clipkit", "open_clip", "transformers"]
+
+# The weight file of each layout, and the names of the weights in it.
+_FORMATS: dict[FolderLayout, tuple[str, layouts.Layout]] = {
+    "clipkit": ("model.safetensors", "canonical"),
+    "open_clip": ("open_clip_model.safetensors", "openai"),
+    "transformers": ("model.safetensors", "transformers"),
+}
 
 
 def save_checkpoint(
@@ -30,72 +37,104 @@ def save_checkpoint(
     dtype: torch.dtype | None = None,
     preprocess: dict[str, Any] | None = None,
 ) -> None:
-    """Write a model into a folder that `load` reads back bit for bit.
+    """Write a model into a folder that `load_checkpoint` reads back bit for bit.
 
     Args:
-        config: what the weights are.
+        config: the architecture and the preprocessing.
         weights: by canonical name.
         tokenizer: the one that belongs to the weights; None for CLIP's own.
-        folder: made if it does not exist. Files of the same names are replaced, each only when its successor is whole.
+        folder: made if it does not exist. Files of the same names are replaced together, once all
+            their successors are whole.
         layout: "clipkit"; or "open_clip" or "transformers" for those libraries.
         dtype: of the floating-point weights on disk; as they are if not given.
-        preprocess: plain data that describes a preprocessing other than the config's. `load_checkpoint` gives it back
-            as `Checkpoint.preprocess`. Only clipkit's own layout has a place for it.
+        preprocess: plain data that describes a preprocessing other than the config's.
+            `load_checkpoint` gives it back as `Checkpoint.preprocess`. Only clipkit's own layout
+            has a place for it.
 
     Raises:
-        ConfigError: if the layout cannot hold the model, or if the folder has weights that `load` would take instead.
+        ConfigError: if the layout cannot hold the model, or if the folder has weights that `load`
+            would take instead.
+
+    Example:
+        checkpoint = load_checkpoint("ViT-B/32")
+        save_checkpoint(checkpoint.config, checkpoint.weights, checkpoint.tokenizer, "folder")
     """
     folder = Path(folder)
-    if preprocess is not None and layout != "clipkit":
-        raise ConfigError(
-            f"the {layout} layout cannot hold a preprocessing of its own: save with layout='clipkit', or give the "
-            "model the preprocessing of its config"
-        )
-    if tokenizer is not None and tokenizer.is_default:
-        tokenizer = None
-    documents: dict[str, dict[str, Any]]  # by file name, the config first
-    if layout == "clipkit":
-        weight_file, keys = "model.safetensors", "canonical"
-        documents = {CONFIG: {"format": "clipkit", "model": config.to_dict()}}
-        if preprocess is not None:
-            documents[CONFIG]["preprocess"] = preprocess
-    elif layout == "open_clip":
-        weight_file, keys = "open_clip_model.safetensors", "openai"
-        documents = {OPEN_CLIP_CONFIG: describe.to_open_clip(config)}
-    elif layout == "transformers":
-        weight_file, keys = "model.safetensors", "transformers"
-        documents = describe.to_transformers(
-            config, tokenizer or Tokenizer(None, config.text.context_length)
-        )
-    else:
+    if layout not in _FORMATS:
         raise ConfigError(
             f"layout must be 'clipkit', 'open_clip' or 'transformers', not {layout!r}"
         )
-    if tokenizer is not None:
-        documents[next(iter(documents))]["tokenizer"] = MERGES
+    if tokenizer is not None and tokenizer.is_default:
+        tokenizer = None
+    weight_file, names = _FORMATS[layout]
+    texts = _texts(config, tokenizer, layout, preprocess)
     check_dtype(dtype)
+    _refuse_other_weights(folder, weight_file)
+    cast = dict(weights)
+    if dtype is not None:
+        cast = {key: cast_weight(key, value, dtype) for key, value in weights.items()}
+    with replacing_all(folder, [weight_file, *texts]) as partials:
+        write_weights(layouts.from_canonical(cast, names), partials[weight_file])
+        for name, text in texts.items():
+            partials[name].write_text(text + "\n", "utf-8")
+
+
+def _texts(
+    config: CLIPConfig,
+    tokenizer: Tokenizer | None,
+    layout: FolderLayout,
+    preprocess: dict[str, Any] | None,
+) -> dict[str, str]:
+    """Return the content of a layout's text files by name."""
+    main = OPEN_CLIP_CONFIG if layout == "open_clip" else CONFIG
+    documents: dict[str, dict[str, Any]]
+    if layout == "clipkit":
+        documents = {main: {"format": "clipkit", "model": config.to_dict()}}
+    elif layout == "open_clip":
+        documents = {main: describe.to_open_clip(config)}
+    else:
+        written = tokenizer or Tokenizer(None, config.text.context_length)
+        documents = describe.to_transformers(config, written)
+    if preprocess is not None:
+        if layout != "clipkit":
+            raise ConfigError(
+                f"the {layout} layout cannot hold a preprocessing of its own: save with "
+                "layout='clipkit', or give the model the preprocessing of its config"
+            )
+        documents[main]["preprocess"] = preprocess
+    if tokenizer is not None:
+        documents[main]["tokenizer"] = MERGES
+    texts = {name: json.dumps(values, indent=2) for name, values in documents.items()}
+    # transformers' tokenizer cannot do without the merges, CLIP's own included.
+    if tokenizer is not None or layout == "transformers":
+        merges = (tokenizer or Tokenizer()).merges
+        texts[MERGES] = "\n".join(["#version: 0.2", *merges])
+    return texts
+
+
+def _refuse_other_weights(folder: Path, weight_file: str) -> None:
+    """Raise `ConfigError` if a folder has weights that `load` prefers to those to be written."""
     for name in WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]:
         if (folder / name).exists():
             raise ConfigError(
                 f"{folder} holds {name}, which load would take instead: save to another folder"
             )
-    cast = (
-        weights
-        if dtype is None
-        else {key: cast_weight(key, value, dtype) for key, value in weights.items()}
-    )
-    write_weights(layouts.from_canonical(cast, keys), folder / weight_file)
-    texts = {name: json.dumps(values, indent=2) for name, values in documents.items()}
-    if tokenizer is not None or layout == "transformers":  # whose tokenizer cannot do without
-        merges = (tokenizer or Tokenizer()).merges
-        texts[MERGES] = "\n".join(["#version: 0.2", *merges])
-    for name, text in texts.items():
-        with replacing(folder / name) as partial:
-            partial.write_text(text + "\n", "utf-8")
 
 
 def cast_weight(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
-    """Cast a weight. Counters stay integers and the temperature float32: in bfloat16 a scale of 100 would become 98.9."""
+    """Cast a weight to another dtype, unless it is a counter or the temperature.
+
+    Counters stay integers. The temperature stays float32: in bfloat16 a scale of 100 would become
+    98.9.
+
+    Args:
+        key: the weight's canonical name.
+        value: any shape and dtype.
+        dtype: a floating-point dtype.
+
+    Returns:
+        The same shape, in `dtype`, float32 or the counter's own dtype.
+    """
     if not value.is_floating_point():
         return value
     return value.to(torch.float32 if key == "logit_scale" else dtype)

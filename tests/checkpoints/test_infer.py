@@ -251,7 +251,7 @@ def test_transformers_file_of_laion_h14() -> None:
 @pytest.mark.parametrize(
     ("values", "expected"),
     [
-        ({"size": {"shortest_edge": 336}}, PreprocessConfig()),
+        ({"size": {"shortest_edge": 224}}, PreprocessConfig()),
         ({"size": {"height": 224, "width": 224}}, PreprocessConfig(resize_mode="squash")),
         (
             {"resample": 2, "image_mean": [0.5] * 3},

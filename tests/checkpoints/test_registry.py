@@ -141,7 +141,7 @@ def test_activations_and_preprocessing() -> None:
 def test_every_row_is_reached_by_its_name_and_its_repository() -> None:
     assert list_models() == ["tiny", *MODELS]
     for name, row in MODELS.items():
-        assert row.name == name and re.fullmatch(r"[\w-]+/[\w.-]+", row.hub) and row.licence
+        assert row.name == name and re.fullmatch(r"[\w-]+/[\w.-]+", row.hub) and row.license
         assert find(name) is row and find(row.hub) is row
         refuse(row.hub)  # is silent: no plain CLIP is refused for its name
     assert len({row.hub for row in MODELS.values()}) == len(MODELS)
