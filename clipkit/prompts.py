@@ -1,4 +1,4 @@
-"""From class names to prompts: the sets of templates and names that the CLIP paper used, and any of your own."""
+"""Turn class names into prompts, by the sets of the CLIP paper or by templates of your own."""
 
 import difflib
 import json
@@ -9,29 +9,32 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
 from itertools import product
-from typing import Any
+from typing import Any, TypeGuard, cast
 
 from clipkit.errors import ConfigError
 
 Template = str | Callable[[str], str]
 Templates = str | Sequence[Template] | Mapping[str, Sequence[Template]]
+CheckedTemplates = tuple[Template, ...] | dict[str, tuple[Template, ...]]
 ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 TEMPLATES = ("a photo of a {}.",)  # where none are given
+WHOLE_PROMPTS = ("{}",)  # takes each name as it is
 
 
 @dataclass(frozen=True)
 class PromptSet:
-    """Templates and class names that were published for one data set.
+    """Hold the templates and class names that were published for one data set.
 
     Args:
         name: as `prompt_sets` lists it.
         version: of the texts; it changes whenever one of them does.
-        templates: each with one `{}` where the name goes.
-        class_names: label -> its names, in the data set's order, ready to be passed on as class names. Nearly always
-            the one name is the label; FER2013 has synonyms, and ImageNet's list has two names twice.
+        templates: texts, each with one `{}` where the name goes.
+        class_names: label -> its names, in the data set's order, ready to be passed on as class
+            names. The one name is nearly always the label; FER2013 has synonyms, and ImageNet's
+            list has two names twice.
         source: where the texts were published.
-        licence: of the source.
+        license: the license of the source.
     """
 
     name: str
@@ -39,67 +42,90 @@ class PromptSet:
     templates: tuple[str, ...] = field(repr=False)
     class_names: dict[str, tuple[str, ...]] = field(repr=False)
     source: str
-    licence: str
+    license: str
 
 
 def prompt_sets() -> list[str]:
-    """The names that `prompt_set` knows, without the other names of some."""
-    return sorted(_asset()["sets"])
+    """Return the names of all prompt sets, sorted. `prompt_set` knows aliases of some, too.
+
+    Example:
+        >>> "imagenet" in prompt_sets()
+        True
+    """
+    return sorted(_read_asset()["sets"])
 
 
 def prompt_set(name: str) -> PromptSet:
-    """A set by its name, in any case and punctuation: "ImageNet", "cifar-10". Raises `ConfigError` for another."""
-    asset = _asset()
-    known = {
-        _spelling(k): key
-        for key, entry in asset["sets"].items()
-        for k in (key, *entry.get("aliases", ()))
-    }
-    spelling = _spelling(name) if isinstance(name, str) else ""
-    if spelling not in known:
-        close = dict.fromkeys(
-            known[match] for match in difflib.get_close_matches(spelling, known, n=3, cutoff=0.5)
-        )
-        hint = f"did you mean {' or '.join(close)}? " if close else ""
-        raise ConfigError(
-            f"{name!r} is no prompt set: {hint}`clipkit.prompt_sets()` names them all"
-        )
-    entry = asset["sets"][known[spelling]]
-    labels = entry["labels"]
-    owner = (
-        entry if isinstance(labels, list) else asset["sets"][labels]
-    )  # or the name of a set of the same classes
+    """Return a prompt set by its name or alias, in any case and punctuation.
+
+    Example:
+        >>> prompt_set("STL-10").templates
+        ('a photo of a {}.', 'a photo of the {}.')
+
+    Raises:
+        ConfigError: for another name; similar ones are suggested.
+    """
+    asset = _read_asset()
+    key = _find_set(name, asset["sets"])
+    entry = asset["sets"][key]
+    owner = entry
+    if isinstance(entry["labels"], str):  # the name of a set of the same classes
+        owner = asset["sets"][entry["labels"]]
     names = owner.get("names", {})
+    source, license = asset["sources"][entry["source"]]
     return PromptSet(
-        known[spelling],
-        asset["version"],
-        tuple(text for pattern in entry["templates"] for text in _expand(pattern)),
-        {label: tuple(names.get(label, (label,))) for label in owner["labels"]},
-        *asset["sources"][entry["source"]],
+        name=key,
+        version=asset["version"],
+        templates=tuple(text for pattern in entry["templates"] for text in _expand(pattern)),
+        class_names={label: tuple(names.get(label, (label,))) for label in owner["labels"]},
+        source=source,
+        license=license,
     )
 
 
 @lru_cache(maxsize=1)
-def _asset() -> dict[str, Any]:
-    return json.loads(resources.files("clipkit").joinpath("assets/prompts.json").read_text("utf-8"))
+def _read_asset() -> dict[str, Any]:
+    asset = resources.files("clipkit").joinpath("assets/prompts.json")
+    return json.loads(asset.read_text("utf-8"))
 
 
-def _spelling(name: str) -> str:
-    return "".join(c for c in name.lower() if c.isalnum())
+def _find_set(name: str, sets: Mapping[str, Any]) -> str:
+    """Return the key of the set that has this name or alias."""
+    known: dict[str, str] = {}
+    for key, entry in sets.items():
+        for spelling in (key, *entry.get("aliases", ())):
+            known[_plain(spelling)] = key
+    wanted = _plain(name) if isinstance(name, str) else ""
+    if wanted in known:
+        return known[wanted]
+    matches = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
+    close = dict.fromkeys(known[match] for match in matches)
+    hint = f"did you mean {' or '.join(close)}? " if close else ""
+    raise ConfigError(f"{name!r} is no prompt set: {hint}`clipkit.prompt_sets()` names them all")
+
+
+def _plain(name: str) -> str:
+    return "".join(character for character in name.lower() if character.isalnum())
 
 
 def _expand(pattern: str) -> list[str]:
-    """All texts of a pattern: "[a|the] {}[| here]" has four. An earlier choice varies more slowly."""
-    parts = re.split(r"\[(.*?)\]", pattern)  # every second one was in brackets
+    """Return all texts of a pattern; an earlier choice varies more slowly.
+
+    "[a|the] {}[| here]" stands for "a {}", "a {} here", "the {}" and "the {} here".
+    """
+    parts = re.split(r"\[(.*?)\]", pattern)  # every second part was in brackets
     choices = [part.split("|") if i % 2 else [part] for i, part in enumerate(parts)]
     return ["".join(texts) for texts in product(*choices)]
 
 
-def check_templates(templates: Templates) -> tuple[Template, ...] | dict[str, tuple[Template, ...]]:
-    """Templates that can be used: those of a set if it is the name of one, and lists, one or one per label, as tuples.
+def check_templates(templates: Templates) -> CheckedTemplates:
+    """Return templates that can be used, with each list as a tuple.
+
+    The name of a prompt set becomes the templates of that set.
 
     Raises:
-        ConfigError: for no template, a single text in place of a list, one without exactly one `{}`, or an unknown set.
+        ConfigError: for no template, a single text in place of a list, a text without exactly one
+            `{}`, or the name of no set.
     """
     if isinstance(templates, str) and "{}" not in templates:
         return prompt_set(templates).templates
@@ -108,47 +134,58 @@ def check_templates(templates: Templates) -> tuple[Template, ...] | dict[str, tu
     return _check_list(templates)
 
 
-def _check_list(templates: Any) -> tuple[Template, ...]:
-    bad = templates
+def _check_list(templates: object) -> tuple[Template, ...]:
+    wrong = templates
     if _is_list(templates):
-        bad = [
-            t for t in templates if not (t.count("{}") == 1 if isinstance(t, str) else callable(t))
-        ]
-        if not bad:
+        wrong = [template for template in templates if not _is_template(template)]
+        if not wrong:
             return tuple(templates)
     raise ConfigError(
-        "templates must be a list of texts with one {} each where the class name goes (a single one too is put in a "
-        f"list), or of functions of the name; or the name of a prompt set; not {bad!r}"
+        "templates must be a list of texts with one {} each where the class name goes (a single "
+        "one too is put in a list), or of functions of the name; or the name of a prompt set; "
+        f"not {wrong!r}"
     )
 
 
+def _is_template(value: object) -> bool:
+    return value.count("{}") == 1 if isinstance(value, str) else callable(value)
+
+
 def render(
-    class_names: ClassNames, templates: Templates = TEMPLATES
+    class_names: ClassNames, templates: Templates | None = TEMPLATES
 ) -> tuple[list[str], list[list[str]]]:
-    """The labels, and for each of them its prompts: each of its names in each template.
+    """Return the labels, and for each label its prompts: each of its names in each template.
+
+    Example:
+        >>> render({"pet": ["cat", "dog"]}, ["a {}", "the {}"])
+        (['pet'], [['a cat', 'the cat', 'a dog', 'the dog']])
 
     Args:
-        class_names: C names, which are the labels too; or label -> its name, or a list of its names. Whole captions
-            can stand for names, with ["{}"] as templates.
-        templates: texts with one `{}` each or functions of the name; or label -> a list of them; or a set's name.
+        class_names: C names, which are the labels too; or label -> its name, or a list of its
+            names.
+        templates: texts with one `{}` each, or functions of the name; or label -> a list of them;
+            or the name of a prompt set. None takes the names as whole prompts, as they are.
 
     Returns:
         C labels, and C lists of prompts, which may differ in length.
 
     Raises:
-        ConfigError: for no class, an empty name, a label that comes twice or has no templates, a function that does not
-            return a text, or what `check_templates` refuses.
+        ConfigError: for no class, an empty name, a label that comes twice or has no templates, a
+            function that does not return a text, or what `check_templates` refuses.
     """
-    names, checked = _check_names(class_names), check_templates(templates)
-    if isinstance(checked, dict) and (
-        lacking := [label for label in names if label not in checked]
-    ):
-        raise ConfigError(f"templates is a mapping, but has no list for {lacking}")
-    per_label = [checked[label] if isinstance(checked, dict) else checked for label in names]
-    pairs = zip(names.values(), per_label, strict=True)
-    return list(names), [
-        [_fill(template, name) for name in own for template in texts] for own, texts in pairs
+    names = _check_names(class_names)
+    checked = WHOLE_PROMPTS if templates is None else check_templates(templates)
+    if isinstance(checked, dict):
+        if missing := [label for label in names if label not in checked]:
+            raise ConfigError(f"templates is a mapping, but has no list for {missing}")
+        per_label = [checked[label] for label in names]
+    else:
+        per_label = [checked] * len(names)
+    prompts = [
+        [_fill(template, name) for name in own_names for template in own_templates]
+        for own_names, own_templates in zip(names.values(), per_label, strict=True)
     ]
+    return list(names), prompts
 
 
 def _fill(template: Template, name: str) -> str:
@@ -157,42 +194,50 @@ def _fill(template: Template, name: str) -> str:
     text = template(name)
     if not _is_text(text):
         raise ConfigError(
-            f"the template {template!r} must return a text that is not empty, not {text!r} for {name!r}"
+            f"the template {template!r} must return a text that is not empty, not {text!r} "
+            f"for {name!r}"
         )
     return text
 
 
-def _is_text(value: Any) -> bool:
+def _is_text(value: object) -> bool:
     return isinstance(value, str) and bool(value.strip())
 
 
-def _is_list(value: Any) -> bool:
-    return isinstance(value, Sequence) and not isinstance(value, str) and len(value) > 0
+def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
+    if not isinstance(value, Sequence) or isinstance(value, str):
+        return False
+    return len(cast(Sequence[Any], value)) > 0
 
 
-def _check_names(class_names: Any) -> dict[str, list[str]]:
-    """Label -> its names, from all that `render` takes."""
+def _check_names(class_names: ClassNames) -> dict[str, list[str]]:
+    """Return label -> its names, from all that `render` takes."""
+    pairs = _pair_names(class_names)
+    for label, names in pairs:
+        if not _is_list(names) or not all(_is_text(name) for name in (label, *names)):
+            raise ConfigError(
+                f"class_names must be texts that are not empty, not {names!r} for the class "
+                f"{label!r}"
+            )
+    counts = Counter(label for label, _ in pairs)
+    if repeated := [label for label, count in counts.items() if count > 1]:
+        raise ConfigError(
+            f"class_names has {repeated} more than once, and nothing could tell them apart: give a "
+            "mapping of labels that differ to their names, which need not differ"
+        )
+    return {label: list(names) for label, names in pairs}
+
+
+def _pair_names(class_names: ClassNames) -> list[tuple[str, Sequence[str]]]:
+    """Return (label, names) for each class; nothing is known of either yet."""
     if isinstance(class_names, Mapping) and class_names:
-        pairs = [
+        return [
             (label, [names] if isinstance(names, str) else names)
             for label, names in class_names.items()
         ]
-    elif _is_list(class_names):
-        pairs = [(name, [name]) for name in class_names]
-    else:
-        raise ConfigError(
-            f"class_names must be a non-empty list, or a mapping of labels to names, not {class_names!r}"
-        )
-    for label, names in pairs:
-        if not _is_list(names) or not all(map(_is_text, (label, *names))):
-            raise ConfigError(
-                f"class_names must be texts that are not empty, not {names!r} for the class {label!r}"
-            )
-    if twice := [
-        label for label, count in Counter(label for label, _ in pairs).items() if count > 1
-    ]:
-        raise ConfigError(
-            f"class_names has {twice} more than once, and nothing could tell them apart: "
-            "give a mapping of labels that differ to their names, which need not differ"
-        )
-    return dict(pairs)
+    if _is_list(class_names):
+        return [(name, [name]) for name in class_names]
+    raise ConfigError(
+        "class_names must be a non-empty list, or a mapping of labels to names, "
+        f"not {class_names!r}"
+    )

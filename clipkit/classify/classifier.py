@@ -1,71 +1,56 @@
-"""`ImageClassifier`: a CLIP, a head and its labels, from zero-shot to fitted, saved and exported as one."""
+"""`ImageClassifier`: a CLIP, a head and its labels, from zero-shot to fitted, saved as one."""
 
 import os
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.classify.export import export
 from clipkit.classify.few_shot import check_method, fit_head
-from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, load_head, save_head
-from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
+from clipkit.classify.heads import CosineHead, Head
+from clipkit.classify.inputs import (
+    Inputs,
+    Labels,
+    Reading,
+    support_set,
+)
+from clipkit.classify.prediction import describe
+from clipkit.classify.predictor import Predictor
+from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
-from clipkit.data.pictures import Images
-from clipkit.encode.embed import embed_images, embed_texts
-from clipkit.encode.store import extract_features
-from clipkit.errors import ConfigError, CorruptCheckpointError, DataError
-from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
-
-if TYPE_CHECKING:
-    from PIL.Image import Image
-
-MODEL, HEAD, ZERO_SHOT = (
-    "model",
-    "head.safetensors",
-    "zero_shot.safetensors",
-)  # in the folder of a classifier
+from clipkit.errors import ConfigError
+from clipkit.prompts import (
+    TEMPLATES,
+    WHOLE_PROMPTS,
+    CheckedTemplates,
+    ClassNames,
+    Templates,
+    check_templates,
+    render,
+)
 
 
-@dataclass(frozen=True, eq=False)
-class Prediction:
-    """What a classifier says of one picture.
+class ImageClassifier(Predictor):
+    """Classify images by a CLIP, a head and its labels. Make one by `zero_shot` or `load`.
 
-    Attributes:
-        labels: C names.
-        probabilities: (C,) float32, on the CPU, their sum is 1.
-    """
-
-    labels: list[str]
-    probabilities: Tensor
-
-    @property
-    def label(self) -> str:
-        """The likeliest."""
-        return self.labels[int(self.probabilities.argmax())]
-
-    def top(self, k: int = 5) -> list[tuple[str, float]]:
-        """The k likeliest labels with their probabilities, the likeliest first; all if there are fewer."""
-        if k < 1:
-            raise ConfigError(f"top needs k of at least 1, not {k}")
-        values, indices = self.probabilities.topk(min(k, len(self.labels)))
-        return [(self.labels[i], p) for i, p in zip(indices.tolist(), values.tolist(), strict=True)]
-
-
-class ImageClassifier(nn.Module):
-    """A CLIP's image tower and a head. Make one by `zero_shot` or `load`.
+    Example:
+        classifier = clipkit.ImageClassifier.zero_shot("tiny", ["cat", "dog"])
+        classifier.predict("photo.jpg").label
+        classifier.fit(["a.jpg", "b.jpg"], ["cat", "dog"]).save("pets/")
 
     Args:
         model: the CLIP.
         head: from its features to logits.
         labels: C names, one per class.
-        zero_shot_head: the head before any fitting, from which every fit starts.
-        prompts: of each class, which made the zero-shot head.
-        provenance: how the head was made, as JSON.
+        zero_shot_head: the head before any fitting; every fit starts from it.
+        prompts: for each class, the prompts that made the zero-shot head.
+        provenance: how the head was made, as JSON. It informs people; nothing that is computed
+            depends on it.
+        templates: what made the prompts out of class names; None if that is not known.
     """
 
     def __init__(
@@ -76,226 +61,260 @@ class ImageClassifier(nn.Module):
         zero_shot_head: CosineHead,
         prompts: list[list[str]],
         provenance: dict[str, Any] | None = None,
+        templates: CheckedTemplates | None = None,
     ) -> None:
-        super().__init__()
+        super().__init__(model, head, labels)
         if not len(labels) == head.classes == zero_shot_head.classes == len(prompts):
             raise ConfigError(
-                f"a classifier needs as many labels ({len(labels)}) and prompts ({len(prompts)}) as its heads have "
-                f"classes ({head.classes}, {zero_shot_head.classes})"
+                f"a classifier needs as many labels ({len(labels)}) and prompts ({len(prompts)}) "
+                f"as its heads have classes ({head.classes}, {zero_shot_head.classes})"
             )
         if not head.width == zero_shot_head.width == model.config.embed_dim:
             raise ConfigError(
-                f"features of width {model.config.embed_dim} need heads of that width, not {head.width}"
+                f"features of width {model.config.embed_dim} need heads of that width, "
+                f"not {head.width}"
             )
-        self.model, self.head, self.zero_shot_head = model, head, zero_shot_head
-        self.labels, self.prompts, self.provenance = (
-            labels,
-            prompts,
-            provenance or {"method": "zero_shot"},
-        )
+        self.zero_shot_head = zero_shot_head
+        self.prompts = prompts
+        self.provenance = provenance or {"method": "zero_shot"}
+        self.templates = templates
         self.train(model.training)
 
     @classmethod
     def zero_shot(
         cls,
-        model: "CLIP | str | os.PathLike[str]",
+        model: CLIP | str | os.PathLike[str],
         class_names: ClassNames,
-        templates: Templates = TEMPLATES,
+        templates: Templates | None = TEMPLATES,
         *,
         progress: bool = False,
     ) -> "ImageClassifier":
-        """A classifier from class names alone.
+        """Return a classifier made from class names alone.
+
+        Example:
+            classifier = clipkit.ImageClassifier.zero_shot("tiny", ["cat", "dog"], "imagenet")
 
         Args:
             model: a CLIP, or the name of one to load.
-            class_names, templates, progress: as in `zero_shot_weights`.
-        """
-        model = model if isinstance(model, CLIP) else CLIP.from_pretrained(model)
-        labels, prompts = render(class_names, templates)
-        weights = zero_shot_weights(
-            model, dict(zip(labels, prompts, strict=True)), ["{}"], progress=progress
-        )
-        head = CosineHead(weights, model.logit_scale)
-        return cls(
-            model, CosineHead(weights, model.logit_scale).eval(), labels, head.eval(), prompts
-        )
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Preprocessed images (N, 3, H, W) to logits (N, C) float32."""
-        return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
-
-    def embed(self, images: Images, **options: Any) -> Tensor:
-        """Features (N, D) for `fit` and `probabilities`, to compute them once; as `clipkit.encode.store.embed_images`."""
-        return embed_images(self.model, images, **options)
-
-    def probabilities(self, images_or_features: "Images | Tensor", **options: Any) -> Tensor:
-        """Of every class.
-
-        Args:
-            images_or_features: features (N, D) of unit length, or pictures as `embed_images` takes them.
-            options: for pictures, of `embed_images`.
-
-        Returns:
-            (N, C) float32 on the CPU.
-        """
-        features = self._features(images_or_features, options)
-        with torch.no_grad():
-            return self.head(features.to(self.model.device)).softmax(dim=-1).cpu()
-
-    def predict(self, images: "str | os.PathLike[str] | Image | Images", **options: Any) -> Any:
-        """What is in a picture, or in each of many.
-
-        Args:
-            images: the path of a picture or a PIL image; or a folder, a list or a data set of them.
-            options: of `clipkit.encode.store.embed_images`.
-
-        Returns:
-            One `Prediction` for one picture, else a list of them.
+            class_names: C names; or label -> its name, or a list of its names.
+            templates: texts with one `{}` where the name goes, or functions of the name; or label
+                -> a list of them; or the name of a prompt set. None takes the names as whole
+                prompts.
+            progress: whether to show a bar.
 
         Raises:
-            ImageError: if one cannot be read.
+            ConfigError: for names or templates that `clipkit.prompts.render` refuses.
+            TokenizerError: for a prompt that is too long.
         """
-        single = hasattr(images, "getbands") or (
-            isinstance(images, str | os.PathLike) and not Path(images).is_dir()
+        if not isinstance(model, CLIP):
+            model = CLIP.from_pretrained(model)
+        checked = WHOLE_PROMPTS if templates is None else check_templates(templates)
+        labels, prompts = render(class_names, checked)
+        weights = weights_of_prompts(model, prompts, progress=progress)
+        return cls(
+            model,
+            CosineHead(weights, model.logit_scale).eval(),
+            labels,
+            CosineHead(weights, model.logit_scale).eval(),
+            prompts,
+            templates=checked,
         )
-        rows = self.probabilities([images] if single else images, **options)  # pyright: ignore[reportArgumentType]
-        predictions = [Prediction(self.labels, row) for row in rows]
-        return predictions[0] if single else predictions
 
     def fit(
         self,
-        images_or_features: "Images | Tensor",
-        labels: Tensor | Sequence[int] | Sequence[str] | None = None,
+        images_or_features: Inputs,
+        labels: Labels | None = None,
         method: str = "anchored",
         *,
         seed: int = 0,
+        strength: float | None = None,
+        C: float | None = None,
+        alpha: float | None = None,
+        beta: float | None = None,
+        epochs: int | None = None,
+        lr: float | None = None,
+        sgd_batch_size: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
-        **options: Any,
     ) -> "ImageClassifier":
-        """Fit the head on labelled pictures, in place, always from the zero-shot head: fits do not add up.
+        """Fit the head on labeled images, in place. It starts at zero-shot: fits do not add up.
+
+        Images that cannot be read are left out with their labels, and a warning says so.
+
+        Example:
+            classifier.fit(["a.jpg", "b.jpg"], ["cat", "dog"])
 
         Args:
-            images_or_features: features (N, D) of unit length, or pictures as `embed_images` takes them.
-            labels: N indices or names of classes; None for a data set that gives them with its pictures.
-            method: one of `clipkit.classify.few_shot.METHODS`: "anchored", the default, which is never far worse than
-                zero-shot, "linear_probe", "zero_shot_linear", "random_linear", "prompt_weights", "gaussian", "cache",
-                "cache_finetuned".
-            seed: of what is drawn.
-            batch_size, workers, progress: of `embed_images`.
-            options: of the method's function.
+            images_or_features: features (N, D) of unit length, a tensor or a NumPy array; or images
+                as `embed` takes them, or tuples (image, label).
+            labels: N indices or names of classes; None for images that come with labels. Processes
+                share nothing: each fits on what it is given.
+            method: one of `clipkit.classify.few_shot.METHODS`. "anchored" is never far worse than
+                zero-shot.
+            seed: of all that is drawn.
+            strength, C, alpha, beta, epochs, lr, sgd_batch_size: options of the methods; see
+                `clipkit.classify.few_shot.fit_head`.
+            batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
-            The classifier itself; `provenance` has what was chosen, the pictures of each class, and those that a data
-            set without `labels` could not read. If anything is wrong it is as it was.
+            The classifier itself. `provenance` has what was chosen, the number of images of each
+            class, and which images were skipped and why. If an error is raised, the classifier is
+            as it was.
 
         Raises:
-            DataError: if the labels do not fit the pictures or the classes.
-            ConfigError, ImageError: as `fit_head` and `embed_images`.
+            DataError: if the labels do not fit the images or the classes, if features are not of
+                unit length, or if no image can be read.
+            ConfigError: for another method, or an option that the method does not take.
         """
-        reading = {"batch_size": batch_size, "workers": workers, "progress": progress}
         check_method(method)  # before hours of encoding
-        skipped = []
-        if labels is None:
-            if isinstance(images_or_features, Tensor):
-                raise DataError("features need labels")
-            found = extract_features(self.model, images_or_features, **reading)
-            if found.labels is None:
-                raise DataError("these pictures come without labels: pass labels, one for each")
-            features, indices, skipped = found.features, found.labels, found.skipped
-        else:
-            indices = self._indices(labels)
-            if isinstance(images_or_features, list | tuple) and len(images_or_features) != len(
-                indices
-            ):
-                raise DataError(
-                    f"{len(images_or_features)} pictures need as many labels, not {len(indices)}"
-                )
-            features = self._features(images_or_features, reading)
-        if method == "prompt_weights":
-            options["captions"] = self._captions()
-        head, chosen = fit_head(features, indices, self.zero_shot_head, method, seed, **options)
-        chosen.update(counts=indices.bincount(minlength=len(self.labels)).tolist())
-        if skipped:
-            chosen["skipped"] = [list(one) for one in skipped]
-        self.head, self.provenance = head.to(self.model.device), chosen
+        reading = Reading(batch_size, workers, progress)
+        support = support_set(self.model, images_or_features, labels, self.labels, reading)
+        options: dict[str, Any] = {
+            "strength": strength,
+            "C": C,
+            "alpha": alpha,
+            "beta": beta,
+            "epochs": epochs,
+            "lr": lr,
+            "sgd_batch_size": sgd_batch_size,
+            "captions": embed_prompts(self.model, self.prompts)
+            if method == "prompt_weights"
+            else None,
+        }
+        head, provenance = fit_head(
+            support.features,
+            support.labels,
+            CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale),  # in float32
+            method,
+            seed=seed,
+            **{name: value for name, value in options.items() if value is not None},
+        )
+        provenance["counts"] = support.labels.bincount(minlength=len(self.labels)).tolist()
+        if support.skipped:
+            provenance["skipped"] = [list(one) for one in support.skipped]
+        self.head = head.to(self.model.device)
+        self.provenance = provenance
         return self
 
     def add_classes(
-        self, class_names: ClassNames, templates: Templates = TEMPLATES
+        self, class_names: ClassNames, templates: Templates | None = None
     ) -> "ImageClassifier":
-        """Add classes by their names, in place, without fitting again: the new ones are zero-shot.
+        """Add classes by their names, in place and without fitting: the new ones are zero-shot.
+
+        Example:
+            classifier.add_classes(["hamster"])
 
         Args:
-            class_names, templates: as in `zero_shot_weights`, of the new classes only.
+            class_names: names of the new classes, as in `zero_shot`.
+            templates: as in `zero_shot`; by default those that the classifier was made with.
 
         Raises:
-            ConfigError: if one is there already, or if the head's logits are not on the scale of zero-shot ones.
+            ConfigError: if one is there already, if the classifier does not know its templates, or
+                if the head's logits are not on the scale of zero-shot ones.
         """
-        labels, prompts = render(class_names, templates)
+        labels, prompts = render(class_names, self._own_templates(templates))
         if known := sorted(set(labels) & set(self.labels)):
             raise ConfigError(
                 f"the classifier has classes of that name already: {', '.join(known)}"
             )
-        weight = zero_shot_weights(self.model, dict(zip(labels, prompts, strict=True)), ["{}"]).to(
-            self.model.device
-        )
-        scale, head = self.zero_shot_head.logit_scale, self.head
-        every = CosineHead(torch.cat([self.zero_shot_head.weight, weight]), scale).eval()
-        if isinstance(head, CosineHead):
-            head = CosineHead(every.weight, head.logit_scale)
-        elif isinstance(head, CacheHead):
-            values = F.pad(head.values, (0, len(labels)))
-            head = CacheHead(
-                every.weight, head.logit_scale, head.keys, values, head.alpha, head.beta
-            )
-        elif "scale" in self.provenance:
-            old = head.to_linear()
-            rows = torch.cat([old.weight, self.provenance["scale"] * weight])
-            head = LinearHead(rows, F.pad(old.bias, (0, len(labels))))
-        else:
+        if self.head.scale is None:
             raise ConfigError(
-                f"a head fitted by {self.provenance['method']} has logits of a scale of its own, which those of new "
-                "classes cannot be compared with: make a classifier of all names and fit again"
+                f"a head fitted by {self.provenance.get('method')} has logits of a scale of its "
+                "own, which those of new classes cannot be compared with: make a classifier of all "
+                "names and fit again"
             )
-        self.head, self.zero_shot_head = head.eval(), every
+        weights = weights_of_prompts(self.model, prompts)
+        self.head = self.head.add_zero_shot(weights).eval()
+        self.zero_shot_head = self.zero_shot_head.add_zero_shot(weights).eval()
+        self.labels = self.labels + labels
+        self.prompts = self.prompts + prompts
         if counts := self.provenance.get("counts"):
             self.provenance["counts"] = counts + [0] * len(labels)
-        self.labels, self.prompts = self.labels + labels, self.prompts + prompts
         return self
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write all that is needed into a folder: the model, and both heads with labels, prompts and provenance."""
-        folder = Path(folder)
-        self.model.save_pretrained(folder / MODEL)
-        save_head(self.zero_shot_head, folder / ZERO_SHOT, self.labels, {"prompts": self.prompts})
-        save_head(self.head, folder / HEAD, self.labels, self.provenance)
+        """Write the model with its preprocessing, both heads, labels, prompts and templates.
 
-    @classmethod
-    def load(cls, folder: str | os.PathLike[str], **options: Any) -> "ImageClassifier":
-        """Read what `save` wrote, in eval mode. Options, such as `device`, and errors: those of `clipkit.load`."""
-        folder = Path(folder)
-        head, labels, provenance = load_head(folder / HEAD)
-        start, names, about = load_head(folder / ZERO_SHOT)
-        if names != labels or not isinstance(start, CosineHead) or "prompts" not in about:
-            raise CorruptCheckpointError(
-                f"{folder}: {ZERO_SHOT} and {HEAD} are not of one classifier"
-            )
-        model = CLIP.from_pretrained(folder / MODEL, **options)
-        return cls(model, head, labels, start, about["prompts"], provenance).to(model.device)
-
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole classifier as one file, from uint8 images (N, 3, H, W), N free, to probabilities (N, C).
-
-        H and W are those of `model.visual.resolution`; resizing and cropping stay outside. It computes in float32,
-        whatever the model does. Before the file gets its name, it is run on random images and must agree with that.
+        Templates that are functions cannot be written: what is loaded has the prompts that they
+        made, and `add_classes` asks for templates. A preprocessing that is neither a `Preprocess`
+        nor known to `CLIP.save_pretrained` cannot be written either, and `load` asks for it.
 
         Args:
-            path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for `torch.export.load`.
+            folder: made if it does not exist; the files in it are replaced.
 
         Raises:
-            ConfigError: for another ending, or if a package is missing.
+            ConfigError: as `CLIP.save_pretrained`.
+        """
+        parts = Parts(
+            head=self.head,
+            labels=self.labels,
+            zero_shot_head=self.zero_shot_head,
+            prompts=self.prompts,
+            provenance=self.provenance,
+            templates=self.templates,
+        )
+        self.model.save_pretrained(Path(folder, MODEL))
+        save_parts(parts, folder)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        *,
+        device: str | torch.device | None = None,
+        dtype: torch.dtype | None = None,
+        preprocess: Callable[[Any], Tensor] | None = None,
+        resolution: int | tuple[int, int] | None = None,
+    ) -> "ImageClassifier":
+        """Return what `save` wrote, in eval mode.
+
+        Example:
+            classifier = clipkit.ImageClassifier.load("pets/", device="cpu")
+
+        Args:
+            folder: where it was saved.
+            device, dtype, resolution: as in `CLIP.from_pretrained`. Heads are float32.
+            preprocess: in place of the preprocessing that was saved, or could not be saved.
+
+        Raises:
+            CheckpointNotFoundError: if a file is missing.
+            CorruptCheckpointError: if a file is damaged, or the files are not of one classifier.
+            ConfigError: as `CLIP.from_pretrained`.
+        """
+        parts = load_parts(folder)
+        model = CLIP.from_pretrained(
+            Path(folder, MODEL), device=device, dtype=dtype, resolution=resolution
+        )
+        if preprocess is not None:
+            model.preprocess = preprocess
+        return cls(
+            model,
+            parts.head,
+            parts.labels,
+            parts.zero_shot_head,
+            parts.prompts,
+            parts.provenance,
+            parts.templates,
+        ).to(model.device)
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole classifier as one file, from uint8 images to probabilities.
+
+        The file takes RGB images (N, 3, H, W), N free, H and W those of `model.visual.resolution`,
+        and returns (N, C) float32. It computes in float32, whatever the model does. Before it gets
+        its name, it is run on random images and must agree with the classifier.
+
+        Of a `Preprocess` it has the mean and standard deviation: resizing and cropping stay
+        outside. A `model.preprocess` that is an `nn.Module` becomes part of the file.
+
+        Args:
+            path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for
+                `torch.export.load`.
+
+        Raises:
+            ConfigError: for another ending, a missing package, or a preprocessing that is another
+                function.
             ExportError: if the file's probabilities differ by more than 1e-4.
         """
         self.model.check_original("export the classifier of")
@@ -307,30 +326,16 @@ class ImageClassifier(nn.Module):
             resolution=self.model.visual.resolution,
         )
 
-    def _features(self, images_or_features: "Images | Tensor", options: dict[str, Any]) -> Tensor:
-        if not isinstance(images_or_features, Tensor):
-            return embed_images(self.model, images_or_features, **options)
-        if images_or_features.ndim != 2:
-            raise DataError(
-                f"a tensor must be features (N, D), not {tuple(images_or_features.shape)}: see embed"
-            )
-        return images_or_features
+    def __repr__(self) -> str:
+        return describe(self.labels, self.provenance, self.model.config.vision)
 
-    def _indices(self, labels: Tensor | Sequence[int] | Sequence[str]) -> Tensor:
-        if isinstance(labels, Tensor):
-            return labels
-        index: Mapping[Any, int] = {label: i for i, label in enumerate(self.labels)}
-        if unknown := sorted(
-            {label for label in labels if isinstance(label, str) and label not in index}
-        ):
-            raise DataError(
-                f"no class of this classifier is called {', '.join(map(repr, unknown[:5]))}"
+    def _own_templates(self, templates: Templates | None) -> Templates:
+        """Return the templates given, or those that the classifier was made with."""
+        if templates is not None:
+            return templates
+        if self.templates is None:
+            raise ConfigError(
+                "this classifier does not know the templates that it was made with (clipkit 0.1.0 "
+                "did not save them, and functions cannot be saved): pass templates"
             )
-        return torch.tensor([index[label] if isinstance(label, str) else label for label in labels])
-
-    def _captions(self) -> Tensor:
-        """Features of all prompts, (C, K, D), zeros where a class has fewer than K."""
-        features = embed_texts(self.model, [prompt for own in self.prompts for prompt in own])
-        return nn.utils.rnn.pad_sequence(
-            list(features.split([len(own) for own in self.prompts])), batch_first=True
-        )
+        return self.templates

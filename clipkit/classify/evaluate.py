@@ -1,39 +1,150 @@
-"""How good a model is on labelled or captioned images."""
+"""Measure how good a model is on labeled or captioned images."""
+
+from dataclasses import dataclass, field
 
 import torch
+from torch import Tensor
 
+from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.metrics import accuracy, recall_at_k
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
-from clipkit.encode.embed import embed_images, embed_texts
-from clipkit.prompts import TEMPLATES, Templates
+from clipkit.encode.embed import embed_texts
+from clipkit.encode.store import extract_features
+from clipkit.errors import DataError
+from clipkit.prompts import TEMPLATES, ClassNames, Templates
+
+RECALL_AT = (1, 5)
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Hold what was measured, and on which images.
+
+    Attributes:
+        figures: name -> value, 0 to 1.
+        images: the number of images that were measured.
+        skipped: path of each image that could not be read, and why. No figure counts them.
+    """
+
+    figures: dict[str, float]
+    images: int
+    skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
 
 
 def zero_shot(
     model: CLIP,
     pairs: Pairs,
-    class_names: list[str],
-    templates: Templates = TEMPLATES,
+    class_names: ClassNames | None = None,
+    templates: Templates | None = TEMPLATES,
+    *,
+    batch_size: int = 64,
     workers: int = 0,
-) -> float:
-    """Zero-shot top-1 accuracy on labelled pictures, 0 to 1."""
+    progress: bool = False,
+) -> Evaluation:
+    """Return the zero-shot top-1 accuracy on labeled images, as the figure "accuracy".
+
+    Example:
+        pairs = clipkit.read_folder(Path("validation"))
+        result = zero_shot(model, pairs)
+        print(result.figures["accuracy"], result.skipped)
+
+    Args:
+        model: the model to measure.
+        pairs: images with labels.
+        class_names: C names, to which the labels refer; by default those of the pairs.
+        templates: as in `zero_shot_weights`.
+        batch_size, workers, progress: as in `embed_images`.
+
+    Raises:
+        DataError: if there are no labels or no class names, or no image can be read.
+    """
+    class_names = pairs.class_names if class_names is None else class_names
+    if pairs.labels is None or not class_names:
+        raise DataError("zero-shot accuracy needs images with labels, and names of their classes")
     weights = zero_shot_weights(model, class_names, templates).cpu()
-    return accuracy(
-        (embed_images(model, pairs.files, workers=workers) @ weights.T).argmax(dim=1),
-        torch.tensor(pairs.labels),
+    features, kept, skipped = _embed_readable(model, pairs, batch_size, workers, progress)
+    predicted = (features @ weights.T).argmax(dim=1)  # (M, D) x (D, C) -> (M,)
+    labels = torch.tensor(pairs.labels)[kept]
+    return Evaluation({"accuracy": accuracy(predicted, labels)}, len(kept), skipped)
+
+
+def classifier_accuracy(
+    classifier: ImageClassifier,
+    pairs: Pairs,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Return a classifier's top-1 accuracy on labeled images, as the figure "accuracy".
+
+    Example:
+        print(classifier_accuracy(classifier, pairs).figures["accuracy"])
+
+    Args:
+        classifier: the classifier to measure.
+        pairs: images with labels, which are indices of the classifier's classes.
+        batch_size, workers, progress: as in `embed_images`.
+
+    Raises:
+        DataError: if there are no labels, or no image can be read.
+    """
+    if pairs.labels is None:
+        raise DataError("accuracy needs images with labels")
+    features, kept, skipped = _embed_readable(
+        classifier.model, pairs, batch_size, workers, progress
     )
+    predicted = classifier.probabilities(features).argmax(dim=1)  # (M,)
+    labels = torch.tensor(pairs.labels)[kept]
+    return Evaluation({"accuracy": accuracy(predicted, labels)}, len(kept), skipped)
 
 
-def retrieval(model: CLIP, pairs: Pairs, workers: int = 0) -> dict[str, float]:
-    """Recall at 1 and 5 between pictures and their first captions, both ways, 0 to 1."""
-    images = embed_images(model, pairs.files, workers=workers)
-    texts = embed_texts(model, [captions[0] for captions in pairs.captions], truncate=True).cpu()
-    return {
-        f"{name} R@{k}": recall_at_k(queries, keys, k)
-        for name, queries, keys in (
-            ("image to text", images, texts),
-            ("text to image", texts, images),
-        )
-        for k in (1, 5)
-    }
+def retrieval(
+    model: CLIP,
+    pairs: Pairs,
+    *,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> Evaluation:
+    """Return recall at 1 and 5 between images and their first captions, both ways.
+
+    The figures are called "image to text R@1", "image to text R@5", "text to image R@1" and "text
+    to image R@5".
+
+    Example:
+        print(retrieval(model, clipkit.read_table(Path("captions.csv"))).figures)
+
+    Args:
+        model: the model to measure.
+        pairs: images with captions. Captions that are too long are cut.
+        batch_size, workers, progress: as in `embed_images`.
+
+    Raises:
+        DataError: if no image can be read.
+    """
+    images, kept, skipped = _embed_readable(model, pairs, batch_size, workers, progress)
+    captions = [pairs.captions[int(position)][0] for position in kept]
+    texts = embed_texts(model, captions, truncate=True)
+    figures = {f"image to text R@{k}": recall_at_k(images, texts, k) for k in RECALL_AT}
+    figures |= {f"text to image R@{k}": recall_at_k(texts, images, k) for k in RECALL_AT}
+    return Evaluation(figures, len(kept), skipped)
+
+
+def _embed_readable(
+    model: CLIP, pairs: Pairs, batch_size: int, workers: int, progress: bool
+) -> tuple[Tensor, Tensor, list[tuple[str, str]]]:
+    """Return features of the images that can be read, their positions, and the other images.
+
+    Returns:
+        features (M, D) float32 on the CPU, positions (M,) int64 among the pairs, and path and
+        problem of each image that cannot be read.
+    """
+    numbered = [(file, position) for position, file in enumerate(pairs.files)]
+    found = extract_features(
+        model, numbered, batch_size=batch_size, workers=workers, progress=progress
+    )
+    assert found.labels is not None  # they are the positions
+    return found.features, found.labels, found.skipped

@@ -1,4 +1,4 @@
-"""What the tests of the classifier share: a small model, features that can be told apart, and all that one can see."""
+"""Make what the tests of classifiers share: a small model, and features that can be told apart."""
 
 import copy
 from typing import Any
@@ -6,9 +6,10 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.utils.data import Dataset
 
 from clipkit import CLIP, ImageClassifier, Tokenizer
-from tests.helpers.toy_data import toy_config
+from tests.helpers.toy_data import COLOURS, picture, toy_config
 
 NAMES = ["blue", "dark red", "green", "white"]  # in the order of the folders
 RAGGED = {
@@ -21,40 +22,74 @@ QUICK: dict[str, Any] = {"zero_shot_linear": {"epochs": 3}, "random_linear": {"e
 
 
 def toy_model(tokenizer: Tokenizer) -> CLIP:
-    """With random weights, for `small_tokenizer`."""
+    """Return a model with random weights, for `small_tokenizer`."""
     torch.manual_seed(0)
     return CLIP(toy_config(), tokenizer).eval()
 
 
 def toy_features() -> tuple[Tensor, Tensor]:
-    """Features (22, 32) of 4 classes around their centres, 7, 5, 5 and 5 of each, and labels."""
+    """Return features (22, 32) around the centers of 4 classes, and labels (22,).
+
+    The classes have 7, 5, 5 and 5 features.
+    """
     random = torch.Generator().manual_seed(0)
     labels = torch.cat([torch.arange(20) % 4, torch.tensor([0, 0])])
-    centres = torch.randn(4, 32, generator=random)
-    return F.normalize(
-        centres[labels] + 0.8 * torch.randn(22, 32, generator=random), dim=-1
-    ), labels
+    centers = torch.randn(4, 32, generator=random)
+    noise = torch.randn(22, 32, generator=random)
+    return F.normalize(centers[labels] + 0.8 * noise, dim=-1), labels
+
+
+class ColoredImages(Dataset[Any]):
+    """Images of noise around a color, with or without their labels."""
+
+    def __init__(self, labels: list[int], labeled: bool = True) -> None:
+        self.labels = labels
+        self.labeled = labeled
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> Any:
+        color = COLOURS[NAMES[self.labels[index]]]
+        image = picture(color, color, seed=index)
+        return (image, self.labels[index]) if self.labeled else image
 
 
 def assert_close(first: Tensor, second: Tensor, atol: float = 2e-5) -> None:
-    """In value, whatever the dtypes."""
+    """Fail unless two tensors are close in value, whatever their dtypes."""
     torch.testing.assert_close(
         first.detach().double(), second.detach().double(), rtol=1e-5, atol=atol
     )
 
 
-def logits(classifier: ImageClassifier, features: Tensor) -> Tensor:
-    """What the head says."""
+def zero_shot_by_hand(model: CLIP, images: Tensor, weights: Tensor) -> Tensor:
+    """Return the logits (N, C) of zero-shot classification, computed in float64."""
+    with torch.no_grad():
+        features = model.encode_image(images).double()
+        features = features / features.square().sum(dim=1, keepdim=True).sqrt()
+        return model.logit_scale.double().exp() * features @ weights.double().T
+
+
+def head_logits(classifier: ImageClassifier, features: Tensor) -> Tensor:
+    """Return what the head makes of features, without gradient."""
     with torch.no_grad():
         return classifier.head(features)
 
 
-def known(classifier: ImageClassifier) -> list[Any]:
-    """All by which a change of the heads would show, to the bit."""
+def state_of(classifier: ImageClassifier) -> list[Any]:
+    """Return everything in which a change of the heads would show, to the bit."""
     heads = [
-        {k: v.tolist() for k, v in h.state_dict().items()}
-        for h in (classifier.head, classifier.zero_shot_head)
+        {name: value.tolist() for name, value in head.state_dict().items()}
+        for head in (classifier.head, classifier.zero_shot_head)
     ]
     return copy.deepcopy(
-        [type(classifier.head), heads, classifier.labels, classifier.prompts, classifier.provenance]
+        [
+            type(classifier.head),
+            classifier.head.scale,
+            heads,
+            classifier.labels,
+            classifier.prompts,
+            classifier.templates,
+            classifier.provenance,
+        ]
     )

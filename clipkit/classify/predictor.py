@@ -1,0 +1,157 @@
+"""Predict the classes of images: an image tower and a head, with labels."""
+
+import os
+from typing import TYPE_CHECKING, Any, cast, overload
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipkit.classify.heads import Head
+from clipkit.classify.inputs import (
+    Inputs,
+    Reading,
+    check_path,
+    features_and_paths,
+    is_one_image,
+)
+from clipkit.classify.prediction import Prediction
+from clipkit.clip import CLIP
+from clipkit.data.pictures import Images
+from clipkit.encode.embed import embed_images
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+class Predictor(nn.Module):
+    """Tie a CLIP's image tower, a head and its labels. `ImageClassifier` makes and keeps them.
+
+    Args:
+        model: the CLIP.
+        head: from its features to logits.
+        labels: C names, one per class.
+    """
+
+    def __init__(self, model: CLIP, head: Head, labels: list[str]) -> None:
+        super().__init__()
+        self.model = model
+        self.head = head
+        self.labels = labels
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Return logits (N, C) float32 of preprocessed images (N, 3, H, W), any float dtype."""
+        return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
+
+    def embed(
+        self, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> Tensor:
+        """Return features for `fit` and `probabilities`, to compute them only once.
+
+        Args:
+            images: a folder, a list or a data set, as `clipkit.extract_features` takes them.
+            batch_size: images encoded at once.
+            workers: processes that read and preprocess; 0 for none.
+            progress: whether to show a bar.
+
+        Returns:
+            (N, D) float32 on the CPU, of unit length.
+
+        Raises:
+            ImageError: if an image cannot be read; it is named.
+        """
+        check_path(images)
+        return embed_images(
+            self.model, images, batch_size=batch_size, workers=workers, progress=progress
+        )
+
+    def probabilities(
+        self,
+        images_or_features: Inputs,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Tensor:
+        """Return the probabilities of all classes.
+
+        Args:
+            images_or_features: features (N, D) of unit length, a tensor or a NumPy array; or images
+                as `embed` takes them.
+            batch_size, workers, progress: as in `embed`, for images.
+
+        Returns:
+            (N, C) float32 on the CPU; each row has the sum 1.
+
+        Raises:
+            DataError: for features that are not of unit length.
+            ImageError: if an image cannot be read; it is named.
+        """
+        reading = Reading(batch_size, workers, progress)
+        features, _ = features_and_paths(self.model, images_or_features, reading)
+        with torch.no_grad():
+            return self.head(features.to(self.model.device)).softmax(dim=-1).cpu()
+
+    @overload
+    def predict(
+        self, images: "Image", *, batch_size: int = 64, workers: int = 0, progress: bool = False
+    ) -> Prediction: ...
+
+    # A path may name an image or a folder, which no type tells apart.
+    @overload
+    def predict(
+        self,
+        images: str | os.PathLike[str],
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Any: ...
+
+    @overload
+    def predict(
+        self,
+        images: Inputs,
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> list[Prediction]: ...
+
+    def predict(
+        self,
+        images: "Image | Inputs",
+        *,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Any:
+        """Return what is in an image, or in each of many.
+
+        Example:
+            classifier.predict("photo.jpg").top(5)
+            for prediction in classifier.predict("photos/"):
+                print(prediction.path, prediction.label)
+
+        Args:
+            images: the path of an image, or a PIL image; or many: a folder, a list, a data set, or
+                features as `probabilities` takes them.
+            batch_size, workers, progress: as in `embed`, for images.
+
+        Returns:
+            One `Prediction` for one image; for many a list of them, each with its path.
+
+        Raises:
+            ImageError: if an image cannot be read; it is named.
+            DataError: for features that are not of unit length.
+        """
+        check_path(images)
+        single = is_one_image(images)
+        given = cast("Inputs", [images] if single else images)
+        reading = Reading(batch_size, workers, progress)
+        features, paths = features_and_paths(self.model, given, reading)
+        rows = self.probabilities(features)
+        predictions = [
+            Prediction(self.labels, row, path) for row, path in zip(rows, paths, strict=True)
+        ]
+        return predictions[0] if single else predictions
