@@ -25,20 +25,64 @@ def pairs(folder: Path) -> Pairs:
         [f"{file.parent.name} {file.stem} {word}" for word in ("x", "y", "z")]
         for file in read.files
     ]
-    return Pairs(read.files, captions, read.labels)
+    return Pairs(read.files, captions, read.labels, read.class_names)
+
+
+# Pairs
+
+
+def test_repr_is_short(pairs: Pairs) -> None:
+    assert repr(pairs) == "Pairs(20 images, 60 captions, 4 classes)"
+    assert repr(Pairs(pairs.files, pairs.captions)) == "Pairs(20 images, 60 captions)"
+    without_names = Pairs(pairs.files[:1], [["a"]], [3])
+    assert repr(without_names) == "Pairs(1 images, 1 captions, 1 classes)"
+
+
+def test_select_keeps_what_belongs_together(pairs: Pairs) -> None:
+    some = pairs.select([7, 2])
+    assert some.files == [pairs.files[7], pairs.files[2]]
+    assert some.captions == [pairs.captions[7], pairs.captions[2]]
+    assert some.labels == [1, 0]
+    assert some.class_names == pairs.class_names
+    bare = Pairs(pairs.files, pairs.captions).select([7])
+    assert bare.labels is None
+    assert bare.class_names is None
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"captions": [["a"]]}, "2 files need as many lists of captions: 1"),
+        ({"labels": [0]}, "2 files need as many labels, not 1"),
+        ({"labels": [0, 2]}, "from 0 through 2 class names, but run from 0 to 2"),
+        ({"labels": [-1, 1]}, "from 0 through 2 class names, but run from -1 to 1"),
+    ],
+)
+def test_refuses_what_does_not_belong_together(values: dict[str, Any], message: str) -> None:
+    sound: dict[str, Any] = {
+        "files": [Path("a.png"), Path("b.png")],
+        "captions": [["a"], ["b"]],
+        "labels": [0, 1],
+        "class_names": ["a", "b"],
+    }
+    Pairs(**sound)
+    with pytest.raises(DataError, match=message):
+        Pairs(**(sound | values))
 
 
 def test_split_holds_out_a_random_share(pairs: Pairs) -> None:
     rest, held = pairs.split(6)
-    assert len(rest) == 14 and len(held) == 6
+    assert len(rest) == 14
+    assert len(held) == 6
     assert sorted(rest.files + held.files) == sorted(pairs.files)
     assert held.files == pairs.split(6)[1].files != pairs.split(6, seed=1)[1].files
     for part in (rest, held):
+        assert part.class_names == pairs.class_names
         for file, captions, label in zip(part.files, part.captions, part.labels or [], strict=True):
             index = pairs.files.index(file)
-            assert (
-                captions == pairs.captions[index] and pairs.labels and label == pairs.labels[index]
-            )
+            assert captions == pairs.captions[index]
+            assert pairs.labels
+            assert label == pairs.labels[index]
 
 
 # Folders and tables
@@ -58,22 +102,30 @@ def test_folders_become_classes(tmp_path: Path) -> None:
     ):
         (tmp_path / name).touch()
     pairs = read_folder(tmp_path, ["a {}.", "{} here"])
-    assert pairs.class_names == ["cat", "golden retriever"] and pairs.labels == [0, 1, 1]
+    assert pairs.class_names == ["cat", "golden retriever"]
+    assert pairs.labels == [0, 1, 1]
     assert [str(f.relative_to(tmp_path)) for f in pairs.files] == [
         "cat/1.png", "golden_retriever/b.JPG", "golden_retriever/deep/a.webp"
     ]  # fmt: skip
-    assert (
-        pairs.captions[0] == ["a cat.", "cat here"]
-        and pairs.captions[2][1] == "golden retriever here"
-    )
+    assert pairs.captions[0] == ["a cat.", "cat here"]
+    assert pairs.captions[2][1] == "golden retriever here"
 
 
-@pytest.mark.parametrize(
-    "make", [lambda p: p, lambda p: p / "missing", lambda p: (p / "empty").mkdir() or p]
-)
-def test_a_folder_without_pictures_is_an_error(tmp_path: Path, make) -> None:
-    with pytest.raises(DataError, match="holds no folders of pictures"):
-        read_folder(make(tmp_path))
+@pytest.mark.parametrize("inside", ["", "empty", ".hidden", "loose.png"])
+def test_a_folder_without_images_in_folders_is_an_error(tmp_path: Path, inside: str) -> None:
+    if inside == "loose.png":
+        (tmp_path / inside).touch()
+    else:
+        (tmp_path / inside).mkdir(exist_ok=True)
+    if inside == ".hidden":
+        (tmp_path / inside / "image.png").touch()
+    with pytest.raises(DataError, match="holds no folders of images"):
+        read_folder(tmp_path)
+
+
+def test_a_folder_that_does_not_exist_is_said_to_not_exist(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"there is no folder .*missing"):
+        read_folder(tmp_path / "missing")
 
 
 def test_csv_with_a_byte_order_mark_quotes_and_newlines(tmp_path: Path) -> None:
@@ -86,17 +138,16 @@ def test_csv_with_a_byte_order_mark_quotes_and_newlines(tmp_path: Path) -> None:
     with table.open("w", encoding="utf-8-sig", newline="") as file:
         csv.writer(file).writerows(rows)
     pairs = read_table(table)
-    assert pairs.files == [tmp_path / "a.png", tmp_path / "sub/ü.png"] and pairs.labels is None
+    assert pairs.files == [tmp_path / "a.png", tmp_path / "sub/ü.png"]
+    assert pairs.labels is None
     assert pairs.captions == [['two\nlines, and a "quote"'], ["ümlaut"]]
 
 
 def test_tsv_with_commas(tmp_path: Path) -> None:
     (tmp_path / "t.tsv").write_text("image\ttext\r\na.png\tred, green\r\n/b.png\tblue\r\n")
     pairs = read_table(tmp_path / "t.tsv")
-    assert pairs.files == [tmp_path / "a.png", Path("/b.png")] and pairs.captions == [
-        ["red, green"],
-        ["blue"],
-    ]
+    assert pairs.files == [tmp_path / "a.png", Path("/b.png")]
+    assert pairs.captions == [["red, green"], ["blue"]]
 
 
 def test_jsonl_with_several_captions_and_rows_of_one_path(tmp_path: Path) -> None:
@@ -146,7 +197,7 @@ def test_jsonl_with_several_captions_and_rows_of_one_path(tmp_path: Path) -> Non
     ],
 )
 def test_bad_tables_say_what_is_wrong(
-    tmp_path: Path, name: str, content: Any, message: str
+    tmp_path: Path, name: str, content: str | bytes, message: str
 ) -> None:
     table = tmp_path / name
     table.write_bytes(content if isinstance(content, bytes) else content.encode())
