@@ -1,4 +1,4 @@
-"""Which module may import which: everything points down, and there is no circle and no exception."""
+"""Which module may import which: everything points down, with no circle and no exception."""
 
 import ast
 from collections.abc import Iterator
@@ -14,8 +14,8 @@ MODULES = {
     for path in sorted(PACKAGE.rglob("*.py"))
 }
 
-# The floors of the house (DESIGN.md), the ground floor first. A name stands for all modules below it. An import goes to
-# a lower floor, or stays in its own room.
+# The floors of the house, the ground floor first. A name stands for all modules below it. An import
+# goes to a lower floor, or stays in its own room.
 FLOORS = [
     {"clipkit.errors", "clipkit.files", "clipkit.distributed", "clipkit.byte_pairs"},
     {"clipkit.config", "clipkit.tokenizer", "clipkit.prompts"},
@@ -97,7 +97,7 @@ def test_rooms_have_no_code_in_their_init() -> None:
 
 
 def test_no_import_of_ours_hides_inside_a_function() -> None:
-    """Imports of other packages that cost start-up time may; ours would only get round the floors."""
+    """Imports of other packages that cost start-up time may; ours would get round the floors."""
     hidden: list[str] = []
     for module, path in MODULES.items():
         tree = ast.parse(path.read_text("utf-8"))
@@ -110,7 +110,10 @@ def test_no_import_of_ours_hides_inside_a_function() -> None:
 
 
 def test_the_walk_sees_imports_wherever_they_stand() -> None:
-    source = "def f():\n    from clipkit import cli\n    import clipkit.clip\nfrom clipkit.config import CLIPConfig\n"
+    source = (
+        "def f():\n    from clipkit import cli\n    import clipkit.clip\n"
+        "from clipkit.config import CLIPConfig\n"
+    )
     assert [name for name, _ in imports_of(source)] == [
         "clipkit.config",
         "clipkit.cli",
