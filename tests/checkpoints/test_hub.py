@@ -32,7 +32,8 @@ def sent(hub: HubServer, method: str) -> list[str]:
 def test_first_candidate_is_downloaded_once(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo(REPO, {"model.safetensors": WEIGHTS, "pytorch_model.bin": b"other"})
     path = fetch_hub(REPO, ["model.safetensors", "pytorch_model.bin"], cache_dir=tmp_path)
-    assert path.name == "model.safetensors" and path.read_bytes() == WEIGHTS
+    assert path.name == "model.safetensors"
+    assert path.read_bytes() == WEIGHTS
     assert fetch_hub(REPO, ["model.safetensors"], cache_dir=tmp_path) == path
     assert len(sent(hub, "GET")) == 1
     assert leftovers(tmp_path) == []
@@ -41,7 +42,8 @@ def test_first_candidate_is_downloaded_once(hub: HubServer, tmp_path: Path) -> N
 def test_missing_candidate_gives_way_to_the_next(hub: HubServer, tmp_path: Path) -> None:
     hub.add_repo(REPO, {"pytorch_model.bin": WEIGHTS, "config.json": b"{}"})
     path = fetch_hub(REPO, ["model.safetensors", "pytorch_model.bin"], cache_dir=tmp_path)
-    assert path.name == "pytorch_model.bin" and path.read_bytes() == WEIGHTS
+    assert path.name == "pytorch_model.bin"
+    assert path.read_bytes() == WEIGHTS
     assert fetch_hub(REPO, ["config.json"], cache_dir=tmp_path).read_bytes() == b"{}"
     assert fetch_hub(REPO, ["config.json"], cache_dir=tmp_path).parent == path.parent
 
@@ -173,7 +175,8 @@ def test_offline_with_a_filled_cache(
     fetch_hub(REPO, ["w.safetensors", "w.bin"], cache_dir=tmp_path)
     local = go_offline(how, hub, monkeypatch)
     path = fetch_hub(REPO, ["w.safetensors", "w.bin"], cache_dir=tmp_path, local_files_only=local)
-    assert path.name == "w.bin" and path.read_bytes() == WEIGHTS
+    assert path.name == "w.bin"
+    assert path.read_bytes() == WEIGHTS
     assert hub.requests == []
 
 
@@ -218,7 +221,8 @@ def test_hub_that_is_down(hub: HubServer, tmp_path: Path) -> None:
 def test_url_is_downloaded_once(hub: HubServer, tmp_path: Path) -> None:
     url = hub.add_blob("/clip/models/ViT-toy.pt", WEIGHTS)
     path = fetch_url(url, digest(WEIGHTS).upper(), tmp_path / "new")
-    assert path == tmp_path / "new" / "ViT-toy.pt" and path.read_bytes() == WEIGHTS
+    assert path == tmp_path / "new" / "ViT-toy.pt"
+    assert path.read_bytes() == WEIGHTS
     hub.stop()
     assert fetch_url(url, digest(WEIGHTS).upper(), tmp_path / "new") == path
     assert fetch_url(url, digest(WEIGHTS), tmp_path / "new", local_files_only=True) == path

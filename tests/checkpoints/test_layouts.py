@@ -149,7 +149,8 @@ def test_logit_scale_of_one_element(published: dict[str, dict[str, Tensor]]) -> 
     assert torch.equal(to_canonical(state)["logit_scale"], torch.tensor(4.5))
     two = to_canonical(published["openai"] | {"logit_scale": torch.zeros(2)})
     problem = describe_mismatch(published["canonical"], two)
-    assert problem and "! logit_scale is (2,), the model has ()" in problem
+    assert problem
+    assert "! logit_scale is (2,), the model has ()" in problem
 
 
 def test_unknown_names_pass_to_be_reported(published: dict[str, dict[str, Tensor]]) -> None:
@@ -249,4 +250,5 @@ def test_mismatch_prints_as_a_diff() -> None:
         "  - a (2,)\n  + d (5,)\n  ! b is (4, 3), the model has (3, 4)"
     )
     lines = (describe_mismatch({str(n): torch.zeros(1) for n in range(25)}, {}) or "").splitlines()
-    assert len(lines) == 22 and lines[-1] == "  ... and 5 more"
+    assert len(lines) == 22
+    assert lines[-1] == "  ... and 5 more"

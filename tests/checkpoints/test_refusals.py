@@ -13,26 +13,6 @@ from clipkit.errors import ConfigError, UnknownModelError, UnsupportedCheckpoint
 TRANSFORMERS = {"model_type": "clip", "vision_config": {}, "text_config": {}}
 
 
-@pytest.mark.parametrize(
-    ("processor", "message"),
-    [
-        ({"do_resize": False}, "do_resize is false"),
-        ({"do_rescale": False}, "do_rescale is false"),
-        ({"do_normalize": False}, "do_normalize is false"),
-        ({"do_center_crop": False, "size": 224}, "do_center_crop is false"),
-        ({"rescale_factor": 1.0}, "rescale_factor 1.0 is not 1/255"),
-    ],
-)
-def test_a_preprocessing_that_is_not_ours(processor, message: str) -> None:
-    with pytest.raises(UnsupportedCheckpointError, match=message):
-        infer.from_transformers(TRANSFORMERS, processor)
-
-
-def test_squashing_needs_no_crop() -> None:
-    processor = {"do_center_crop": False, "size": {"height": 224, "width": 224}}
-    assert infer.from_transformers(TRANSFORMERS, processor).preprocess.resize_mode == "squash"
-
-
 def test_another_tokenizer_in_an_open_clip_config() -> None:
     text = {"width": 64, "heads": 1, "layers": 1, "hf_tokenizer_name": "someone/other-words"}
     values = {

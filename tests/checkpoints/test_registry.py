@@ -101,12 +101,11 @@ def test_openai_rows() -> None:
         row = MODELS[name]
         assert row.openai is not None
         file, digest = row.openai
-        assert (
-            re.fullmatch("[0-9a-f]{64}", digest)
-            and file.endswith(".pt")
-            and re.fullmatch(r"[\w.-]+", file)
-        )
-        assert row.hub.startswith("timm/") and row.hub.endswith(".openai")
+        assert re.fullmatch("[0-9a-f]{64}", digest)
+        assert file.endswith(".pt")
+        assert re.fullmatch(r"[\w.-]+", file)
+        assert row.hub.startswith("timm/")
+        assert row.hub.endswith(".openai")
     assert MODELS["ViT-L/14@336px"].openai == (
         "ViT-L-14-336px.pt",
         "3035c92b350959924f9f00213499208652fc7ea050643e8b385c2dac08641f02",
@@ -141,8 +140,11 @@ def test_activations_and_preprocessing() -> None:
 def test_every_row_is_reached_by_its_name_and_its_repository() -> None:
     assert list_models() == ["tiny", *MODELS]
     for name, row in MODELS.items():
-        assert row.name == name and re.fullmatch(r"[\w-]+/[\w.-]+", row.hub) and row.license
-        assert find(name) is row and find(row.hub) is row
+        assert row.name == name
+        assert re.fullmatch(r"[\w-]+/[\w.-]+", row.hub)
+        assert row.license
+        assert find(name) is row
+        assert find(row.hub) is row
         refuse(row.hub)  # is silent: no plain CLIP is refused for its name
     assert len({row.hub for row in MODELS.values()}) == len(MODELS)
     assert len(registry._BY_SPELLING) == 2 * len(MODELS) + 1  # no two spellings fall together
@@ -178,10 +180,11 @@ def test_spellings(spelling: str, name: str) -> None:
 def test_unknown_names_get_suggestions(name: str, close: str) -> None:
     assert find(name) is None
     message = str(unknown(name))
-    assert repr(name) in message and "did you mean" in message and close in message
-    assert "did you mean" not in str(unknown("zzzzzz")) and "list_models()" in str(
-        unknown("zzzzzz")
-    )
+    assert repr(name) in message
+    assert "did you mean" in message
+    assert close in message
+    assert "did you mean" not in str(unknown("zzzzzz"))
+    assert "list_models()" in str(unknown("zzzzzz"))
     assert isinstance(unknown(name), UnknownModelError)
 
 

@@ -65,7 +65,8 @@ def test_rows_stay_rows() -> None:
         torch.arange(16) + 0.5
     ) / 2 - 0.5  # where the centres of the new rows lie among the old ones
     assert torch.allclose(resized[4:12, 0, 0], middles[4:12], atol=1e-5)
-    assert (resized[:, 0, 0].diff() > 0).all() and (resized[0, :, 1].diff() > 0).all()
+    assert (resized[:, 0, 0].diff() > 0).all()
+    assert (resized[0, :, 1].diff() > 0).all()
 
 
 def test_shrinking_averages() -> None:
@@ -80,7 +81,8 @@ def test_dtype_is_kept_and_the_argument_unchanged(dtype: torch.dtype) -> None:
     positions = torch.randn(1 + 12, 5, generator=torch.Generator().manual_seed(0)).to(dtype)
     before = positions.clone()
     resized = resize_positions(positions, (3, 4), (5, 6))
-    assert resized.dtype == dtype and torch.equal(positions, before)
+    assert resized.dtype == dtype
+    assert torch.equal(positions, before)
     expected = resize_positions(positions.float(), (3, 4), (5, 6))
     assert torch.equal(resized, torch.cat([positions[:1].float(), expected[1:]]).to(dtype))
 

@@ -80,11 +80,15 @@ def assert_same(actual: CLIP, expected: CLIP) -> None:
 
 
 def assert_same_weights(actual: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> None:
-    """Fail unless both have the same names, dtypes, shapes and bits. NaN equals itself here."""
+    """Fail unless both have the same names, dtypes, shapes and bits, and none asks for gradients.
+
+    NaN equals itself here.
+    """
     assert sorted(actual) == sorted(expected)
     for name, value in expected.items():
         assert actual[name].dtype == value.dtype, name
         assert actual[name].shape == value.shape, name
+        assert not actual[name].requires_grad, name
         assert torch.equal(_bits(actual[name]), _bits(value)), name
 
 
