@@ -24,7 +24,7 @@ def local_card(device: torch.device) -> torch.device:
 
 
 def is_launched() -> bool:
-    """Return whether `torchrun`, or a launcher that sets the same variables, started this process."""
+    """Return whether `torchrun`, or a launcher that sets what it sets, started this process."""
     return {"RANK", "WORLD_SIZE", "MASTER_ADDR"} <= os.environ.keys()
 
 

@@ -16,7 +16,7 @@ from clipkit.errors import ConfigError
 from clipkit.training import losses
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
-from clipkit.training.optimizer import TrainConfig
+from clipkit.training.config import TrainConfig
 from clipkit.training.recompute import cached_features
 from clipkit.training.tasks import ClassificationTask
 from tests.helpers import training_worker
@@ -101,7 +101,7 @@ def torchrun(world: int, out: Path, values: str, *stop_at: str, code: int = 0) -
 # Clipping, decay and caching take part. Sums of float32 in another order are all that differs.
 @pytest.mark.parametrize(
     "world, extra",
-    [(4, '"micro_batch": 1'), (2, '"shard": true, "gradient_checkpointing": true')],
+    [(4, '"micro_batch": 1'), (2, '"shard": true, "recompute": true')],
     ids=["DDP on 4", "FSDP on 2"],
 )
 def test_the_curve_is_that_of_one_process(world: int, extra: str, tmp_path: Path) -> None:

@@ -1,40 +1,148 @@
-"""The log of a run: one JSON object a line, and the events of TensorBoard where that is installed."""
+"""What a run tells: rows of numbers in a file and for TensorBoard, and a progress bar."""
 
 import json
+import sys
+import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
+from torch import Tensor
+
+from clipkit import distributed
+from clipkit.errors import ConfigError
 from clipkit.files import replacing
+
+Row = dict[str, float]
+_ON_THE_BAR = ("loss", "scale", "images_per_second")
 
 
 class Log:
-    """Writes rows to `log.jsonl` and `tensorboard/` in a folder, for the steps after `step`.
+    """Write rows to `log.jsonl` and `tensorboard/` in a folder.
 
-    Rows of later steps, which will be made again, are dropped, and so is a last one that was cut off.
+    Args:
+        folder: of the run.
+        step: the rows of later steps are dropped, because those steps will be made again; so is a
+            last row that was cut off.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.file, self.board = folder / "log.jsonl", _board(folder / "tensorboard", step)
+        self.file = folder / "log.jsonl"
+        self.board = _open_board(folder / "tensorboard", step)
         if self.file.exists():
-            rows = [row for row in self.file.read_text().splitlines() if row.endswith("}")]
-            with replacing(self.file) as partial:
-                partial.write_text(
-                    "".join(f"{row}\n" for row in rows if json.loads(row)["step"] <= step)
-                )
+            self._keep_up_to(step)
 
-    def write(self, row: dict[str, Any]) -> None:
-        """Add a row; `step` is one of its keys, the values of the others are numbers."""
+    def _keep_up_to(self, step: int) -> None:
+        whole = [line for line in self.file.read_text().splitlines() if line.endswith("}")]
+        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        with replacing(self.file) as partial:
+            partial.write_text("".join(f"{line}\n" for line in kept))
+
+    def write(self, step: int, row: Row) -> None:
+        """Add a row, which says of itself after which step it was made."""
         with self.file.open("a") as file:
-            file.write(json.dumps(row) + "\n")
+            file.write(json.dumps({"step": step, **row}) + "\n")
         if self.board is not None:
-            for key in row.keys() - {"step"}:
-                self.board.add_scalar(key, row[key], row["step"])
+            for name, value in row.items():
+                self.board.add_scalar(name, value, step)
             self.board.flush()
 
 
-def _board(folder: Path, step: int) -> Any:
+def _open_board(folder: Path, step: int) -> Any:
+    """Return a TensorBoard writer that goes on behind `step`; None where it is not installed."""
     try:
         from torch.utils.tensorboard.writer import SummaryWriter
     except ImportError:
         return None
     return SummaryWriter(folder, purge_step=step + 1)
+
+
+class Reporter:
+    """Tell of a run while it goes on. The first process writes the log and shows the bar.
+
+    Args:
+        folder: of the run, made if it does not exist.
+        step: the steps that were made before.
+        steps: the steps of the whole run.
+    """
+
+    def __init__(self, folder: Path, step: int, steps: int) -> None:
+        from tqdm import tqdm
+
+        folder.mkdir(parents=True, exist_ok=True)
+        first = distributed.is_first()
+        self._log = Log(folder, step) if first else None
+        # None shows the bar on a terminal alone.
+        self._bar = tqdm(total=steps, initial=step, disable=None if first else True, unit="step")
+        self._told: set[str] = set()
+        self._images = 0
+        self._started = time.perf_counter()
+
+    def __enter__(self) -> "Reporter":
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._bar.close()
+
+    def count(self, images: int, skipped: Sequence[str]) -> None:
+        """Note one step of this process, and tell once of each image that was skipped, and why."""
+        self._images += images * distributed.world_size()
+        for reason in set(skipped) - self._told:
+            self._bar.write(f"skipped: {reason}", file=sys.stderr)
+        self._told.update(skipped)
+
+    def images_per_second(self) -> float:
+        """Return the pace of all processes together since the last row."""
+        return self._images / (time.perf_counter() - self._started)
+
+    def show(self, row: Row) -> None:
+        """Put the chief figures of a row beside the bar."""
+        self._bar.set_postfix({name: f"{row[name]:.4g}" for name in _ON_THE_BAR})
+
+    def write(self, step: int, row: Row) -> None:
+        """Add a row to the log, and measure the pace anew."""
+        if self._log is not None:
+            self._log.write(step, row)
+        self._images = 0
+        self._started = time.perf_counter()
+
+    def advance(self) -> None:
+        """Move the bar by one step."""
+        self._bar.update()
+
+
+def as_row(figures: object) -> Row:
+    """Return what a function that measures a model gave, as plain numbers by name.
+
+    Args:
+        figures: a mapping from names to numbers: of Python, of NumPy, or tensors of one element.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(figures, Mapping):
+        raise ConfigError(f"evaluate must return numbers by name, not {figures!r}")
+    named = cast("Mapping[object, object]", figures)
+    return {_as_name(name): _as_number(name, value) for name, value in named.items()}
+
+
+def _as_name(name: object) -> str:
+    if not isinstance(name, str) or name == "step":
+        raise ConfigError(
+            f"evaluate must return numbers by name, and no name may be {name!r}: rows have one "
+            "of their own by 'step'"
+        )
+    return name
+
+
+def _as_number(name: object, value: Any) -> float:
+    if isinstance(value, Tensor):
+        value = value.detach()  # a parameter as it is would warn
+    try:
+        if isinstance(value, str | bytes):
+            raise TypeError("a text is no number")
+        return float(value)
+    except (TypeError, ValueError) as error:
+        raise ConfigError(
+            f"evaluate must return numbers by name, but {name!r} is {value!r}: {error}"
+        ) from error

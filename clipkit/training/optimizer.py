@@ -1,148 +1,76 @@
-"""How to train: the config, locked towers, parameter groups with layer-wise decay, the schedule."""
+"""What is trained and at which rate: locked towers, AdamW with layer-wise decay, clipping."""
 
-import math
 import re
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections.abc import Iterable
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
 from torch.optim import AdamW, Optimizer
 
-from clipkit.config import check_choice, check_positive
 from clipkit.errors import ConfigError
 
-
-@dataclass(frozen=True, kw_only=True)
-class TrainConfig:
-    """How to train. The defaults are for training from scratch, after 2103.00020, table 18.
-
-    Args:
-        steps: of the optimiser.
-        lr: the highest rate; reached after `warm_up` steps, then falling to 0 as half a cosine.
-        warm_up: steps; by default 2,000, or a tenth of all if that is less.
-        weight_decay: decoupled; not on norms, biases and the temperature.
-        layer_decay: factor on the rate from block to block towards the input of each tower; 1 for none.
-        clip_grad: highest norm of all gradients together; None for any.
-        image_blocks, text_blocks: train only so many last blocks of a tower, 0 to lock it; None leaves it as it is.
-        micro_batch: pairs of a process encoded at once; a larger batch is accumulated, with exact gradients but for
-            batch norms, to which what is encoded at once is the batch.
-        precision: of the forward pass; weights, optimiser and loss are float32 either way.
-        gradient_checkpointing: compute the insides of each block again in the backward pass instead of keeping them.
-        ema: decay of an exponential moving average of the weights, which is then what is evaluated and saved.
-        compile: use torch.compile.
-        shard: split weights and optimiser over the processes (FSDP2) instead of copying them to each (DDP).
-        log_every, save_every, evaluate_every: steps; 0 for never.
-        seed: of all that is random.
-    """
-
-    steps: int
-    lr: float = 5e-4
-    weight_decay: float = 0.2
-    betas: tuple[float, float] = (0.9, 0.98)
-    warm_up: int | None = None
-    layer_decay: float = 1.0
-    clip_grad: float | None = 1.0
-    image_blocks: int | None = None
-    text_blocks: int | None = None
-    micro_batch: int | None = None
-    precision: Literal["float32", "bfloat16"] = "float32"
-    gradient_checkpointing: bool = False
-    ema: float | None = None
-    compile: bool = False
-    shard: bool = False
-    log_every: int = 50
-    save_every: int = 1000
-    evaluate_every: int = 0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        check_positive(self, "steps", *(["micro_batch"] if self.micro_batch is not None else []))
-        check_choice(self, "precision", ("float32", "bfloat16"))
-        for name in ("gradient_checkpointing", "compile", "shard"):
-            check_choice(self, name, (True, False))
-        if self.warm_up is None:
-            object.__setattr__(self, "warm_up", min(2000, self.steps // 10))
-        for name in (
-            "log_every",
-            "save_every",
-            "evaluate_every",
-            "warm_up",
-            "seed",
-            "image_blocks",
-            "text_blocks",
-        ):
-            value = getattr(self, name)
-            if value is None and name.endswith("_blocks"):
-                continue
-            if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-                raise ConfigError(
-                    f"TrainConfig.{name} must be an integer of at least 0, not {value!r}"
-                )
-        ranges = {
-            "lr": (0, 10),
-            "weight_decay": (0, 10),
-            "layer_decay": (1e-6, 1),
-            "clip_grad": (1e-9, 1e9),
-        }
-        for name, (low, high) in {**ranges, "ema": (0, 1)}.items():
-            value = getattr(self, name)
-            if value is None and name in ("clip_grad", "ema"):
-                continue
-            if not isinstance(value, int | float) or not low <= value <= high:
-                raise ConfigError(
-                    f"TrainConfig.{name} must be a number from {low:g} to {high:g}, not {value!r}"
-                )
-        betas = self.betas
-        numbers = isinstance(betas, list | tuple) and all(
-            isinstance(b, int | float) and 0 <= b < 1 for b in betas
-        )
-        if not numbers or len(betas) != 2:
-            raise ConfigError(
-                f"TrainConfig.betas must be two numbers from 0 to below 1, not {betas!r}"
-            )
-        object.__setattr__(self, "betas", tuple(betas))
-        if self.ema is not None and self.shard:
-            raise ConfigError("TrainConfig.ema averages whole weights: it does not go with shard")
-
-
+# Parameters of a tower that stand behind its blocks, by the first part of their names.
 _AFTER_BLOCKS = {"ln_post", "proj", "ln_final", "text_projection", "attnpool"}
-
-
-def depth(name: str, blocks: int) -> int:
-    """How far from the input of its tower a parameter stands: 0 before the blocks, 1 to `blocks`, and one more.
-
-    The blocks of a ResNet are its four stages.
-    """
-    if match := re.match(r"(?:transformer\.resblocks\.|layer)(\d+)\.", name):
-        return int(match[1]) + (not name.startswith("layer"))
-    return blocks + 1 if name.split(".")[0] in _AFTER_BLOCKS else 0
+_BLOCK_OF_TRANSFORMER = re.compile(r"transformer\.resblocks\.(\d+)\.")  # counted from 0
+_STAGE_OF_RESNET = re.compile(r"layer(\d+)\.")  # counted from 1
 
 
 def count_blocks(tower: nn.Module) -> int:
-    """Transformer blocks or ResNet stages of a tower."""
+    """Return the number of transformer blocks, or of a ResNet's four stages, in a tower."""
     transformer = getattr(tower, "transformer", None)
     return 4 if transformer is None else len(transformer.resblocks)
 
 
+def depth(name: str, blocks: int) -> int:
+    """Return how far from the input of its tower a parameter stands.
+
+    Args:
+        name: of the parameter within its tower.
+        blocks: the tower's, from `count_blocks`. The blocks of a ResNet are its four stages.
+
+    Returns:
+        0 before the blocks, 1 to `blocks` in one of them, and `blocks` + 1 behind them.
+
+    Example:
+        >>> depth("conv1.weight", 12), depth("transformer.resblocks.0.ln_1.bias", 12)
+        (0, 1)
+        >>> depth("layer4.0.bn1.weight", 4), depth("attnpool.q_proj.weight", 4)
+        (4, 5)
+    """
+    if match := _BLOCK_OF_TRANSFORMER.match(name):
+        return int(match[1]) + 1
+    if match := _STAGE_OF_RESNET.match(name):
+        return int(match[1])
+    return blocks + 1 if name.split(".")[0] in _AFTER_BLOCKS else 0
+
+
+def check_blocks(tower: nn.Module, train_blocks: int) -> None:
+    """Raise `ConfigError` if a tower does not have so many blocks to train."""
+    blocks = count_blocks(tower)
+    if not 0 <= train_blocks <= blocks:
+        raise ConfigError(
+            f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be "
+            "trained"
+        )
+
+
 def lock(tower: nn.Module, train_blocks: int) -> None:
-    """Train only the last blocks of a tower, and its projection with them; or nothing of it (0).
+    """Train only the last blocks of a tower and what stands behind them; with 0 nothing of it.
 
     Raises:
         ConfigError: if it has fewer blocks.
     """
+    check_blocks(tower, train_blocks)
     blocks = count_blocks(tower)
-    if not 0 <= train_blocks <= blocks:
-        raise ConfigError(
-            f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be trained"
-        )
+    last_locked = blocks - train_blocks
     for name, parameter in tower.named_parameters():
-        parameter.requires_grad_(train_blocks > 0 and depth(name, blocks) > blocks - train_blocks)
+        parameter.requires_grad_(train_blocks > 0 and depth(name, blocks) > last_locked)
 
 
 def train_mode(module: nn.Module) -> None:
-    """Training mode, but for batch norms whose weights are locked: their statistics stay too."""
+    """Put a module in training mode; batch norms with locked weights keep their statistics."""
     module.train()
     for norm in module.modules():
         if isinstance(norm, _BatchNorm) and norm.affine and not norm.weight.requires_grad:
@@ -156,55 +84,80 @@ def adamw(
     layer_decay: float,
     betas: tuple[float, float],
 ) -> Optimizer:
-    """AdamW without decay on norms, biases and other vectors and scalars, as in CLIP (2103.00020, table 18).
+    """Return an AdamW of all parameters that are not locked.
 
-    With `layer_decay` below 1 the rate of each tower falls by that factor from block to block towards its input.
+    Args:
+        module: a CLIP, or a task that holds one.
+        lr: the highest rate.
+        weight_decay: decay of matrices. Norms, biases and the temperature do not decay, as in CLIP
+            (2103.00020, table 18).
+        layer_decay: factor on the rate from block to block towards the input of each tower.
+        betas: decay rates of the two moments.
+
+    Raises:
+        ConfigError: if everything is locked.
     """
-    towers = {name: tower for name, tower in module.named_modules() if hasattr(tower, "output_dim")}
-    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
-    for name, parameter in module.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        scale = 1.0
-        for prefix, tower in towers.items():
-            if name.startswith(prefix + "."):
-                blocks = count_blocks(tower)
-                scale = layer_decay ** (blocks + 1 - depth(name.removeprefix(prefix + "."), blocks))
-        decay = weight_decay if parameter.ndim > 1 else 0.0
-        groups.setdefault((lr * scale, decay), []).append(parameter)
-    if not groups:
+    trained = {name: p for name, p in module.named_parameters() if p.requires_grad}
+    if not trained:
         raise ConfigError("everything is locked: nothing is left to train")
+    factors = _layer_factors(module, layer_decay)
+
+    # Parameters of one rate and one decay make a group. Matrices and embeddings decay; vectors and
+    # scalars, which are biases, norms and the temperature, do not.
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in trained.items():
+        rate = lr * factors.get(name, 1.0)
+        decay = weight_decay if parameter.ndim >= 2 else 0.0
+        groups.setdefault((rate, decay), []).append(parameter)
+
     rows = [
-        {"params": members, "lr": rate, "weight_decay": decay}
-        for (rate, decay), members in groups.items()
+        {"params": parameters, "lr": rate, "weight_decay": decay}
+        for (rate, decay), parameters in groups.items()
     ]
     return AdamW(rows, lr=lr, betas=betas, eps=1e-6, fused=True)
 
 
-def cosine(step: int, steps: int, warm_up: int) -> float:
-    """The share of the full rate at a step: a linear warm-up, then half a cosine down to 0."""
-    if step < warm_up:
-        return (step + 1) / warm_up
-    return 0.5 * (1 + math.cos(math.pi * (step - warm_up) / max(1, steps - warm_up)))
+def _layer_factors(module: nn.Module, layer_decay: float) -> dict[str, float]:
+    """Return the factor on the rate of each parameter of a tower, by its name in `module`.
+
+    It is 1 behind the last block, and falls by `layer_decay` from there to the input.
+    """
+    factors: dict[str, float] = {}
+    # torch leaves this type open.
+    modules = cast("Iterable[tuple[str, nn.Module]]", module.named_modules())
+    for prefix, tower in modules:
+        if not hasattr(tower, "output_dim"):
+            continue  # it is no tower
+        blocks = count_blocks(tower)
+        for name, _ in tower.named_parameters():
+            steps_to_output = blocks + 1 - depth(name, blocks)
+            factors[f"{prefix}.{name}"] = layer_decay**steps_to_output
+    return factors
 
 
 def clip_gradients(module: nn.Module, limit: float | None) -> Tensor:
-    """Scale all gradients down to a joint norm of at most `limit`, if any. The norm that they had, a scalar."""
-    with_gradient = [p for p in module.parameters() if p.grad is not None]
-    split = [
-        p for p in with_gradient if hasattr(p, "full_tensor")
-    ]  # FSDP2's, which torch does not mix with whole ones
-    kinds = [
-        kind
-        for kind in (split, [p for p in with_gradient if not hasattr(p, "full_tensor")])
-        if kind
-    ]
-    norms: list[Any] = [
-        nn.utils.get_total_norm([p.grad for p in kind if p.grad is not None]) for kind in kinds
-    ]
-    norms = [norm.full_tensor() if hasattr(norm, "full_tensor") else norm for norm in norms]
-    norm = norms[0] if len(norms) == 1 else torch.stack(norms).norm()
+    """Scale all gradients down to a joint norm of at most `limit`, if there is a limit.
+
+    Returns:
+        The norm that they had before, a float32 scalar.
+    """
+    trained = [p for p in module.parameters() if p.grad is not None]
+    # torch does not mix tensors that FSDP2 has split with whole ones.
+    split = [p for p in trained if hasattr(p, "full_tensor")]
+    whole = [p for p in trained if not hasattr(p, "full_tensor")]
+    kinds = [kind for kind in (split, whole) if kind]
+    norms = [_joint_norm(kind) for kind in kinds]
+    norm = norms[0]
+    if len(norms) > 1:
+        norm = cast(Tensor, torch.linalg.vector_norm(torch.stack(norms)))
     if limit is not None:
         for kind in kinds:
             nn.utils.clip_grads_with_norm_(kind, limit, norm)
     return norm
+
+
+def _joint_norm(parameters: list[nn.Parameter]) -> Tensor:
+    """Return the norm of the gradients of parameters that are all split, or all whole: a scalar."""
+    gradients = [p.grad for p in parameters if p.grad is not None]
+    norm = cast(Any, nn.utils.get_total_norm(gradients))
+    return norm.full_tensor() if hasattr(norm, "full_tensor") else norm

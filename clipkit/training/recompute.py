@@ -1,81 +1,104 @@
-"""Activations computed again in the backward pass instead of kept: for batches and models larger than memory."""
+"""Activations that are computed again in the backward pass instead of kept.
 
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+It takes up to a third more time, and leaves room for batches and models that would not fit.
+"""
+
+from collections.abc import Callable, Generator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _BatchNorm
-from torch.utils.checkpoint import checkpoint
+from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPrivateUsage]
+from torch.utils.checkpoint import checkpoint  # pyright: ignore[reportUnknownVariableType]
 
 from clipkit.models.layers import ResidualAttentionBlock
 from clipkit.models.resnet import Bottleneck
 
 
-def recompute(function: Callable[..., Tensor], *inputs: Any) -> Tensor:
-    """`function(*inputs)`, keeping only the inputs until the backward pass. Random numbers are drawn alike both times.
+def recompute(function: Callable[..., Tensor], *inputs: Any, **named_inputs: Any) -> Tensor:
+    """Return what a function makes of inputs, and keep only the inputs until the backward pass.
 
-    The running statistics of the batch norms in `function`, a module or a method of one, are updated only once.
+    Random numbers are drawn alike both times, and running statistics of batch norms are updated the
+    first time alone.
+
+    Args:
+        function: a module, a method of one, or another function of tensors.
+        inputs, named_inputs: for the function.
     """
+    norms = _batch_norms(function)
+    if not norms:  # torch.compile knows no contexts, and needs none here
+        return checkpoint(function, *inputs, **named_inputs, use_reentrant=False)
+
+    def contexts() -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        return nullcontext(), _without_statistics(norms)
+
+    return checkpoint(function, *inputs, **named_inputs, use_reentrant=False, context_fn=contexts)
+
+
+def _batch_norms(function: Callable[..., Tensor]) -> list[_BatchNorm]:
+    """Return the batch norms of a module, or of the module that a method belongs to."""
     owner = getattr(function, "__self__", function)
-    norms = (
-        [m for m in owner.modules() if isinstance(m, _BatchNorm)]
-        if isinstance(owner, nn.Module)
-        else []
-    )
-    if not norms:  # torch.compile knows no contexts
-        return checkpoint(function, *inputs, use_reentrant=False)  # pyright: ignore[reportReturnType]
-    contexts = lambda: (nullcontext(), _untracked(norms))  # noqa: E731
-    return checkpoint(function, *inputs, use_reentrant=False, context_fn=contexts)  # pyright: ignore[reportReturnType]
+    if not isinstance(owner, nn.Module):
+        return []
+    return [module for module in owner.modules() if isinstance(module, _BatchNorm)]
 
 
 @contextmanager
-def _untracked(norms: list[_BatchNorm]) -> Iterator[None]:
+def _without_statistics(norms: list[_BatchNorm]) -> Generator[None]:
+    """Keep batch norms in training mode from updating their running statistics."""
     kept = [(norm.momentum, norm.num_batches_tracked) for norm in norms]
     for norm in norms:
-        norm.momentum, norm.num_batches_tracked = 0.0, None
+        norm.momentum = 0.0
+        norm.num_batches_tracked = None
     try:
         yield
     finally:
         for norm, (momentum, counter) in zip(norms, kept, strict=True):
-            norm.momentum, norm.num_batches_tracked = momentum, counter
+            norm.momentum = momentum
+            norm.num_batches_tracked = counter
 
 
 def cached_features(
     encode: Callable[[Tensor], Tensor], inputs: Tensor, chunk: int | None
 ) -> Tensor:
-    """Features of a batch larger than memory, with exact gradients (gradient caching, 2101.06983).
+    """Return features of a batch larger than memory, with exact gradients (2101.06983).
 
-    One chunk at a time is encoded and its activations dropped; the loss sees the features of all of them; the backward
-    pass encodes each chunk again. Twice the forward passes, the memory of one chunk, and the same gradients as without.
+    One chunk at a time is encoded and its activations are dropped. The loss sees the features of
+    all chunks, and the backward pass encodes each chunk again. It takes two forward passes and the
+    memory of one chunk.
 
     Args:
         encode: `model.encode_image`, `model.encode_text` or another function of one tensor.
         inputs: (N, ...).
-        chunk: rows encoded at once, the last chunk may be smaller; None for all, with nothing cached. Batch norms in
-            training mode see a chunk as their batch, here as in any accumulation of gradients.
+        chunk: rows that are encoded at once, the last chunk may be smaller; None for all, with
+            nothing computed twice. Batch norms in training mode take a chunk for their batch, here
+            as in any accumulation of gradients.
 
     Returns:
-        (N, D), to be passed to a loss and through `backward()` as if it came from `encode(inputs)`.
+        (N, D), for a loss, as if it came from `encode(inputs)`.
+
+    Example:
+        features = cached_features(model.encode_image, images, chunk=64)
+        clip_loss(features, texts, model.logit_scale).backward()
     """
     if chunk is None or len(inputs) <= chunk:
         return encode(inputs)
-    return torch.cat([recompute(encode, part) for part in inputs.split(chunk)])
+    parts = cast("Sequence[Tensor]", inputs.split(chunk))
+    return torch.cat([recompute(encode, part) for part in parts])
 
 
-def checkpoint_blocks(model: nn.Module) -> None:
-    """Keep only the inputs of each transformer block and bottleneck of a model until the backward pass."""
+def recompute_blocks(model: nn.Module) -> None:
+    """Recompute each transformer block and bottleneck of a model: their inputs alone are kept."""
     for block in model.modules():
         if isinstance(block, ResidualAttentionBlock | Bottleneck):
-            block.__dict__["forward"] = partial(
-                recompute, block.forward
-            )  # stands before the method
+            # An attribute of the object comes before the method of its class.
+            block.__dict__["forward"] = partial(recompute, block.forward)
 
 
 def keep_blocks(model: nn.Module) -> None:
-    """Undo `checkpoint_blocks`."""
+    """Undo `recompute_blocks`."""
     for block in model.modules():
         if isinstance(block, ResidualAttentionBlock | Bottleneck):
             block.__dict__.pop("forward", None)

@@ -1,42 +1,56 @@
-"""What `clipkit train` and `clipkit finetune` do: from a small validated file, or from a folder, to a trained model."""
+"""What `clipkit train` and `clipkit finetune` do: from a small file, or a folder, to a model."""
 
 import json
+import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
+from clipkit import distributed
 from clipkit.checkpoints.load import published_config
-from clipkit.classify.evaluate import retrieval, zero_shot
-from clipkit.classify.metrics import accuracy
+from clipkit.classify.evaluate import Evaluation, classifier_accuracy, retrieval, zero_shot
 from clipkit.clip import CLIP
 from clipkit.config import CLIPConfig, build, check_positive
-from clipkit.data.labelled import read_folder, read_pairs
+from clipkit.data.labelled import Pairs, read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import TEMPLATES, Templates, check_templates
 from clipkit.training.batches import Augment, Batches, PairBatches
+from clipkit.training.config import TrainConfig
 from clipkit.training.finetune import finetune, finetune_captions
-from clipkit.training.loop import Trainer
-from clipkit.training.optimizer import TrainConfig
+from clipkit.training.loop import Evaluate, Trainer
 from clipkit.training.shards import ShardBatches
+
+_TEXTS = {"data": False, "out": False, "init": True, "evaluate": True}  # name -> may it be None
+_SHARDS = (".tar", ".tgz", ".tar.gz")
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunConfig:
-    """The file that `clipkit train` reads, as JSON; paths in it are relative to it.
+    """Hold the file that `clipkit train` reads, as JSON; paths in it are relative to it.
 
     Args:
-        model: a published name, whose architecture to use, or a CLIPConfig as a mapping.
         data: a folder of class folders, a table of captions (.csv, .tsv, .jsonl), or tar shards.
         out: folder for the run.
         batch_size: pairs of a step, over all processes.
         train: fields of TrainConfig.
-        init: a name or path to start from in place of random weights; `model` is then not needed.
-        templates: captions of class folders, as `zero_shot_weights` takes them: a list, or the name of a prompt set.
+        model: a published name, for its architecture, or a CLIPConfig as a mapping: to start from
+            random weights.
+        init: a name or path of weights to start from, in place of `model`.
+        templates: captions of class folders, as `zero_shot_weights` takes them: a list, or the name
+            of a prompt set.
         augment: fields of Augment.
         workers: processes that read ahead.
-        evaluate: a folder of class folders whose zero-shot accuracy is logged every `evaluate_every` steps.
+        evaluate: a folder of class folders. The zero-shot accuracy on them is logged every
+            `evaluate_every` steps; images that cannot be read are skipped and named.
+
+    Raises:
+        ConfigError: that names what is wrong.
+
+    Example:
+        {"data": "photos/captions.csv", "out": "run", "batch_size": 64, "init": "tiny",
+         "train": {"steps": 1000, "lr": 1e-4}}
     """
 
     data: str
@@ -52,14 +66,10 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
-        for name, kinds in {
-            "data": str,
-            "out": str,
-            "init": str | None,
-            "evaluate": str | None,
-        }.items():
-            if not isinstance(getattr(self, name), kinds):
-                raise ConfigError(f"RunConfig.{name} must be a text, not {getattr(self, name)!r}")
+        for name, may_be_none in _TEXTS.items():
+            value = getattr(self, name)
+            if not isinstance(value, str) and not (value is None and may_be_none):
+                raise ConfigError(f"RunConfig.{name} must be a text, not {value!r}")
         if not isinstance(self.model, str | CLIPConfig | None):
             raise ConfigError(
                 f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}"
@@ -67,103 +77,212 @@ class RunConfig:
         object.__setattr__(self, "templates", check_templates(self.templates))
         if (self.model is None) == (self.init is None):
             raise ConfigError(
-                "RunConfig needs either model, to start from random weights, or init, to start from others"
+                "RunConfig needs either model, to start from random weights, or init, to start "
+                "from others"
             )
 
     @classmethod
     def read(cls, path: Path) -> "RunConfig":
-        """Read and check the file. Raises `ConfigError` that names what is wrong."""
-        try:
-            values = json.loads(path.read_text("utf-8"))
-        except (OSError, ValueError) as error:
-            raise ConfigError(f"cannot read {path} as JSON: {error}") from error
-        if not isinstance(values, dict):
-            raise ConfigError(f"{path} must hold a JSON object, not {values!r}")
-        for name, kind in (("train", TrainConfig), ("augment", Augment)):
+        """Read and check the file.
+
+        Raises:
+            ConfigError: that names what is wrong.
+        """
+        values = _read_json(path)
+        for name in ("train", "augment"):
             if not isinstance(values.get(name, {}), dict):
                 raise ConfigError(f"{path}: {name} must be an object, not {values[name]!r}")
-            if name in values:
-                values[name] = build(kind, values[name])
+        if "train" in values:
+            values["train"] = TrainConfig.from_dict(values["train"])
+        if "augment" in values:
+            values["augment"] = build(Augment, values["augment"])
         if isinstance(values.get("model"), dict):
             values["model"] = CLIPConfig.from_dict(values["model"])
         config = build(cls, values)
-        beside = {
-            name: str(path.parent / Path(value).expanduser())
-            for name in ("data", "out", "evaluate", "init")
-            if (value := getattr(config, name)) and "://" not in value
-        }
-        if config.init == "tiny" or not Path(beside.get("init", "")).exists():
-            beside.pop("init", None)  # for it is a name
-        return replace(config, **beside)
+        return replace(config, **_find_beside(path, config))
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    try:
+        values = json.loads(path.read_text("utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"cannot read {path} as JSON: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} must hold a JSON object, not {values!r}")
+    return cast("dict[str, Any]", values)
+
+
+def _find_beside(path: Path, config: RunConfig) -> dict[str, str]:
+    """Return the fields of a config that are paths, taken from the folder of the file `path`."""
+    beside: dict[str, str] = {}
+    for name in _TEXTS:
+        value = getattr(config, name)
+        if value and "://" not in value:
+            beside[name] = str(path.parent / Path(value).expanduser())
+    if config.init == "tiny" or not Path(beside.get("init", "")).exists():
+        beside.pop("init", None)  # it is the name of a model
+    return beside
 
 
 def train(config: RunConfig, device: str | None = None) -> CLIP:
-    """Train as the file says, or go on where an earlier run of it stopped."""
-    if config.init is not None:
-        model = CLIP.from_pretrained(config.init, device="cpu", dtype=torch.float32)
-    else:
-        torch.manual_seed(config.train.seed)
-        model = CLIP(
-            published_config(config.model)
-            if isinstance(config.model, str)
-            else cast(CLIPConfig, config.model)
-        )
-    options = (
-        config.batch_size,
-        model.preprocess,
-        model.tokenizer,
-        config.augment,
-        config.workers,
-        config.train.seed,
-    )
-    if config.data.endswith((".tar", ".tgz", ".tar.gz")):
-        batches: Batches = ShardBatches(config.data, *options)
-    else:
-        batches = PairBatches(read_pairs(Path(config.data), config.templates), *options)
-    evaluate = None
-    if config.evaluate is not None:
-        held_out = read_folder(Path(config.evaluate))
-        names = held_out.class_names or []
-        templates, workers = config.templates, config.workers
-        evaluate = lambda model: {"accuracy": zero_shot(model, held_out, names, templates, workers)}  # noqa: E731
+    """Train as a config says, or go on where an earlier run of it stopped.
+
+    Args:
+        config: what to train on what, and how.
+        device: as in `clipkit.load`.
+
+    Returns:
+        The model, in eval mode; `config.out` holds it too, in `model`.
+
+    Example:
+        model = train(RunConfig.read(Path("run.json")))
+    """
+    model = _start_model(config)
+    batches = _make_batches(config, model)
+    evaluate = _make_evaluate(config)
     return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
 
 
+def _start_model(config: RunConfig) -> CLIP:
+    """Return the model to start from, in float32 on the CPU."""
+    if config.init is not None:
+        return CLIP.from_pretrained(config.init, device="cpu", dtype=torch.float32)
+    torch.manual_seed(config.train.seed)
+    if isinstance(config.model, str):
+        return CLIP(published_config(config.model))
+    assert config.model is not None  # RunConfig has asked for one of the two
+    return CLIP(config.model)
+
+
+def _make_batches(config: RunConfig, model: CLIP) -> Batches:
+    if config.data.endswith(_SHARDS):
+        return ShardBatches(
+            config.data,
+            config.batch_size,
+            model.preprocess,
+            model.tokenizer,
+            augment=config.augment,
+            workers=config.workers,
+            seed=config.train.seed,
+        )
+    return PairBatches(
+        read_pairs(Path(config.data), config.templates),
+        config.batch_size,
+        model.preprocess,
+        model.tokenizer,
+        augment=config.augment,
+        workers=config.workers,
+        seed=config.train.seed,
+    )
+
+
+def _make_evaluate(config: RunConfig) -> Evaluate | None:
+    """Return what measures the zero-shot accuracy on the folder of the config, if it has one."""
+    if config.evaluate is None:
+        return None
+    held_out = read_folder(Path(config.evaluate))
+    told: set[str] = set()
+
+    def evaluate(model: CLIP) -> dict[str, float]:
+        found = zero_shot(model, held_out, templates=config.templates, workers=config.workers)
+        _tell_skipped(found, told)
+        return found.figures
+
+    return evaluate
+
+
+def _tell_skipped(evaluation: Evaluation, told: set[str]) -> None:
+    """Write on stderr which images could not be read, each once."""
+    from tqdm import tqdm
+
+    problems = [problem for _, problem in evaluation.skipped if problem not in told]
+    told.update(problems)
+    if distributed.is_first():
+        for problem in problems:
+            tqdm.write(f"skipped: {problem}", file=sys.stderr)  # above a bar, if there is one
+
+
 def finetune_from(
-    data: Path, out: Path, model: CLIP, *, held_out: float = 0.1, **options: Any
-) -> dict[str, Any]:
-    """Fine-tune on what `read_pairs` finds in `data`, and measure on a share of it that is held out.
+    data: Path,
+    out: Path,
+    model: CLIP,
+    *,
+    held_out: float = 0.1,
+    head_only: bool = False,
+    epochs: int | None = None,
+    batch_size: int | None = None,
+    blocks: int | None = None,
+    lr: float | None = None,
+    alpha: float = 0.5,
+    workers: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Fine-tune on what `read_pairs` finds in `data`, and measure on a share that is held out.
 
     Args:
-        data, out, model: see `read_pairs`, `finetune`.
-        held_out: share of the pictures to measure on, chosen at random.
-        options: of `finetune` or `finetune_captions`.
+        data: see `read_pairs`.
+        out: folder for the result.
+        model: to start from.
+        held_out: share of the images to measure on, chosen at random.
+        head_only, blocks: as in `finetune`; for class folders alone.
+        epochs, batch_size, lr, alpha, workers: as in `finetune` and `finetune_captions`.
 
     Returns:
-        For each figure its value before and after: accuracy with classes, recall at 1 and 5 with captions.
+        For each figure its value before and after: accuracy with classes, recall at 1 and 5 with
+        captions. Images that cannot be read are named on stderr, and not counted.
 
     Raises:
         DataError: if that share leaves nothing to train on, or nothing to measure on.
+        ConfigError: if an option is impossible, or would be ignored.
     """
-    pairs = read_pairs(data)
-    names = pairs.class_names
-    count = round(len(pairs) * held_out) if 0 <= held_out <= 1 else 0
+    training, rest = _hold_out(read_pairs(data), held_out)
+    told: set[str] = set()
+    # The start is measured first, so that data without any sound image ends before the training.
+    if training.class_names:
+        before = zero_shot(model, rest, workers=workers)
+        _tell_skipped(before, told)
+        classifier = finetune(
+            model,
+            training,
+            out,
+            head_only=head_only,
+            epochs=epochs,
+            batch_size=batch_size,
+            blocks=blocks,
+            lr=lr,
+            alpha=alpha,
+            workers=workers,
+        )
+        after = classifier_accuracy(classifier, rest, workers=workers)
+    else:
+        _refuse_class_options(head_only, blocks)
+        before = retrieval(model, rest, workers=workers)
+        _tell_skipped(before, told)
+        tuned = finetune_captions(
+            model,
+            training,
+            out,
+            epochs=epochs,
+            batch_size=batch_size,
+            lr=lr,
+            alpha=alpha,
+            workers=workers,
+        )
+        after = retrieval(tuned, rest, workers=workers)
+    return {name: (before.figures[name], after.figures[name]) for name in before.figures}
+
+
+def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
+    """Return what to train on and what to measure on."""
+    count = round(len(pairs) * share) if 0 <= share <= 1 else 0
     if not 0 < count < len(pairs):
         raise DataError(
-            f"held_out must be a share that leaves some pictures to train on and some to measure on, but is {held_out} "
-            f"of {len(pairs)}"
+            "held_out must be a share that leaves some images to train on and some to measure on, "
+            f"but is {share} of {len(pairs)}"
         )
-    training, rest = pairs.split(count)
-    workers = options.get("workers", 0)
-    if names:
-        # Measured first, so that a broken picture shows before the training.
-        before = {"accuracy": zero_shot(model, rest, names, workers=workers)}
-        tuned = finetune(model, training, names, out, **options)
-        predicted = tuned.probabilities(rest.files, workers=workers).argmax(dim=1)
-        after = {"accuracy": accuracy(predicted, torch.tensor(rest.labels))}
-    else:
-        if options.pop("blocks", None) is not None:
-            raise ConfigError("blocks is for class folders: with captions both towers are trained")
-        before = retrieval(model, rest, workers)
-        after = retrieval(finetune_captions(model, training, out, **options), rest, workers)
-    return {name: (before[name], after[name]) for name in before}
+    return pairs.split(count)
+
+
+def _refuse_class_options(head_only: bool, blocks: int | None) -> None:
+    if head_only or blocks is not None:
+        name = "head_only" if head_only else "blocks"
+        raise ConfigError(f"{name} is for class folders: with captions both towers are trained")

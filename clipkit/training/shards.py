@@ -1,4 +1,7 @@
-"""Training data from WebDataset tar shards: a stream, where `clipkit.training.batches` has pictures by index."""
+"""Batches from WebDataset tar shards: a stream, where `clipkit.training.batches` knows its images.
+
+The stream is a pipeline of iterators: stored samples, shuffled samples, decoded samples, batches.
+"""
 
 import importlib
 import io
@@ -12,21 +15,22 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipkit import distributed
+from clipkit.data.decode import IMAGE_SUFFIXES
 from clipkit.data.labelled import captions_of
-from clipkit.data.preprocess import IMAGE_SUFFIXES, Preprocess
+from clipkit.data.pictures import Transform
 from clipkit.errors import DataError
 from clipkit.tokenizer import Tokenizer
 from clipkit.training.batches import (
     TRIES,
     Augment,
     Batch,
+    Sample,
     check_workers,
     collate,
-    own_group,
+    leave_process_group,
     prepare,
     share_of,
 )
@@ -34,21 +38,30 @@ from clipkit.training.batches import (
 
 @dataclass(frozen=True)
 class ShardBatches:
-    """Batches from WebDataset tar shards, read as a stream: shards drawn with replacement, then a shuffle buffer.
+    """Make batches from WebDataset tar shards, read as a stream.
 
-    A sample is a picture (`.jpg`, `.png`, `.webp`, ...) with a `.txt`, or a `.json` that holds a caption or several
-    under one of `CAPTION_COLUMNS`. Every process and worker draws for itself, from the seed and the step that it starts
-    at: a resumed run goes on with fresh draws, not with those that an uninterrupted one would have seen.
+    Shards are drawn with replacement, and their samples pass a shuffle buffer. A sample is an image
+    (`.jpg`, `.png`, `.webp`, ...) with a `.txt`, or with a `.json` that holds a caption or several
+    under one of `CAPTION_COLUMNS`. Every process and worker draws for itself, from the seed and the
+    step that it starts at: a resumed run goes on with fresh draws, not with those that an
+    uninterrupted one would have seen.
 
     Args:
         urls: paths or addresses of shards, with braces for many: "data/{000..127}.tar".
         batch_size, preprocess, tokenizer, augment, workers, seed: as in `PairBatches`.
         buffer: samples to shuffle among.
+
+    Raises:
+        DataError: if `batch_size` or `workers` is no count.
+
+    Example:
+        batches = ShardBatches("data/{000..127}.tar", 256, model.preprocess, model.tokenizer)
+        images, tokens = next(batches(0)).inputs  # (256, 3, H, W), (256, L)
     """
 
     urls: str | Sequence[str]
     batch_size: int
-    preprocess: Preprocess
+    preprocess: Transform
     tokenizer: Tokenizer
     augment: Augment | None = Augment()
     workers: int = 0
@@ -61,85 +74,136 @@ class ShardBatches:
         check_workers(self.workers)
 
     def __call__(self, step: int) -> Iterator[Batch]:
-        """The batches of this process, from a step on, without end. `DataError` without the webdataset package."""
+        """Return the batches of this process, from a step on, without end.
+
+        Raises:
+            DataError: if the webdataset package is missing.
+        """
         if not find_spec("webdataset"):
             raise DataError(
                 "tar shards need the webdataset package: pip install 'clipkit-torch[train]'"
             )
-        loader = DataLoader(
+        loader: DataLoader[Any] = DataLoader(
             _Stream(self, step),
             batch_size=None,
             num_workers=self.workers,
-            worker_init_fn=own_group,
+            worker_init_fn=leave_process_group,
             pin_memory=torch.cuda.is_available(),
         )
         return iter(loader)
 
 
-class _Stream(IterableDataset):
+class _Stream(IterableDataset[Batch]):
+    """Yield this process's share of each batch, as a worker process reads it.
+
+    Args:
+        source: what to read.
+        step: to start at.
+    """
+
     def __init__(self, source: ShardBatches, step: int) -> None:
-        self.source, self.seeds = source, [source.seed, step, distributed.rank()]
-        self.share = share_of(source.batch_size)  # asked here: a worker need not know the others
+        self.source = source
+        # A worker does not know the other ranks, so they are asked for here.
+        self.seeds = [source.seed, step, distributed.rank()]
+        self.share = share_of(source.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        webdataset: Any = importlib.import_module(
-            "webdataset"
-        )  # whose names are not known before it runs
-        source, worker = self.source, get_worker_info()
-        seed = int(
-            np.random.SeedSequence([*self.seeds, worker.id if worker else 0]).generate_state(1)[0]
-        )
-        rng, skipped = random.Random(seed), []
-
-        def skip(error: Exception) -> bool:
-            skipped.append(str(error))
-            return True
-
-        def stored() -> Iterator[dict[str, Any]]:
-            barren = 0  # shards in a row without a sample
-            for shard in webdataset.ResampledShards(
-                source.urls, seed=seed, worker_seed=lambda: 0, deterministic=True
-            ):
-                barren += 1
-                for sample in webdataset.tarfile_to_samples(handler=skip)([shard]):
-                    barren = 0
-                    yield sample
-                if barren == TRIES:
-                    raise DataError(
-                        f"{TRIES} shards in a row hold no samples. {(skipped or [shard['url']])[-1]}"
-                    )
-
-        def read() -> Iterator[tuple[Tensor, Tensor, str, list[str]]]:
-            unusable = 0  # samples in a row
-            for sample in webdataset.shuffle(source.buffer, initial=source.buffer, rng=rng)(
-                stored()
-            ):
-                try:
-                    picture = next(
-                        (v for k, v in sample.items() if f".{k}" in IMAGE_SUFFIXES), None
-                    )
-                    text = {"text": sample["txt"].decode()} if "txt" in sample else None
-                    captions = captions_of(text or json.loads(sample.get("json", "0")))
-                    if picture is None or not captions:
-                        raise DataError("it needs a picture and a caption")
-                    image = prepare(io.BytesIO(picture), source.preprocess, source.augment, rng)
-                except ValueError as error:  # of which ImageError and broken JSON are kinds
-                    skip(DataError(f"{sample['__url__']}, {sample['__key__']}: {error}"))
-                    unusable += 1
-                    if unusable == TRIES:
-                        raise DataError(
-                            f"{TRIES} samples in a row cannot be used. {skipped[-1]}"
-                        ) from error
-                    continue
-                reasons, unusable = skipped[:], 0
-                skipped.clear()
-                yield (
-                    image,
-                    source.tokenizer(rng.choice(captions), truncate=True)[0],
-                    sample["__key__"],
-                    reasons,
-                )
-
-        samples = read()
+        samples = _Reader(self.source, self._draw_seed()).samples()
         while True:
             yield collate(list(islice(samples, self.share)))
+
+    def _draw_seed(self) -> int:
+        """Return a seed that each run, step, rank and worker has for itself."""
+        worker = get_worker_info()
+        seeds = [*self.seeds, worker.id if worker else 0]
+        return int(np.random.SeedSequence(seeds).generate_state(1)[0])
+
+
+class _Reader:
+    """Turn shards into samples, and keep why some were skipped until the next sample takes it on.
+
+    Args:
+        source: what to read.
+        seed: of the shards drawn, the shuffling, the crops and the captions.
+    """
+
+    def __init__(self, source: ShardBatches, seed: int) -> None:
+        self.source = source
+        self.seed = seed
+        self.rng = random.Random(seed)
+        self.skipped: list[str] = []
+        # webdataset has no types, and is not known before it runs.
+        self.webdataset: Any = importlib.import_module("webdataset")
+
+    def samples(self) -> Iterator[Sample]:
+        """Yield samples without end."""
+        buffer = self.source.buffer
+        shuffle = self.webdataset.shuffle(buffer, initial=buffer, rng=self.rng)
+        return self._decoded(shuffle(self._stored()))
+
+    def _stored(self) -> Iterator[dict[str, Any]]:
+        """Yield the samples of shards as bytes by ending, shard after shard.
+
+        Raises:
+            DataError: if too many shards in a row hold none.
+        """
+        shards = self.webdataset.ResampledShards(
+            self.source.urls, seed=self.seed, worker_seed=lambda: 0, deterministic=True
+        )
+        read = self.webdataset.tarfile_to_samples(handler=self._skip)
+        empty_in_a_row = 0
+        for shard in shards:
+            empty_in_a_row += 1
+            for sample in read([shard]):
+                empty_in_a_row = 0
+                yield sample
+            if empty_in_a_row == TRIES:
+                reason = self.skipped[-1] if self.skipped else shard["url"]
+                raise DataError(f"{TRIES} shards in a row hold no samples. {reason}")
+
+    def _decoded(self, stored: Iterator[dict[str, Any]]) -> Iterator[Sample]:
+        """Yield what can be used of stored samples.
+
+        Raises:
+            DataError: if too many in a row cannot.
+        """
+        unusable_in_a_row = 0
+        for fields in stored:
+            try:
+                sample = self._decode(fields)
+            except ValueError as error:  # ImageError is one, and so is what broken JSON raises
+                self._skip(DataError(f"{fields['__url__']}, {fields['__key__']}: {error}"))
+                unusable_in_a_row += 1
+                if unusable_in_a_row == TRIES:
+                    raise DataError(
+                        f"{TRIES} samples in a row cannot be used. {self.skipped[-1]}"
+                    ) from error
+                continue
+            unusable_in_a_row = 0
+            self.skipped = []
+            yield sample
+
+    def _decode(self, fields: dict[str, Any]) -> Sample:
+        """Return a sample from its bytes. Raises `ValueError` if it cannot be used."""
+        images = [data for ending, data in fields.items() if f".{ending}" in IMAGE_SUFFIXES]
+        captions = _captions(fields)
+        if not images or not captions:
+            raise DataError("it needs an image and a caption")
+        source = self.source
+        image = prepare(io.BytesIO(images[0]), source.preprocess, source.augment, self.rng)
+        tokens = source.tokenizer(self.rng.choice(captions), truncate=True)[0]
+        return Sample(image, tokens, fields["__key__"], self.skipped)
+
+    def _skip(self, error: Exception) -> bool:
+        """Keep why something was skipped, and tell webdataset to go on."""
+        self.skipped.append(str(error))
+        return True
+
+
+def _captions(fields: dict[str, Any]) -> list[str]:
+    """Return the captions of a sample, from its `.txt` or else its `.json`, if it has any."""
+    if "txt" in fields:
+        return captions_of({"text": fields["txt"].decode()})
+    if "json" in fields:
+        return captions_of(json.loads(fields["json"]))
+    return []

@@ -13,24 +13,46 @@ from clipkit.training.recompute import cached_features
 
 
 class Task(nn.Module):
-    """A CLIP, as `model`, and a forward that maps the inputs of a batch to a loss.
+    """Hold a CLIP and map the inputs of a batch to a loss. A subclass writes `forward`.
 
-    The loss is the mean over this process's batch or, as `clip_loss` does it, over that of all processes.
+    `forward` takes the tensors of `Batch.inputs`, on the trainer's device, and returns a float32
+    scalar: the mean over this process's share of the batch or, as `clip_loss` does it, over the
+    batch of all processes.
+
+    Args:
+        model: is trained in place, with all parameters of the task that are not locked.
+
+    Attributes:
+        model: the CLIP.
+        micro_batch: how many images or texts to encode at once, as `cached_features` takes it; None
+            for all. A trainer sets it from `TrainConfig.micro_batch`.
+
+    Example:
+        class Distillation(Task):
+            def forward(self, images, targets):  # (N, 3, H, W), (N, D)
+                features = cached_features(self.model.encode_image, images, self.micro_batch)
+                return 1 - F.cosine_similarity(features.float(), targets).mean()
+
+        Trainer(Distillation(model), batches, TrainConfig(steps=1000), "run").fit()
     """
 
     def __init__(self, model: CLIP) -> None:
         super().__init__()
         self.model = model
-        self.micro_batch: int | None = None  # pictures or texts to encode at once; all, if None
+        self.micro_batch: int | None = None
 
     def after_step(self) -> None:
-        """What is to be done to the weights after each step of the optimisers."""
+        """Do to the weights what is to be done after each step of the optimizers: nothing here."""
 
 
 class ContrastiveTask(Task):
-    """Pairs of images and texts. Any loss of the signature of `clip_loss` will do, a module with weights too.
+    """Train both towers on pairs of images and texts.
 
-    The temperature is clipped at 100 for `clip_loss`, and left alone for any other.
+    Args:
+        model: the CLIP.
+        loss: any function of the signature of `clip_loss`; a module with weights, which are trained
+            too, will do. The temperature is clipped at 100 for `clip_loss`, and left alone for any
+            other.
     """
 
     def __init__(self, model: CLIP, loss: Callable[..., Tensor] = clip_loss) -> None:
@@ -38,18 +60,31 @@ class ContrastiveTask(Task):
         self.loss = loss
 
     def forward(self, images: Tensor, tokens: Tensor) -> Tensor:
-        """(N, 3, H, W), (N, L) -> the loss over the pairs of all processes."""
+        """Return the loss over the pairs of all processes, a float32 scalar.
+
+        Args:
+            images: (N, 3, H, W) float32.
+            tokens: (N, L) int64, row i belongs to image i.
+        """
         image_features = cached_features(self.model.encode_image, images, self.micro_batch)
         text_features = cached_features(self.model.encode_text, tokens, self.micro_batch)
         return self.loss(image_features, text_features, self.model.logit_scale, distributed.group())
 
     def after_step(self) -> None:
+        """Clip the temperature for `clip_loss`."""
         if self.loss is clip_loss:
             clip_logit_scale_(self.model.logit_scale)
 
 
 class ClassificationTask(Task):
-    """An image tower and a head on its normalised features, trained by cross-entropy. The text tower takes no part."""
+    """Train an image tower and a head on its normalized features, by cross-entropy.
+
+    The text tower and the temperature take no part and are locked.
+
+    Args:
+        model: the CLIP.
+        head: maps features of unit length, (N, D) float32, to logits (N, C).
+    """
 
     def __init__(self, model: CLIP, head: nn.Module) -> None:
         super().__init__(model)
@@ -58,7 +93,13 @@ class ClassificationTask(Task):
         model.text.requires_grad_(False)
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
-        """(N, 3, H, W), (N,) int64 -> the mean loss of this process's pictures."""
-        features = cached_features(self.model.encode_image, images, self.micro_batch)
+        """Return the mean loss of this process's images, a float32 scalar.
+
+        Args:
+            images: (N, 3, H, W) float32.
+            labels: (N,) int64.
+        """
+        features = cached_features(self.model.encode_image, images, self.micro_batch)  # (N, D)
         with torch.autocast(images.device.type, enabled=False):
-            return F.cross_entropy(self.head(F.normalize(features.float(), dim=-1)), labels)
+            logits = self.head(F.normalize(features.float(), dim=-1))  # (N, C)
+            return F.cross_entropy(logits, labels)

@@ -19,7 +19,7 @@ from clipkit import CLIP, CLIPConfig, TextConfig, Tokenizer, ViTConfig, distribu
 from clipkit.tokenizer import default_merges
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.loop import Trainer
-from clipkit.training.optimizer import TrainConfig
+from clipkit.training.config import TrainConfig
 
 PAIRS = 8
 CONFIG = CLIPConfig(

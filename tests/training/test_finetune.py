@@ -20,8 +20,8 @@ from clipkit.data.labelled import Pairs, read_folder, read_table
 from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError, DataError
 from clipkit.tokenizer import Tokenizer
-from clipkit.training.finetune import finetune, finetune_captions, interpolate
-from clipkit.training.optimizer import TrainConfig
+from clipkit.training.finetune import finetune, finetune_captions, interpolate_weights
+from clipkit.training.config import TrainConfig
 from clipkit.training.tasks import ClassificationTask
 from tests.helpers.toy_data import caption_table, colour_folders, toy_config
 
@@ -73,11 +73,11 @@ def test_interpolation_is_exact_at_the_ends_and_linear_between(
     first, second = (CLIP(resnet_config, small_tokenizer) for _ in range(2))
     second.visual.bn1.num_batches_tracked.fill_(9)  # pyright: ignore
     kept = state(first), state(second)
-    ends = [state(interpolate(first, second, alpha)) for alpha in (0, 1)]
+    ends = [state(interpolate_weights(first, second, alpha)) for alpha in (0, 1)]
     floating = {k for k, v in kept[0].items() if v.is_floating_point()}
     assert all(torch.equal(ends[0][k], kept[0][k]) for k in floating)
     assert_same(ends[1], kept[1])
-    quarter = interpolate(first, second, 0.25).state_dict()
+    quarter = interpolate_weights(first, second, 0.25).state_dict()
     for key in floating:
         expected = 0.75 * kept[0][key].double() + 0.25 * kept[1][key].double()
         torch.testing.assert_close(quarter[key].double(), expected, rtol=1e-6, atol=1e-7)
@@ -89,7 +89,7 @@ def test_interpolation_keeps_the_precision_of_the_second(model: CLIP) -> None:
     tuned = copy.deepcopy(model)
     nn.init.normal_(tuned.visual.proj)  # pyright: ignore
     assert_same(
-        interpolate(copy.deepcopy(model).half(), tuned, 1.0).state_dict(), tuned.state_dict()
+        interpolate_weights(copy.deepcopy(model).half(), tuned, 1.0).state_dict(), tuned.state_dict()
     )
 
 
@@ -100,7 +100,7 @@ def test_heads_are_interpolated_as_linear_ones() -> None:
     second = LinearHead(torch.randn(3, 8, generator=random), torch.randn(3, generator=random))
     for heads in ((first, second), (second, first)):
         for alpha in (0, 0.25, 1):
-            between = interpolate(*heads, alpha)  # pyright: ignore
+            between = interpolate_weights(*heads, alpha)  # pyright: ignore
             assert isinstance(between, LinearHead)
             expected = (1 - alpha) * heads[0](features) + alpha * heads[1](features)
             torch.testing.assert_close(between(features), expected, rtol=1e-5, atol=1e-5)
@@ -108,7 +108,7 @@ def test_heads_are_interpolated_as_linear_ones() -> None:
         weight, torch.tensor(1.0), features, torch.eye(5, 3), torch.tensor(1.0), torch.tensor(1.0)
     )
     with pytest.raises(ConfigError, match="CacheHead is not linear"):
-        interpolate(first, cache, 0.5)  # pyright: ignore
+        interpolate_weights(first, cache, 0.5)  # pyright: ignore
 
 
 @pytest.mark.parametrize("alpha", [-0.1, 1.5, float("nan")])
@@ -117,8 +117,8 @@ def test_an_alpha_outside_is_refused_before_anything_is_trained(
 ) -> None:
     pairs, names = colours
     for call in (
-        lambda: interpolate(model, model, alpha),
-        lambda: finetune(model, pairs, names, tmp_path, alpha=alpha),
+        lambda: interpolate_weights(model, model, alpha),
+        lambda: finetune(model, pairs, tmp_path, class_names=names, alpha=alpha),
         lambda: finetune_captions(model, pairs, tmp_path, alpha=alpha),
     ):
         with pytest.raises(ConfigError, match=f"alpha must be from 0.* not {alpha}"):
@@ -129,7 +129,7 @@ def test_an_alpha_outside_is_refused_before_anything_is_trained(
 @pytest.mark.parametrize("other", [nn.Linear(3, 2), nn.Linear(2, 3, bias=False)])
 def test_interpolation_refuses_other_weights(other) -> None:
     with pytest.raises(ConfigError, match="two modules of the same weights"):
-        interpolate(nn.Linear(2, 3), other, 0.5)
+        interpolate_weights(nn.Linear(2, 3), other, 0.5)
 
 
 # The whole of it
@@ -146,7 +146,7 @@ def test_learns_colours_and_leaves_the_model_alone(
     pairs, names = colours
     before, given = state(model), accuracy(model, zero_shot, unseen)
     config = replace(QUICK, steps=20, warm_up=2)
-    classifier = finetune(model, pairs, names, tmp_path, batch_size=16, alpha=1.0, config=config)
+    classifier = finetune(model, pairs, tmp_path, class_names=names, batch_size=16, alpha=1.0, config=config)
     tuned = classifier.model
     assert accuracy(tuned, classifier.head, unseen) == 1 > given + 0.3
     assert classifier.labels == names and classifier.predict(unseen.files[0]).label == "blue"
@@ -162,7 +162,7 @@ def test_learns_colours_and_leaves_the_model_alone(
 
 def test_what_is_saved_is_a_classifier(model: CLIP, colours: Path, unseen, tmp_path: Path) -> None:
     pairs, names = colours
-    classifier = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    classifier = finetune(model, pairs, tmp_path, class_names=names, batch_size=8, config=QUICK)
     loaded = ImageClassifier.load(tmp_path, device="cpu")
     assert loaded.labels == names == ["blue", "dark red", "green", "white"]
     assert loaded.prompts == [[f"a photo of a {name}."] for name in names]
@@ -187,7 +187,7 @@ def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(
 ) -> None:
     pairs, names = colours
     start = ImageClassifier.zero_shot(model, names)
-    old = finetune(model, pairs, names, tmp_path / "0", batch_size=8, alpha=0, config=QUICK)
+    old = finetune(model, pairs, tmp_path / "0", class_names=names, batch_size=8, alpha=0, config=QUICK)
     assert_same(state(old.model), state(model))
     weight = start.zero_shot_head.weight.detach()
     scale = fit_head(
@@ -200,10 +200,10 @@ def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(
     assert [p.label for p in old.predict(unseen.files)] == [
         p.label for p in start.predict(unseen.files)
     ]
-    new = finetune(model, pairs, names, tmp_path / "1", batch_size=8, alpha=1, config=QUICK)
+    new = finetune(model, pairs, tmp_path / "1", class_names=names, batch_size=8, alpha=1, config=QUICK)
     trained = torch.load(tmp_path / "1" / "run" / "checkpoint.pt", weights_only=True)["task"]
     assert_same(_named("model", new.model) | _named("head", new.head), trained)
-    half = finetune(model, pairs, names, tmp_path / "half", batch_size=8, alpha=0.5, config=QUICK)
+    half = finetune(model, pairs, tmp_path / "half", class_names=names, batch_size=8, alpha=0.5, config=QUICK)
     for name, value in half.head.state_dict().items():
         middle = (old.head.state_dict()[name] + new.head.state_dict()[name]) / 2
         torch.testing.assert_close(value, middle, rtol=1e-5, atol=1e-5)
@@ -220,7 +220,7 @@ def test_no_epochs_train_the_head_alone(
     model: CLIP, colours: Path, zero_shot: CosineHead, tmp_path: Path
 ) -> None:
     pairs, names = colours
-    classifier = finetune(model, pairs, names, tmp_path, epochs=0, alpha=1)
+    classifier = finetune(model, pairs, tmp_path, class_names=names, epochs=0, alpha=1)
     assert_same(state(classifier.model), state(model))
     anchored = ImageClassifier.zero_shot(model, names).fit(
         embed_images(model, pairs.files), pairs.labels
@@ -235,7 +235,7 @@ def test_no_epochs_train_the_head_alone(
 
 def test_templates_make_the_zero_shot_head(model: CLIP, colours: Path, tmp_path: Path) -> None:
     pairs, names = colours
-    classifier = finetune(model, pairs, names, tmp_path, templates="stl10", epochs=0, alpha=0)
+    classifier = finetune(model, pairs, tmp_path, class_names=names, templates="stl10", epochs=0, alpha=0)
     assert classifier.prompts[1] == ["a photo of a dark red.", "a photo of the dark red."]
     assert torch.equal(classifier.zero_shot_head.weight, zero_shot_weights(model, names, "stl10"))
 
@@ -249,11 +249,11 @@ def test_broken_pictures_are_skipped(model: CLIP, colours: Path, tmp_path: Path)
     files[3] = broken
     sound = [i for i in range(len(pairs)) if i != 3]
     more = Pairs(files, pairs.captions, pairs.labels)
-    head = finetune(model, more, names, tmp_path / "head", epochs=0, alpha=1)
-    fitted = finetune(model, pairs.select(sound), names, tmp_path / "sound", epochs=0, alpha=1)
+    head = finetune(model, more, tmp_path / "head", class_names=names, epochs=0, alpha=1)
+    fitted = finetune(model, pairs.select(sound), tmp_path / "sound", class_names=names, epochs=0, alpha=1)
     assert_same(state(head.head), state(fitted.head))
     assert head.provenance["counts"] == [7, 8, 8, 8]
-    finetune(model, more, names, tmp_path / "tower", epochs=1, batch_size=32)
+    finetune(model, more, tmp_path / "tower", class_names=names, epochs=1, batch_size=32)
     assert (
         json.loads((tmp_path / "tower" / "run" / "log.jsonl").read_text().splitlines()[-1])[
             "skipped"
@@ -292,7 +292,7 @@ def test_the_rate_follows_the_width(
     model.config = replace(model.config, text=replace(model.config.text, width=width))
     pairs, names = colours
     for tune in (
-        lambda: finetune(model, pairs, names, tmp_path, epochs=2, lr=given),
+        lambda: finetune(model, pairs, tmp_path, class_names=names, epochs=2, lr=given),
         lambda: finetune_captions(model, pairs, tmp_path, epochs=2, lr=given),
     ):
         with pytest.raises(InterruptedError, match="asked"):
@@ -302,7 +302,7 @@ def test_the_rate_follows_the_width(
 
 def test_blocks_lock_the_rest_of_the_tower(model: CLIP, colours: Path, tmp_path: Path) -> None:
     pairs, names = colours
-    tuned = finetune(model, pairs, names, tmp_path, epochs=1, batch_size=8, blocks=1, alpha=1).model
+    tuned = finetune(model, pairs, tmp_path, class_names=names, epochs=1, batch_size=8, blocks=1, alpha=1).model
     changed = {
         k for k, v in tuned.state_dict().items() if not torch.equal(v, model.state_dict()[k])
     }
@@ -319,7 +319,7 @@ def test_half_precision_models_are_tuned_in_float32(
     pairs, names = colours
     half = copy.deepcopy(model).half()
     before = state(half)
-    classifier = finetune(half, pairs, names, tmp_path / "a", batch_size=8, alpha=1, config=QUICK)
+    classifier = finetune(half, pairs, tmp_path / "a", class_names=names, batch_size=8, alpha=1, config=QUICK)
     tuned = classifier.model
     assert tuned.dtype == classifier.head.weight.dtype == torch.float32
     assert accuracy(tuned, classifier.head, pairs) > 0.9
@@ -333,8 +333,8 @@ def test_half_precision_models_are_tuned_in_float32(
 def test_a_run_goes_on_from_its_checkpoint(model: CLIP, colours: Path, tmp_path: Path) -> None:
     """A second call finds all steps done, and gives the same classifier."""
     pairs, names = colours
-    first = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
-    second = finetune(model, pairs, names, tmp_path, batch_size=8, config=QUICK)
+    first = finetune(model, pairs, tmp_path, class_names=names, batch_size=8, config=QUICK)
+    second = finetune(model, pairs, tmp_path, class_names=names, batch_size=8, config=QUICK)
     assert_same(state(first), state(second))
 
 
@@ -343,7 +343,7 @@ def test_a_batch_larger_than_the_data_is_all_of_it(
 ) -> None:
     pairs, names = colours
     few = pairs.select(range(0, 32, 8))
-    finetune(model, few, names, tmp_path, epochs=2)
+    finetune(model, few, tmp_path, class_names=names, epochs=2)
     assert json.loads((tmp_path / "run" / "log.jsonl").read_text().splitlines()[-1])["step"] == 2
 
 
@@ -382,7 +382,7 @@ def test_refuses_impossible_options(
 ) -> None:
     pairs, own = colours
     with pytest.raises(error, match=message):
-        finetune(model, pairs, names or own, tmp_path, **({"batch_size": 8} | options))
+        finetune(model, pairs, tmp_path, class_names=names or own, **({"batch_size": 8} | options))
     with pytest.raises(DataError, match="pictures with labels"):
         finetune(model, Pairs(pairs.files, pairs.captions), own, tmp_path)
 

@@ -25,7 +25,8 @@ from clipkit.tokenizer import default_merges
 from clipkit.training.batches import Batch
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
-from clipkit.training.optimizer import TrainConfig, adamw, cosine
+from clipkit.training.config import TrainConfig, cosine
+from clipkit.training.optimizer import adamw
 from clipkit.training.tasks import ContrastiveTask, Task
 from tests.helpers import training_worker
 from tests.helpers.training_worker import CONFIG, losses, run, toy_batches, toy_model
@@ -270,7 +271,7 @@ def test_skipped_pictures_are_counted(tmp_path: Path, capsys: pytest.CaptureFixt
 
 def test_micro_batches_change_nothing(tmp_path: Path) -> None:
     run(tmp_path / "whole", steps=5)
-    run(tmp_path / "parts", steps=5, micro_batch=3, gradient_checkpointing=True)
+    run(tmp_path / "parts", steps=5, micro_batch=3, recompute=True)
     assert losses(tmp_path / "parts") == pytest.approx(losses(tmp_path / "whole"), rel=1e-5)
 
 

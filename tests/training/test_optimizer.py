@@ -8,11 +8,10 @@ import torch
 
 from clipkit import CLIP
 from clipkit.errors import ConfigError
+from clipkit.training.config import TrainConfig, cosine
 from clipkit.training.optimizer import (
-    TrainConfig,
     adamw,
     clip_gradients,
-    cosine,
     count_blocks,
     depth,
     lock,

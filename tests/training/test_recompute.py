@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from clipkit import CLIP
 from clipkit.training.losses import clip_loss
-from clipkit.training.recompute import cached_features, checkpoint_blocks, recompute
+from clipkit.training.recompute import cached_features, recompute_blocks, recompute
 
 
 def train(
@@ -58,7 +58,7 @@ def test_cached_features_equal_the_whole_batch_without_batch_norm(vit: CLIP) -> 
 
 def test_blocks_recomputed(clip: CLIP) -> None:
     def encode(model: CLIP, images: Tensor) -> Tensor:
-        checkpoint_blocks(model)
+        recompute_blocks(model)
         return model.encode_image(images)
 
     assert_same(clip, encode, lambda m, x: m.encode_image(x))
@@ -66,7 +66,7 @@ def test_blocks_recomputed(clip: CLIP) -> None:
 
 def test_a_copy_of_a_checkpointed_model_runs_its_own_weights(vit: CLIP) -> None:
     model = copy.deepcopy(vit)
-    checkpoint_blocks(model)
+    recompute_blocks(model)
     other = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():

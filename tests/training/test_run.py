@@ -24,7 +24,7 @@ from clipkit.errors import (
 from clipkit.tokenizer import Tokenizer
 from clipkit.training import run
 from clipkit.training.batches import Augment
-from clipkit.training.optimizer import TrainConfig
+from clipkit.training.config import TrainConfig
 from clipkit.training.run import RunConfig, finetune_from, train
 from clipkit.training.shards import ShardBatches
 from tests.helpers.toy_data import caption_table, colour_folders, picture, toy_config
@@ -248,8 +248,8 @@ def test_tar_shards_are_streamed(place, monkeypatch: pytest.MonkeyPatch, name: s
     ("changes", "error", "message"),
     [
         ({"data": "nowhere"}, DataError, "no file or folder .*nowhere"),
-        ({"data": "start"}, DataError, "start holds no folders of pictures"),
-        ({"evaluate": "nowhere"}, DataError, "nowhere holds no folders"),
+        ({"data": "start"}, DataError, "start holds no folders of images"),
+        ({"evaluate": "nowhere"}, DataError, "there is no folder .*nowhere"),
         ({"batch_size": 25}, DataError, "batch_size 25 .* 24 pictures"),
         ({"workers": -1}, DataError, "workers .* not -1"),
         ({"workers": "two"}, DataError, "workers .* not 'two'"),

@@ -1,0 +1,47 @@
+"""Make a task ready to be trained: checked, locked in part, with a moving average beside it."""
+
+from typing import Any
+
+import torch
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
+
+from clipkit.errors import ConfigError
+from clipkit.models.resnet import ModifiedResNet
+from clipkit.training.config import TrainConfig
+from clipkit.training.optimizer import lock
+from clipkit.training.tasks import ContrastiveTask, Task
+
+
+def check_task(task: Task, config: TrainConfig, sharded: bool) -> None:
+    """Raise `ConfigError` if a task cannot be trained as the config says."""
+    is_resnet = isinstance(task.model.visual, ModifiedResNet)
+    if any(parameter.dtype != torch.float32 for parameter in task.parameters()):
+        raise ConfigError(
+            f"training keeps float32 weights, the model has {task.model.dtype}: call model.float()"
+        )
+    if sharded and (is_resnet or not isinstance(task, ContrastiveTask)):
+        raise ConfigError(
+            "shard splits a CLIP of two transformers; train a ResNet or a classifier without it"
+        )
+    if config.compile and is_resnet and (config.recompute or config.micro_batch):
+        raise ConfigError("compile does not go with recompute or micro_batch for a ResNet")
+
+
+def prepare_task(task: Task, config: TrainConfig) -> None:
+    """Lock what is not trained, and set what the forward pass depends on, in place."""
+    if config.image_blocks is not None:
+        lock(task.model.visual, config.image_blocks)
+    if config.text_blocks is not None:
+        lock(task.model.text, config.text_blocks)
+    task.micro_batch = config.micro_batch
+    if isinstance(task.model.visual, ModifiedResNet):
+        # Convolutions are faster with the channels last in memory. torch's stub lacks the case.
+        task.model.visual.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+
+def start_average(task: Task, decay: float | None) -> AveragedModel | None:
+    """Return an exponential moving average of the weights of a task; None without a decay."""
+    if decay is None:
+        return None
+    average: Any = get_ema_multi_avg_fn(decay)  # pyright: ignore[reportUnknownVariableType]
+    return AveragedModel(task, multi_avg_fn=average, use_buffers=True)

@@ -1,0 +1,159 @@
+"""All that a checkpoint of training holds: to save it, and to go on from it.
+
+Everything that is random in a step is seeded by the step, so weights, optimizer and step suffice.
+"""
+
+import os
+import pickle
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+from torch.optim.swa_utils import AveragedModel
+
+from clipkit import distributed
+from clipkit.errors import TrainingError
+from clipkit.files import replacing
+from clipkit.training.config import TrainConfig
+from clipkit.training.sharding import gather_moments, gather_weights, scatter
+
+CHECKPOINT = "checkpoint.pt"  # in the folder of a run
+
+# Fields of TrainConfig that may change between the parts of a run: how far it goes, what it
+# reports, how it saves memory or time.
+_FREE = (
+    *("steps", "warm_up", "log_every", "save_every", "evaluate_every"),
+    *("compile", "micro_batch", "recompute"),
+)
+
+# What torch and `_restore` raise of a file that is no such checkpoint, or is damaged.
+_UNUSABLE = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
+
+
+@dataclass
+class Counters:
+    """Count what a run has done. The fields are entries of a checkpoint, by these names.
+
+    Attributes:
+        step: steps that are made.
+        losses: the sum of the losses since the last row of the log.
+        counted: the number of losses in that sum.
+        skipped: images that could not be read, of all processes, since the run began.
+    """
+
+    step: int = 0
+    losses: float = 0.0
+    counted: int = 0
+    skipped: int = 0
+
+
+@dataclass
+class TrainingState:
+    """Hold what changes during a run, and what it is a run of.
+
+    Args:
+        task: what is trained.
+        optimizers: of its parameters.
+        average: the moving average of its weights, if there is one.
+        config: how it is trained.
+        sharded: whether the processes share the weights, instead of a copy each.
+        identities: the model's config, and what the run's start and its batches are known by. A
+            checkpoint gets the first; those with any of the others are of the same run.
+    """
+
+    task: nn.Module
+    optimizers: list[Optimizer]
+    average: AveragedModel | None
+    config: TrainConfig
+    sharded: bool
+    identities: list[list[Any]]
+    counters: Counters = field(default_factory=Counters)
+
+    def save(self, checkpoint: Path) -> None:
+        """Write a checkpoint, whole or not at all. Every process must call it; the first writes."""
+        state = self._collect()
+        if not distributed.is_first():
+            return
+        for leftover in checkpoint.parent.glob(f".{checkpoint.name}.*.tmp"):
+            leftover.unlink()  # a process was killed while it wrote this
+        with replacing(checkpoint) as partial, partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+
+    def resume(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint, if there is one. Every process must call it.
+
+        Raises:
+            TrainingError: if it is damaged or of another run, or not all processes see it.
+        """
+        if checkpoint.exists():
+            try:
+                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+                self._refuse_another_run(checkpoint, state)
+                self._restore(state)
+            except TrainingError:
+                raise
+            except _UNUSABLE as error:
+                raise TrainingError(
+                    f"{checkpoint} cannot be resumed ({error}): remove it, or give another out"
+                ) from error
+        steps = distributed.gather_objects(self.counters.step)
+        if len(set(steps)) > 1:
+            raise TrainingError(
+                f"the processes found steps {steps}: {checkpoint.parent} must be one folder that "
+                "all see"
+            )
+
+    def weights(self) -> dict[str, Any]:
+        """Return the weights of the whole task; if it is sharded, to the first process alone.
+
+        Every process must call it.
+        """
+        return gather_weights(self.task) if self.sharded else self.task.state_dict()
+
+    def _moments(self) -> Any:
+        """Return what the optimizers keep, as `weights` returns the weights."""
+        if self.sharded:
+            return gather_moments(self.task, self.optimizers)
+        return [optimizer.state_dict() for optimizer in self.optimizers]
+
+    def _collect(self) -> dict[str, Any]:
+        return {
+            "config": asdict(self.config),
+            "identity": self.identities[0],
+            "task": self.weights(),
+            "optimizers": self._moments(),
+            "average": None if self.average is None else self.average.state_dict(),
+            **asdict(self.counters),
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        if self.sharded:
+            scatter(self.task, self.optimizers, state["task"], state["optimizers"])
+        else:
+            self.task.load_state_dict(state["task"])
+            for optimizer, moments in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(moments)
+        if self.average is not None:
+            self.average.load_state_dict(state["average"])
+        self.counters = Counters(**{name: state[name] for name in asdict(self.counters)})
+
+    def _refuse_another_run(self, checkpoint: Path, state: dict[str, Any]) -> None:
+        here = asdict(self.config)
+        there = state["config"]
+        differences = [
+            f"{name} {there.get(name)!r} there, {here[name]!r} here"
+            for name in here
+            if name not in _FREE and here[name] != there.get(name)
+        ]
+        if state["identity"] not in self.identities:
+            differences.append("another model, start or data")
+        if differences:
+            raise TrainingError(
+                f"{checkpoint} is of another run ({'; '.join(differences)}): give another out, or "
+                "what that run had"
+            )
