@@ -1,1 +1,1 @@
-"""The two image towers, the text tower, and CLIP, which joins them."""
+"""Build the two image towers and the text tower, and what they are made of."""

@@ -1,15 +1,21 @@
-"""Build the towers that a config describes: modules take plain arguments, and here they are read from configs."""
+"""Build the towers that a config describes.
 
-from typing import Any
+The modules take plain arguments; this is the one place that reads them from configs.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.text_transformer import TextTransformer
 from clipkit.models.vision_transformer import VisionTransformer
+
+M = TypeVar("M", bound=nn.Module)
 
 
 def build_visual(
@@ -53,7 +59,8 @@ def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
 class Uninitialized(TorchFunctionMode):
     """Leave the memory of new modules as it is, for weights that are loaded at once.
 
-    Drawing random numbers, even on the meta device, would import torch's compiler, which takes longer than the loading.
+    Drawing random numbers, even on the meta device, would import torch's compiler, which takes
+    longer than the loading.
     """
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -63,8 +70,24 @@ class Uninitialized(TorchFunctionMode):
         return func(*args, **kwargs)
 
 
+def assemble(make: Callable[[], M], weights: Mapping[str, Tensor]) -> M:
+    """Return a module in eval mode around weights: no second copy of them, and none drawn.
+
+    Args:
+        make: builds the module.
+        weights: its whole state dict.
+    """
+    with torch.device("meta"), Uninitialized():
+        module = make()
+    module.load_state_dict(weights, assign=True)
+    return module.eval()
+
+
 def expected_weights(config: CLIPConfig) -> dict[str, Tensor]:
-    """Return the canonical state dict of a config's model on the meta device: names and shapes without numbers."""
+    """Return the canonical state dict of a config's model on the meta device.
+
+    It has names, shapes and dtypes, and no numbers.
+    """
     with torch.device("meta"), Uninitialized():
         visual = build_visual(config.vision, config.embed_dim)
         text = build_text(config.text, config.embed_dim)

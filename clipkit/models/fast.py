@@ -1,100 +1,129 @@
-"""An inference-only copy of a model that does less for the same features."""
+"""Change the towers of an inference-only copy so that they do less for the same features."""
 
 from copy import deepcopy
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clipkit.models import kernels
-from clipkit.models.kernels import Linear, Patches
+from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
 from clipkit.models.resnet import Bottleneck, ModifiedResNet
 
-CACHED = 300_000  # pixels of a batch whose feature maps stay in a CPU's cache: 5 images of RN50
+# Pixels of a batch that a ResNet takes at once, so that its feature maps stay in a CPU's cache: 5
+# images of RN50.
+CACHED_PIXELS = 300_000
 
 
 def make_fast(visual: nn.Module, text: nn.Module, *, compile: bool = False) -> tuple[str, ...]:
-    """Change both towers in place so that they do less for the same features. They are then for inference alone.
+    """Change both towers in place so that they do less for the same features.
+
+    They are then for inference alone.
 
     Args:
-        visual, text: copies of their own, in eval mode and without gradients.
+        visual: the image tower of a copy, in eval mode and without gradients.
+        text: the text tower of that copy.
         compile: compile the image tower, and pack no weights. See `clipkit.CLIP.optimize`.
 
     Returns:
-        What was done, in words for people.
+        What was done, in words for people; nothing if there was nothing to gain.
     """
-    done: list[str] = []
     device = next(visual.parameters()).device
+    done: list[str] = []
     if isinstance(visual, ModifiedResNet):
-        if folded := sum([_fold_norms(module) for module in visual.modules()]):
-            done.append(f"{folded} batch norms folded into convolutions")
-        visual.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-        done.append("channels last")
-    if compile:  # which cannot see through packed weights
-        visual.compile(
-            mode="reduce-overhead" if device.type == "cuda" else None
-        )  # with CUDA graphs
-        done.append("image tower compiled")
-        return tuple(done)
+        done += _simplify_resnet(visual)
+    if compile:
+        # With CUDA graphs on CUDA. Packed weights would be opaque to the compiler, so the rest is
+        # left.
+        visual.compile(mode="reduce-overhead" if device.type == "cuda" else None)
+        return (*done, "image tower compiled")
     if isinstance(visual, ModifiedResNet) and device.type == "cpu":
-        visual.pixels_at_once = CACHED
+        visual.pixels_at_once = CACHED_PIXELS
         done.append("large batches in parts")
-    modules = [*visual.modules(), *text.modules()]
-    for module in modules:
-        _fuse(module)
-    if packed := sum([_pack(module) for module in modules]):
+    if packed := _pack_layers(visual) + _pack_layers(text):
         done.append(f"{packed} linear layers packed for oneDNN")
     return tuple(done)
 
 
+def _simplify_resnet(visual: ModifiedResNet) -> list[str]:
+    """Fold batch norms into convolutions and put channels last. Return what was done."""
+    done: list[str] = []
+    if folded := sum([_fold_norms(module) for module in visual.modules()]):
+        done.append(f"{folded} batch norms folded into convolutions")
+    visual.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+    done.append("channels last")
+    return done
+
+
 def _fold_norms(module: nn.Module) -> int:
-    """Fold the batch norms of a part of a ResNet into the convolutions before them: how many."""
+    """Fold the batch norms that a part of a ResNet has itself. Return how many they were."""
     if not isinstance(module, ModifiedResNet | Bottleneck):
         return 0
-    folded = sum([_fold(module, f"conv{i}", f"bn{i}") for i in "123"])
+    folded = sum([_fold(module, f"conv{i}", f"bn{i}") for i in (1, 2, 3)])
     if isinstance(module, Bottleneck) and module.downsample is not None:
         folded += _fold(module.downsample, "0", "1")
     return folded
 
 
-def _fold(parent: nn.Module, conv: str, norm: str) -> bool:
-    """Into the convolution before it goes what a batch norm multiplies and adds, computed in float32."""
-    before, after = getattr(parent, conv), getattr(parent, norm)
-    if isinstance(after, nn.Identity):
+def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> bool:
+    """Fold a norm into the convolution before it, in float32. Return whether there was one."""
+    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
+    if isinstance(norm, nn.Identity):
         return False
-    fused = fuse_conv_bn_eval(deepcopy(before).float(), deepcopy(after).float())
-    setattr(parent, conv, fused.to(before.weight.dtype).requires_grad_(False))
-    setattr(parent, norm, nn.Identity())
+    fused = fuse_conv_bn_eval(deepcopy(conv).float(), deepcopy(norm).float())
+    setattr(parent, conv_name, fused.to(conv.weight.dtype).requires_grad_(False))
+    setattr(parent, norm_name, nn.Identity())
     return True
 
 
-def _fuse(module: nn.Module) -> None:
-    """Leave the activation of an MLP to its first layer, if both are what oneDNN knows."""
-    if not isinstance(module, MLP) or not type(module.c_fc) is type(module.c_proj) is Linear:
-        return
-    exact = type(module.gelu) is nn.GELU and module.gelu.approximate == "none"
-    if not kernels.can_pack(module.c_fc.weight) or not (exact or type(module.gelu) is QuickGELU):
-        return
-    if (
-        not exact
-    ):  # oneDNN knows x sigmoid(x), of which QuickGELU is that of 1.702 x, divided by 1.702
-        fc, proj = module.c_fc, module.c_proj
-        fc.weight, fc.bias = _scaled(fc.weight, 1.702), _scaled(fc.bias, 1.702)
-        proj.weight = _scaled(proj.weight, 1 / 1.702)
-    module.c_fc.activation, module.gelu = "gelu" if exact else "swish", nn.Identity()
+def _pack_layers(tower: nn.Module) -> int:
+    """Pack the linear layers of a tower that oneDNN computes. Return how many they were."""
+    packed = 0
+    for module in list(tower.modules()):
+        if type(module) is MLP:
+            packed += _pack_mlp(module)
+        for name, layer in list(module.named_children()):
+            if type(layer) is nn.Linear and can_pack(layer.weight):
+                setattr(module, name, PackedLinear(layer.weight, layer.bias))
+                packed += 1
+        if type(module) is Attention and can_pack(module.in_proj_weight):
+            module.in_proj_weight = pack(module.in_proj_weight)
+            packed += 1
+        if type(module) is Patches and can_pack(module.weight):
+            module.weight = pack(
+                module.weight.flatten(1)
+            )  # (W, C, size, size) -> (W, C x size x size)
+            packed += 1
+    return packed
 
 
-def _scaled(parameter: Tensor, scale: float) -> nn.Parameter:
-    return nn.Parameter(parameter * scale, requires_grad=False)
+def _pack_mlp(mlp: MLP) -> int:
+    """Pack both layers of an MLP, the first together with the activation. Return how many.
+
+    Neither is packed here if oneDNN cannot fuse the activation, or if a layer is not torch's own.
+    """
+    fc, proj = mlp.c_fc, mlp.c_proj
+    fused = _fused_name(mlp.gelu)
+    ordinary = type(fc) is nn.Linear and type(proj) is nn.Linear
+    if fused is None or not ordinary or not can_pack(fc.weight) or not can_pack(proj.weight):
+        return 0
+    # oneDNN has no QuickGELU. It has x sigmoid(x), and QuickGELU is that of 1.702 x, divided by
+    # 1.702.
+    scale = 1.702 if fused == "swish" else 1.0
+    parts = {
+        "c_fc": PackedLinear(fc.weight * scale, fc.bias * scale, fused),
+        "gelu": nn.Identity(),
+        "c_proj": PackedLinear(proj.weight * (1 / scale), proj.bias),
+    }
+    for name, part in parts.items():
+        setattr(mlp, name, part)
+    return 2
 
 
-def _pack(module: nn.Module) -> bool:
-    """Pack the weight of a linear layer, if this is one that can be."""
-    if type(module) not in (Linear, Patches, Attention):
-        return False
-    name = "in_proj_weight" if isinstance(module, Attention) else "weight"
-    if not kernels.can_pack(weight := getattr(module, name)):
-        return False
-    setattr(module, name, kernels.pack(weight.flatten(1)))
-    return True
+def _fused_name(activation: nn.Module) -> Fused | None:
+    """Return oneDNN's name for the activation that it fuses in place of this one, if any."""
+    if type(activation) is QuickGELU:
+        return "swish"
+    if type(activation) is nn.GELU and activation.approximate == "none":
+        return "gelu"
+    return None

@@ -1,27 +1,108 @@
-"""Which of torch's kernels computes: the modules of both towers ask here."""
+"""Choose which of torch's kernels computes the linear layers of both towers.
+
+On AMD processors oneDNN multiplies float32 matrices 1.2 to 2.3 times as fast as MKL, which
+`F.linear` uses. Torch offers oneDNN for float32 by private ops only. They are tried once before
+use, they see plain tensors alone, and `F.linear` does the work wherever they will not do.
+"""
 
 import functools
 import platform
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules import module as torch_module
+from torch.utils import _python_dispatch as dispatch
 
 from clipkit.errors import ConfigError
 
+Fused = Literal["none", "gelu", "swish"]  # oneDNN's names for the activations that it can fuse
 
-def recording() -> bool:
-    """Whether torch.compile, torch.export or a tracer records a graph, which must not branch on the data."""
-    return torch.compiler.is_compiling() or torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+
+def values_are_known(x: Tensor) -> bool:
+    """Return whether code may look at the values of `x`.
+
+    It may not while a graph is recorded (by torch.compile, torch.export, torch.jit.trace or
+    torch.fx), which would then
+    hold for this input alone, nor where there are none: in fake and meta tensors, and under vmap.
+    """
+    return (
+        type(x) in (Tensor, nn.Parameter)
+        and not x.is_meta
+        and not torch.compiler.is_compiling()
+        and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
+        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+    )
+
+
+def linear(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
+    """Return `F.linear(x, weight, bias)`, by the faster of torch's kernels; equal to float noise.
+
+    Args:
+        x: (..., in).
+        weight: (out, in), or a weight from `pack`.
+        bias: (out,).
+
+    Returns:
+        (..., out).
+    """
+    if type(weight) is PackedWeight:
+        return _packed_linear(x, weight, bias, "none")
+    if _takes_onednn(x, weight):
+        return _onednn_linear(x, weight, bias, "none")
+    return F.linear(x, weight, bias)
+
+
+def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """Return `layer(x)`, by the faster of torch's kernels if `layer` is an ordinary `nn.Linear`.
+
+    The layers are of torch's own class, so that whatever looks for that class (quantization,
+    adapters) finds it. What has been put in a layer's place, hooked to it or wrapped around it is
+    called as usual.
+    """
+    if type(layer) is nn.Linear and _takes_onednn(x, layer.weight) and not _is_hooked(layer):
+        return _onednn_linear(x, layer.weight, layer.bias, "none")
+    return layer(x)
+
+
+def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
+    """Whether oneDNN's private op may compute this product, and is the faster kernel for it.
+
+    Gradients, autocast, subclasses of Tensor and whatever watches torch's calls (FlopCounterMode)
+    know nothing of the op. `torch.backends.mkldnn.flags(enabled=False)` switches it off.
+    """
+    return (
+        not torch.is_grad_enabled()
+        and x.dtype is torch.float32
+        and type(weight) in (Tensor, nn.Parameter)
+        and weight.dtype is torch.float32
+        and weight.is_cpu
+        and values_are_known(x)
+        and not torch.is_autocast_enabled("cpu")
+        and not dispatch.is_in_torch_dispatch_mode()
+        and torch.backends.mkldnn.enabled
+        and _onednn_is_faster()
+        and _onednn_agrees(torch.float32, packed=False)
+    )
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether calling the layer does more than its class's `forward`."""
+    if layer._forward_hooks or layer._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+        return True
+    if torch_module._has_any_global_hook():  # pyright: ignore[reportPrivateUsage]
+        return True
+    return "forward" in vars(layer)
 
 
 @functools.cache
 def _onednn_is_faster() -> bool:
     """Whether oneDNN multiplies float32 matrices faster than MKL does here, as on AMD.
 
-    By vendor, for a measurement would fall out by chance at times, and another run would not give the same bits.
+    The vendor decides. A measurement would fall out by chance at times, and two runs would not give
+    the same bits.
     """
     try:
         about = Path("/proc/cpuinfo").read_text()
@@ -30,54 +111,41 @@ def _onednn_is_faster() -> bool:
     return "AuthenticAMD" in about
 
 
-def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> Tensor:
+@functools.cache
+def _onednn_agrees(dtype: torch.dtype, packed: bool) -> bool:
+    """Whether oneDNN's private ops are there, and give `F.linear`'s values for this dtype.
+
+    Another version of torch may lack them, or have changed them.
+    """
+    if not torch.backends.mkldnn.is_available():
+        return False
+    numbers = torch.linspace(-2, 2, 63, dtype=torch.float32, device="cpu").sin().to(dtype)
+    x, weight, bias = numbers[:35].view(5, 7), numbers[35:56].view(3, 7), numbers[56:59]
+    exact = F.linear(x.double(), weight.double(), bias.double())
+    expected: dict[Fused, Tensor] = {"none": exact, "gelu": F.gelu(exact), "swish": F.silu(exact)}
+    tolerance = 8 * torch.finfo(dtype).eps  # the values are of order one
+    try:
+        if dtype is torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+            return False  # the processor has no bfloat16
+        used = pack(weight) if packed else weight
+        return all(
+            torch.allclose(_onednn_linear(x, used, bias, name).double(), value, 0, tolerance)
+            for name, value in expected.items()
+        )
+    except (
+        AttributeError,
+        RuntimeError,
+        TypeError,
+    ):  # no such op, not for this dtype, other arguments
+        return False
+
+
+def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Fused) -> Tensor:
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
 
 
-def linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str = "none") -> Tensor:
-    """`F.linear`, by whichever of torch's libraries is faster for float32 on this CPU; equal to float noise.
-
-    `torch.backends.mkldnn.flags(enabled=False)` keeps to BLAS, as do gradients and graphs that are being recorded.
-    A weight from `pack` has left that choice behind, and it alone can have an activation, by oneDNN's name for it.
-    """
-    if weight.is_mkldnn:
-        if torch.is_grad_enabled() and x.requires_grad:
-            raise ConfigError(
-                "a model from optimize() has no gradients: take those of the model that it is a copy of"
-            )
-        if torch.is_autocast_enabled("cpu"):
-            raise ConfigError(
-                "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
-            )
-        return _onednn_linear(x, weight, bias, activation)
-    plain = (
-        weight.dtype is not torch.float32
-        or weight.device.type != "cpu"
-        or torch.is_grad_enabled()
-        or recording()
-        or torch.is_autocast_enabled("cpu")
-        or not (torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled)
-    )
-    return (
-        F.linear(x, weight, bias)
-        if plain or not _onednn_is_faster()
-        else _onednn_linear(x, weight, bias, "none")
-    )
-
-
-def can_pack(weight: Tensor) -> bool:
-    """Whether oneDNN is what multiplies by this weight, and would do so faster if it were packed."""
-    if weight.device.type != "cpu" or not (
-        torch.backends.mkldnn.is_available() and torch.backends.mkldnn.enabled
-    ):
-        return False
-    if weight.dtype is torch.bfloat16:
-        return torch.ops.mkldnn._is_mkldnn_bf16_supported()
-    return weight.dtype is torch.float32 and _onednn_is_faster()
-
-
 class PackedWeight(nn.Parameter):
-    """A weight in oneDNN's own order, which torch by itself can neither copy nor pickle."""
+    """A weight (out, in) in oneDNN's own order. Torch by itself can neither copy nor pickle one."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         memo[id(self)] = PackedWeight(self.data.clone(), requires_grad=False)
@@ -87,45 +155,91 @@ class PackedWeight(nn.Parameter):
         return pack, (self.to_dense(),)
 
 
+def can_pack(weight: Tensor) -> bool:
+    """Return whether oneDNN multiplies by this weight, and faster once the weight is packed."""
+    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_cpu
+    if not plain or not torch.backends.mkldnn.enabled:
+        return False
+    if weight.dtype is torch.float32 and not _onednn_is_faster():
+        return False
+    return weight.dtype in (torch.float32, torch.bfloat16) and _onednn_agrees(weight.dtype, True)
+
+
 def pack(weight: Tensor) -> PackedWeight:
-    """A weight (out, in) for `linear` alone, ordered as oneDNN reads it."""
+    """Return a weight (out, in) in the order in which oneDNN reads it, for `linear` alone."""
     packed = torch.ops.mkldnn._reorder_linear_weight(weight.detach().contiguous(), None)
     return PackedWeight(packed, requires_grad=False)
 
 
-class Linear(nn.Linear):
-    """`nn.Linear` that computes by `linear`."""
+def _packed_linear(
+    x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: Fused
+) -> Tensor:
+    if torch.is_grad_enabled() and x.requires_grad:
+        raise ConfigError(
+            "a model from optimize() has no gradients: take those of the model that it is a copy of"
+        )
+    if torch.is_autocast_enabled("cpu"):
+        raise ConfigError(
+            "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
+        )
+    return _onednn_linear(x, weight, bias, activation)
 
-    activation = "none"
+
+class PackedLinear(nn.Module):
+    """A linear layer with a packed weight, and the activation that follows it. For inference alone.
+
+    Args:
+        weight: (out, in).
+        bias: (out,).
+        activation: by oneDNN's name for it.
+    """
+
+    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Fused = "none") -> None:
+        super().__init__()
+        self.weight = pack(weight)
+        self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
+        self.activation: Fused = activation
 
     def forward(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias, self.activation)
+        """Map (..., in) to (..., out)."""
+        return _packed_linear(x, self.weight, self.bias, self.activation)
+
+    def extra_repr(self) -> str:
+        """Return what `print` shows of the layer."""
+        out_features, in_features = self.weight.shape
+        return f"{in_features}, {out_features}, activation={self.activation!r}"
 
 
 class Patches(nn.Conv2d):
-    """A convolution of square windows side by side: one product of all patches with the weight, by `linear`.
+    """Embed the square patches of images.
 
-    With another `stride`, as is set for denser maps, it is the ordinary convolution.
+    This is a convolution, computed as one product of all patches with the weight.
+
+    With another `stride`, which some set for denser maps, it is the ordinary convolution.
+
+    Args:
+        channels: of the images.
+        width: of the embedding.
+        size: side of a patch in pixels.
     """
 
     def __init__(self, channels: int, width: int, size: int) -> None:
         super().__init__(channels, width, size, stride=size, bias=False)
 
-    def forward(self, images: Tensor) -> Tensor:
-        """(N, C, H, W) -> (N, width, rows, columns), without what is left over at the right and bottom edge."""
+    def forward(self, input: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to (N, width, rows, columns).
+
+        Pixels left over at the right and bottom edge are not seen.
+        """
         if self.stride != self.kernel_size:
-            return super().forward(images)
+            return super().forward(input)
         size = self.kernel_size[0]
-        rows, columns = (side // size for side in images.shape[2:])
-        x = (
-            images[:, :, : rows * size, : columns * size]
-            .unflatten(2, (rows, size))
-            .unflatten(4, (columns, size))
-        )
-        x = x.permute(0, 2, 4, 1, 3, 5).flatten(
-            3
-        )  # (N, C, rows, size, columns, size) -> (N, rows, columns, C x size²)
-        weight = (
-            self.weight if self.weight.is_mkldnn else self.weight.flatten(1)
-        )  # packed, it is flat already
-        return linear(x, weight, None).permute(0, 3, 1, 2)
+        count, channels, height, width = input.shape
+        rows, columns = height // size, width // size
+        x = input[:, :, : rows * size, : columns * size]
+        x = x.view(count, channels, rows, size, columns, size)
+        x = x.permute(0, 2, 4, 1, 3, 5)  # -> (N, rows, columns, C, size, size)
+        x = x.flatten(3)  # (N, rows, columns, C x size x size)
+        packed = type(self.weight) is PackedWeight
+        weight = self.weight if packed else self.weight.flatten(1)  # (width, C x size x size)
+        return linear(x, weight).permute(0, 3, 1, 2)  # -> (N, width, rows, columns)

@@ -1,8 +1,9 @@
-"""Attention, blocks and the stack they form: what the vision and the text transformer share.
+"""The parts that the vision and the text transformer share: attention, blocks, and their stack.
 
-A pooled tower keeps one token per sample, so the last block computes nothing for the others but keys and values: one
-query attends to all, and one token passes the MLP. Every token that is skipped could not have reached the output,
-which makes it exact.
+A pooled tower keeps one token of each sample. Its last block therefore computes only keys and
+values of the other tokens:
+one query attends to all of them, and one token passes the MLP. The skipped work could not have
+reached the output, so the result is exact.
 """
 
 import torch
@@ -10,92 +11,138 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.kernels import Linear, linear, recording
+from clipkit.models.kernels import apply_linear, linear, values_are_known
 from clipkit.models.prefixes import Prefixes
 
 
 class QuickGELU(nn.Module):
-    """x * sigmoid(1.702 x), the approximation of GELU that OpenAI trained with (Hendrycks and Gimpel, 1606.08415)."""
+    """Compute x * sigmoid(1.702 x), an approximation of GELU (Hendrycks and Gimpel, 1606.08415).
+
+    OpenAI trained with it.
+    """
 
     def forward(self, x: Tensor) -> Tensor:
-        if torch.is_grad_enabled() or recording():
+        """Map any shape to the same shape."""
+        if torch.is_grad_enabled() or not values_are_known(x):
             return x * torch.sigmoid(1.702 * x)
-        return (
-            (1.702 * x).sigmoid_().mul_(x)
-        )  # the same bits; fresh memory would cost more than the arithmetic
+        # In place the bits are the same, and on a CPU fresh memory costs more than the arithmetic.
+        return (1.702 * x).sigmoid_().mul_(x)
 
 
 ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu": nn.GELU}
 
 
 class Attention(nn.Module):
-    """Multi-head attention with one fused projection for queries, keys and values, batch first.
+    """Multi-head attention, batch first, with one projection for queries, keys and values together.
 
-    `causal` hides later tokens from each token.
+    Args:
+        width: W of each token, the heads' widths together.
+        num_heads: how many heads there are.
+        causal: hide later tokens from each token.
     """
 
     def __init__(self, width: int, num_heads: int, causal: bool = False) -> None:
         super().__init__()
-        self.num_heads, self.causal = num_heads, causal
-        self.in_proj_weight = nn.Parameter(
-            torch.empty(3 * width, width)
-        )  # rows in the order q, k, v
+        self.num_heads = num_heads
+        self.causal = causal
+        self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows: q, then k, then v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
-        self.out_proj = Linear(width, width)
+        self.out_proj = nn.Linear(width, width)
 
     def forward(
         self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
     ) -> Tensor:
-        """(N, L, W) -> (N, L, W); or only the output at `at`, one position for all or (N,) of them: (N, 1, W).
+        """Let tokens attend to tokens.
 
-        With a `tree`, its P nodes (P, W) -> (P, W); or, with nodes (R,) as `at`, only theirs: (R, W).
+        Args:
+            x: (N, L, W); or with a `tree`, its P nodes (P, W).
+            at: the one position that attends, the same for all samples or (N,) of them; all
+                positions if not given. With a `tree`, nodes (R,).
+            tree: prefixes, which say what each node attends to.
+
+        Returns:
+            (N, L, W), or (N, 1, W) where `at` is given. With a `tree`, (P, W), or (R, W) where `at`
+            is given.
         """
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (..., W) -> (..., 3W)
         if tree is not None:
-            q, k, v = self._heads(qkv[tree.groups])  # (P, 3W) -> (G, S, 3W)
-            x = F.scaled_dot_product_attention(
-                q, k, v, attn_mask=tree.mask
-            )  # (G, heads, S, W / heads)
-            x = x.transpose(1, 2).flatten(2).flatten(0, 1)  # (G, S, heads, W / heads) -> (G x S, W)
-            return self.out_proj(x[tree.places if at is None else tree.places[at]])
-        q, k, v = self._heads(qkv)
-        if at is None:
-            return self._merge(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+            attended = self._attend_in_tree(qkv, tree, at)
+        elif at is not None:
+            attended = self._attend_from(qkv, at)
+        else:
+            attended = self._attend(qkv)
+        return apply_linear(self.out_proj, attended)
+
+    def _attend(self, qkv: Tensor) -> Tensor:
+        """Let every token attend to all, or to those up to itself.
+
+        (N, L, 3W) -> (N, L, W)
+        """
+        q, k, v = self._split_heads(qkv)
+        return self._merge_heads(F.scaled_dot_product_attention(q, k, v, is_causal=self.causal))
+
+    def _attend_from(self, qkv: Tensor, at: Tensor | int) -> Tensor:
+        """Let one token of each sample attend to all, or to those up to itself.
+
+        (N, L, 3W) -> (N, 1, W)
+        """
+        q, _, _ = self._split_heads(pick(qkv, at))  # (N, 1, 3W) -> (N, heads, 1, W / heads)
+        _, k, v = self._split_heads(qkv)
         mask = None
         if self.causal:
-            last = torch.as_tensor(at, device=x.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
-            mask = (
-                torch.arange(x.shape[1], device=x.device) <= last
-            )  # (N or 1, 1, 1, L), the same for every head
-        q = pick(q.transpose(1, 2), at).transpose(
-            1, 2
-        )  # (N, heads, L, W / heads) -> (N, heads, 1, W / heads)
-        return self._merge(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
+            positions = torch.arange(qkv.shape[1], device=qkv.device)  # (L,)
+            last = torch.as_tensor(at, device=qkv.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
+            mask = positions <= last  # (N or 1, 1, 1, L), for every head and the one query
+        return self._merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
-    def _heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
-        """(N, L, 3W) -> three of (N, heads, L, W / heads)."""
-        return qkv.unflatten(-1, (3, self.num_heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
+    def _attend_in_tree(self, qkv: Tensor, tree: Prefixes, at: Tensor | int | None) -> Tensor:
+        """Let every node attend to its prefix, in G groups of S nodes.
 
-    def _merge(self, x: Tensor) -> Tensor:
-        return self.out_proj(x.transpose(1, 2).flatten(2))  # (N, heads, L, W / heads) -> (N, L, W)
+        (P, 3W) -> (P, W), or (R, W) for the nodes `at`
+        """
+        groups = qkv[tree.groups]  # (P, 3W) -> (G, S, 3W)
+        q, k, v = self._split_heads(groups)  # (G, heads, S, W / heads) each
+        attended = F.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask)
+        attended = self._merge_heads(attended).flatten(0, 1)  # (G, S, W) -> (G x S, W)
+        return attended[tree.places if at is None else tree.places[at]]
+
+    def _split_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
+        """Return queries, keys and values: (N, L, 3W) -> three of (N, heads, L, W / heads)."""
+        count, length, width = qkv.shape
+        heads = self.num_heads
+        qkv = qkv.view(count, length, 3, heads, width // (3 * heads))
+        return qkv.permute(2, 0, 3, 1, 4).unbind(0)  # (N, L, 3, ...) -> (3, N, heads, L, W / heads)
+
+    def _merge_heads(self, x: Tensor) -> Tensor:
+        """Put the heads side by side: (N, heads, L, W / heads) -> (N, L, W)."""
+        return x.transpose(1, 2).flatten(2)
 
 
 def pick(x: Tensor, at: Tensor | int) -> Tensor:
-    """One token of each sample, by one position for all or (N,) positions: (N, L, W) -> (N, 1, W)."""
+    """Return one token of each sample: (N, L, W) -> (N, 1, W).
+
+    Args:
+        x: all tokens.
+        at: the token's position, one for all samples or (N,).
+    """
+    if isinstance(at, int):
+        return x[:, at, None]
     return x[torch.arange(x.shape[0], device=x.device), at, None]
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between."""
+    """Two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
-        self.c_fc = Linear(width, hidden)
+        self.c_fc = nn.Linear(width, hidden)
         self.gelu = ACTIVATIONS[activation]()
-        self.c_proj = Linear(hidden, width)
+        self.c_proj = nn.Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.c_proj(self.gelu(self.c_fc(x)))
+        """Map (..., W) to (..., W)."""
+        x = self.gelu(apply_linear(self.c_fc, x))  # (..., hidden)
+        return apply_linear(self.c_proj, x)
 
 
 class ResidualAttentionBlock(nn.Module):
@@ -113,14 +160,35 @@ class ResidualAttentionBlock(nn.Module):
     def forward(
         self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
     ) -> Tensor:
-        """Shapes, `at` and `tree` as in `Attention`."""
+        """Map tokens to tokens, or to those at `at` alone.
+
+        Arguments and shapes are those of `Attention`.
+        """
         attended = self.attn(self.ln_1(x), at, tree)
-        x = (x if at is None else pick(x, at) if tree is None else x[at]) + attended
+        x = _keep(x, at, tree) + attended
         return x + self.mlp(self.ln_2(x))
 
 
+def _keep(x: Tensor, at: Tensor | int | None, tree: Prefixes | None) -> Tensor:
+    """Return the tokens of the input that `Attention` gives outputs for."""
+    if at is None:
+        return x
+    if tree is not None:
+        return x[at]  # (P, W) -> (R, W)
+    return pick(x, at)  # (N, L, W) -> (N, 1, W)
+
+
 class Transformer(nn.Module):
-    """A stack of blocks, batch first. With `causal`, no token sees a later one."""
+    """A stack of blocks, batch first.
+
+    Args:
+        width: W of each token.
+        layers: how many blocks there are.
+        heads: of the attention in each.
+        mlp_width: hidden width of the MLPs.
+        activation: of the MLPs.
+        causal: hide later tokens from each token.
+    """
 
     def __init__(
         self,
@@ -140,7 +208,10 @@ class Transformer(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Residual branches scaled down with depth, as in CLIP (2103.00020) after GPT-2."""
+        """Draw new weights as in CLIP (2103.00020), after GPT-2.
+
+        The more layers there are, the smaller their residual branches start.
+        """
         layers = len(self.resblocks)
         branch_std = self.width**-0.5 * (2 * layers) ** -0.5
         for block in self.resblocks:
@@ -154,25 +225,40 @@ class Transformer(nn.Module):
     def forward(
         self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
     ) -> Tensor:
-        """(N, L, W) -> (N, L, W); or, with one position for all or (N,) positions in `at`, only those: (N, W).
+        """Map tokens to tokens, or to those at `at` alone.
 
-        The result is the same either way: the last block alone leaves out what could not reach it. With a `tree` of
-        prefixes, its nodes (P, W) -> (P, W), or only those that `at` names: (R, W).
+        The values are the same. The last block leaves out what cannot reach the tokens at `at`.
+
+        Args:
+            x: (N, L, W); or with a `tree`, its P nodes (P, W).
+            at: the position to keep of each sample, the same for all or (N,); all if not given.
+                With a `tree`, the nodes to keep, (R,).
+            tree: prefixes, in which each node stands for a token with all that come before it.
+
+        Returns:
+            (N, L, W), or (N, W) where `at` is given. With a `tree`, (P, W), or (R, W) where `at` is
+            given.
         """
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x, None, tree)
+            x = block(x, tree=tree)
         x = last(x, at, tree)
-        return x if at is None or tree is not None else x.squeeze(1)
+        one_token_each = at is not None and tree is None
+        return x.squeeze(1) if one_token_each else x  # (N, 1, W) -> (N, W)
 
 
 class ImageTower(nn.Module):
-    """What both image towers tell of themselves: (height, width) of the input in pixels, and the feature's width D."""
+    """The attributes that both image towers have.
+
+    Attributes:
+        resolution: (height, width) of the input in pixels.
+        input_resolution: the same by OpenAI's name and in its form, one integer for a square.
+        output_dim: D, the width of the feature.
+    """
 
     def __init__(self, resolution: tuple[int, int], output_dim: int) -> None:
         super().__init__()
-        self.resolution, self.output_dim = resolution, output_dim
+        self.resolution = resolution
+        self.output_dim = output_dim
         height, width = resolution
-        self.input_resolution = (
-            height if height == width else resolution
-        )  # OpenAI's name, and its form for a square
+        self.input_resolution = height if height == width else resolution

@@ -1,4 +1,7 @@
-"""The modified ResNet of CLIP: a stem of three convolutions, anti-aliased strides, attention pooling (2103.00020)."""
+"""The modified ResNet of CLIP (2103.00020).
+
+It has a stem of three convolutions, anti-aliased strides and attention pooling.
+"""
 
 from collections import OrderedDict
 
@@ -6,14 +9,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.models.kernels import Linear
+from clipkit.models.kernels import apply_linear
 from clipkit.models.layers import ImageTower
 
-EXPANSION = 4  # of a bottleneck's width into its output channels
+EXPANSION = 4  # a bottleneck's output channels over its width
 
 
 class Bottleneck(nn.Module):
-    """A bottleneck whose every convolution has stride 1; an average pool strides instead (1904.11486)."""
+    """A residual block of three convolutions.
+
+    All have stride 1, and an average pool strides instead (1904.11486).
+
+    Args:
+        channels: of the input.
+        width: of the convolution in the middle; the output has four times as many channels.
+        stride: by which the map shrinks.
+    """
 
     def __init__(self, channels: int, width: int, stride: int) -> None:
         super().__init__()
@@ -30,58 +41,76 @@ class Bottleneck(nn.Module):
         self.relu3 = nn.ReLU(inplace=True)
         self.downsample: nn.Module | None = None
         if stride > 1 or channels != out:
-            conv, norm = nn.Conv2d(channels, out, 1, bias=False), nn.BatchNorm2d(out)
-            self.downsample = nn.Sequential(
-                OrderedDict({"-1": nn.AvgPool2d(stride), "0": conv, "1": norm})
-            )
+            pool = nn.AvgPool2d(stride)
+            conv = nn.Conv2d(channels, out, 1, bias=False)
+            norm = nn.BatchNorm2d(out)
+            self.downsample = nn.Sequential(OrderedDict({"-1": pool, "0": conv, "1": norm}))
 
     def forward(self, x: Tensor) -> Tensor:
-        """(N, channels, H, W) -> (N, 4 x width, H / stride, W / stride)."""
+        """Map (N, channels, H, W) to (N, 4 x width, H / stride, W / stride)."""
         out = self.relu1(self.bn1(self.conv1(x)))
         out = self.relu2(self.bn2(self.conv2(out)))
         out = self.bn3(self.conv3(self.avgpool(out)))
-        return self.relu3(out + (x if self.downsample is None else self.downsample(x)))
+        shortcut = x if self.downsample is None else self.downsample(x)
+        return self.relu3(out + shortcut)
 
 
 class AttentionPool2d(nn.Module):
-    """One query, the mean over the map, attends to every position and itself; only that one is computed."""
+    """Pool a map by attention.
+
+    The one query is the mean of the map. It attends to itself and to every position.
+
+    Args:
+        grid: rows and columns of the map.
+        width: C, its channels.
+        heads: of the attention.
+        output_dim: D, the width of the feature.
+    """
 
     def __init__(self, grid: tuple[int, int], width: int, heads: int, output_dim: int) -> None:
         super().__init__()
         self.num_heads = heads
         self.positional_embedding = nn.Parameter(torch.empty(grid[0] * grid[1] + 1, width))
         nn.init.normal_(self.positional_embedding, std=width**-0.5)
-        self.k_proj = Linear(width, width)
-        self.q_proj = Linear(width, width)
-        self.v_proj = Linear(width, width)
-        self.c_proj = Linear(width, output_dim)
+        self.k_proj = nn.Linear(width, width)
+        self.q_proj = nn.Linear(width, width)
+        self.v_proj = nn.Linear(width, width)
+        self.c_proj = nn.Linear(width, output_dim)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Feature map (N, C, H, W) -> (N, output_dim)."""
+        """Map (N, C, H, W) to (N, output_dim)."""
         x = x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, HW, C)
         x = torch.cat([x.mean(dim=1, keepdim=True), x], dim=1)  # (N, 1 + HW, C)
         x = x + self.positional_embedding.to(x.dtype)
-        q, k, v = (
-            part.unflatten(-1, (self.num_heads, -1)).transpose(
-                1, 2
-            )  # (N, L, C) -> (N, heads, L, C / heads)
-            for part in (self.q_proj(x[:, :1]), self.k_proj(x), self.v_proj(x))
-        )
+        q = self._split_heads(apply_linear(self.q_proj, x[:, :1]))  # (N, heads, 1, C / heads)
+        k = self._split_heads(apply_linear(self.k_proj, x))  # (N, heads, 1 + HW, C / heads)
+        v = self._split_heads(apply_linear(self.v_proj, x))
         pooled = F.scaled_dot_product_attention(q, k, v)  # (N, heads, 1, C / heads)
-        return self.c_proj(pooled.transpose(1, 2).flatten(1))
+        pooled = pooled.transpose(1, 2).flatten(1)  # (N, 1, heads, C / heads) -> (N, C)
+        return apply_linear(self.c_proj, pooled)
+
+    def _split_heads(self, x: Tensor) -> Tensor:
+        """Split each token into its heads: (N, L, C) -> (N, heads, L, C / heads)."""
+        count, length, width = x.shape
+        x = x.view(count, length, self.num_heads, width // self.num_heads)
+        return x.transpose(1, 2)
 
 
 class ModifiedResNet(ImageTower):
-    """The convolutional image tower.
+    """Turn images into features by convolutions and an attention pool.
 
     Replace `attnpool` by `torch.nn.Identity()` for the feature map (N, 32 x width, H / 32, W / 32).
 
     Args:
-        resolution: (height, width) of its input in pixels.
-        layers: bottlenecks in each of the four stages.
+        resolution: (height, width) of the input in pixels.
+        layers: how many bottlenecks each of the four stages has.
         width: channels after the stem.
         heads: of the attention pool.
-        output_dim: width D of the feature.
+        output_dim: D, the width of the feature.
+
+    Attributes:
+        pixels_at_once: how many pixels of a batch are computed at a time; all if None.
+            `CLIP.optimize` sets it.
     """
 
     def __init__(
@@ -104,29 +133,18 @@ class ModifiedResNet(ImageTower):
         self.bn3 = nn.BatchNorm2d(width)
         self.relu3 = nn.ReLU(inplace=True)
         self.avgpool = nn.AvgPool2d(2)
-        self.layer1 = self._stage(width, width, layers[0], stride=1)
-        self.layer2 = self._stage(width * 4, width * 2, layers[1], stride=2)
-        self.layer3 = self._stage(width * 8, width * 4, layers[2], stride=2)
-        self.layer4 = self._stage(width * 16, width * 8, layers[3], stride=2)
-        grid = (
-            (resolution[0] + 1) // 32,
-            (resolution[1] + 1) // 32,
-        )  # the first stride rounds up, four round down
+        self.layer1 = _make_stage(width, width, layers[0], stride=1)
+        self.layer2 = _make_stage(width * 4, width * 2, layers[1], stride=2)
+        self.layer3 = _make_stage(width * 8, width * 4, layers[2], stride=2)
+        self.layer4 = _make_stage(width * 16, width * 8, layers[3], stride=2)
+        # The map is halved five times: the first time an odd side rounds up, then down.
+        grid = ((resolution[0] + 1) // 32, (resolution[1] + 1) // 32)
         self.attnpool: nn.Module = AttentionPool2d(grid, width * 32, heads, output_dim)
-        self.pixels_at_once: int | None = (
-            None  # by `CLIP.optimize`: how many the feature maps may come from at a time
-        )
+        self.pixels_at_once: int | None = None
         self.initialize()
 
-    @staticmethod
-    def _stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
-        first = Bottleneck(channels, width, stride)
-        return nn.Sequential(
-            first, *(Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1))
-        )
-
     def initialize(self) -> None:
-        """Each bottleneck starts as the identity; the attention pool as in CLIP."""
+        """Make each bottleneck the identity, and draw a new attention pool, as in CLIP."""
         for module in self.modules():
             if isinstance(module, Bottleneck):
                 nn.init.zeros_(module.bn3.weight)
@@ -135,14 +153,29 @@ class ModifiedResNet(ImageTower):
                     nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, output_dim), or the feature map where `attnpool` is an `Identity`."""
-        if self.pixels_at_once is not None:
-            most = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))
-            if len(images) > most:
-                return torch.cat([self.forward(part) for part in images.split(most)])
-        x = self.relu1(self.bn1(self.conv1(images)))
+        """Map (N, 3, H, W) to (N, output_dim), or to a map if `attnpool` is an `Identity`."""
+        if self.pixels_at_once is None:
+            return self._encode(images)
+        at_once = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))  # images
+        if len(images) <= at_once:
+            return self._encode(images)
+        starts = range(0, len(images), at_once)
+        return torch.cat([self._encode(images[start : start + at_once]) for start in starts])
+
+    def _encode(self, images: Tensor) -> Tensor:
+        x = self.relu1(self.bn1(self.conv1(images)))  # (N, width / 2, H / 2, W / 2)
         x = self.relu2(self.bn2(self.conv2(x)))
-        x = self.relu3(self.bn3(self.conv3(x)))
+        x = self.relu3(self.bn3(self.conv3(x)))  # (N, width, H / 2, W / 2)
         x = self.avgpool(x)
-        x = self.layer4(self.layer3(self.layer2(self.layer1(x))))
+        x = self.layer1(x)  # (N, 4 x width, H / 4, W / 4)
+        x = self.layer2(x)
+        x = self.layer3(x)
+        x = self.layer4(x)  # (N, 32 x width, H / 32, W / 32)
         return self.attnpool(x)
+
+
+def _make_stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:
+    """Return bottlenecks one after another. The first strides."""
+    first = Bottleneck(channels, width, stride)
+    others = (Bottleneck(width * EXPANSION, width, 1) for _ in range(blocks - 1))
+    return nn.Sequential(first, *others)

@@ -4,27 +4,31 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.kernels import recording
+from clipkit.models.kernels import values_are_known
 from clipkit.models.layers import Transformer
 from clipkit.models.prefixes import cut, grow, sort_rows
 
-TREE = 1024  # nodes computed at once: larger ones fall out of the CPU's cache
-CUDA_TREE = 16384  # and of a card that needs more to be busy
+# Nodes of a tree that are computed at once. On a CPU more would fall out of its cache; a card needs
+# more to be busy.
+CPU_NODES = 1024
+CUDA_NODES = 16384
 
 
 class TextTransformer(nn.Module):
-    """Token ids to text features.
+    """Turn token ids into text features.
 
-    The feature is read at the end-of-text token, the highest id of a row (its first occurrence). Attention is causal,
-    so nothing after that token can matter. Nothing after the last one of the batch is computed; and without gradients,
-    nothing but the tree of the rows' prefixes is (see `clipkit.models.prefixes`), in parts of bounded memory. While a
-    graph is recorded, whose shapes must not depend on the data, everything is.
+    The feature is read at the end-of-text token, which has the highest id of a row (its first
+    occurrence counts). Attention is causal, so nothing after that token can matter, and nothing
+    after the last one of the batch is computed. Without gradients only the tree of the rows'
+    prefixes is computed (see `clipkit.models.prefixes`), in parts of bounded memory. While a graph
+    is recorded, its shapes must not depend on the data, and everything is computed.
 
     Args:
-        context_length: the longest row of ids.
-        vocab_size: number of tokens.
-        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden width of its MLPs.
-        output_dim: width D of the feature.
+        context_length: length of the longest row of ids.
+        vocab_size: how many tokens there are.
+        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden
+            width of its MLPs.
+        output_dim: D, the width of the feature.
     """
 
     def __init__(
@@ -40,11 +44,9 @@ class TextTransformer(nn.Module):
         output_dim: int,
     ) -> None:
         super().__init__()
-        self.context_length, self.vocab_size, self.output_dim = (
-            context_length,
-            vocab_size,
-            output_dim,
-        )
+        self.context_length = context_length
+        self.vocab_size = vocab_size
+        self.output_dim = output_dim
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)
@@ -53,31 +55,41 @@ class TextTransformer(nn.Module):
         self.initialize()
 
     def initialize(self) -> None:
-        """Embeddings and projection as in CLIP; the transformer initializes itself."""
+        """Draw new embeddings and a new projection, as in CLIP. The transformer does its own."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
         nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
 
     def forward(self, tokens: Tensor) -> Tensor:
-        """Token ids (N, L), L at most `context_length` -> (N, output_dim)."""
-        if not (torch.is_grad_enabled() or recording()) and tokens.shape[0] > 1:
-            return self._by_prefixes(tokens)
-        end = tokens.argmax(dim=-1)  # (N,)
-        if not recording() and tokens.shape[0]:
-            tokens = tokens[:, : int(end.max()) + 1]
-        device, length = self.token_embedding.weight.device, tokens.shape[1]
-        tokens, end = tokens.to(device), end.to(device)
-        x = self.token_embedding(tokens) + self.positional_embedding[:length]  # (N, L, W)
-        return self.ln_final(self.transformer(x, at=end)) @ self.text_projection
+        """Map token ids (N, L), L at most `context_length`, to features (N, output_dim)."""
+        if not values_are_known(tokens):
+            return self._encode_rows(tokens)
+        if tokens.shape[0] > 1 and not torch.is_grad_enabled():
+            return self._encode_prefixes(tokens)
+        if tokens.shape[0] > 0:
+            last_end = int(tokens.argmax(dim=-1).max())
+            tokens = tokens[:, : last_end + 1]
+        return self._encode_rows(tokens)
 
-    def _by_prefixes(self, tokens: Tensor) -> Tensor:
-        ids, device = tokens.cpu().numpy(), self.token_embedding.weight.device
-        rows, places = sort_rows(ids, ids.argmax(axis=1))
-        parts = []
-        for start, stop in cut(rows, TREE if device.type == "cpu" else CUDA_TREE):
+    def _encode_rows(self, tokens: Tensor) -> Tensor:
+        """Compute every token: (N, L) -> (N, D)."""
+        tokens = tokens.to(self.token_embedding.weight.device)
+        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # (N, L, W)
+        x = self.transformer(x, at=tokens.argmax(dim=-1))  # (N, W)
+        return self._project(x)
+
+    def _encode_prefixes(self, tokens: Tensor) -> Tensor:
+        """Compute the tree of the rows' prefixes: (N, L) -> (N, D)."""
+        device = self.token_embedding.weight.device
+        ids = tokens.cpu().numpy()
+        rows, places = sort_rows(ids, ids.argmax(axis=1))  # (distinct rows, L), (N,)
+        parts: list[Tensor] = []
+        for start, stop in cut(rows, CPU_NODES if device.type == "cpu" else CUDA_NODES):
             tree = grow(rows[start:stop], device)
             x = self.token_embedding(tree.ids) + self.positional_embedding[tree.positions]  # (P, W)
-            parts.append(
-                self.ln_final(self.transformer(x, at=tree.leaves, tree=tree)) @ self.text_projection
-            )
+            x = self.transformer(x, at=tree.leaves, tree=tree)  # (R, W)
+            parts.append(self._project(x))
         return torch.cat(parts)[torch.from_numpy(places).to(device)]  # (distinct rows, D) -> (N, D)
+
+    def _project(self, x: Tensor) -> Tensor:
+        return self.ln_final(x) @ self.text_projection  # (..., W) -> (..., D)

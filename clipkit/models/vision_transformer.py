@@ -9,13 +9,17 @@ from clipkit.models.layers import ImageTower, Transformer
 
 
 class VisionTransformer(ImageTower):
-    """Patches and a class token through a transformer; the class token, normed and projected, is the feature.
+    """Turn images into features.
+
+    Patches and a class token pass a transformer; the class token is normed and projected.
 
     Args:
-        resolution: (height, width) of its input in pixels.
-        patch_size: side of a square patch in pixels; a rest at the right and bottom edge is not seen.
-        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden width of its MLPs.
-        output_dim: width D of the feature.
+        resolution: (height, width) of the input in pixels.
+        patch_size: side of a square patch in pixels. Pixels left over at the right and bottom edge
+            are not seen.
+        width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden
+            width of its MLPs.
+        output_dim: D, the width of the feature.
     """
 
     def __init__(
@@ -42,20 +46,22 @@ class VisionTransformer(ImageTower):
         self.initialize()
 
     def initialize(self) -> None:
-        """Embeddings and projection as in CLIP; the transformer initializes itself."""
+        """Draw new embeddings and a new projection, as in CLIP. The transformer does its own."""
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
             nn.init.normal_(parameter, std=self.transformer.width**-0.5)
 
     def embed(self, images: Tensor) -> Tensor:
-        """Images (N, 3, H, W) -> class token and patch tokens, normed: (N, 1 + patches, W)."""
-        patches = (
-            self.conv1(images).flatten(2).transpose(1, 2)
-        )  # (N, W, rows, columns) -> (N, patches, W)
+        """Return the class token and the patch tokens as the first block takes them.
+
+        (N, 3, H, W) -> (N, 1 + patches, W)
+        """
+        patches = self.conv1(images)  # (N, W, rows, columns)
+        patches = patches.flatten(2).transpose(1, 2)  # (N, W, patches) -> (N, patches, W)
         class_token = self.class_embedding.to(patches.dtype).expand(images.shape[0], 1, -1)
-        return self.ln_pre(
-            torch.cat([class_token, patches], dim=1) + self.positional_embedding.to(patches.dtype)
-        )
+        x = torch.cat([class_token, patches], dim=1)  # (N, 1 + patches, W)
+        return self.ln_pre(x + self.positional_embedding.to(patches.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
-        """(N, 3, H, W) -> (N, output_dim)."""
-        return self.ln_post(self.transformer(self.embed(images), at=0)) @ self.proj
+        """Map (N, 3, H, W) to features (N, output_dim)."""
+        x = self.transformer(self.embed(images), at=0)  # (N, W)
+        return self.ln_post(x) @ self.proj  # (N, W) -> (N, D)

@@ -14,7 +14,7 @@ from clipkit.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViT
 from clipkit.encode.store import digest
 from clipkit.errors import ConfigError
 from clipkit.models import kernels
-from clipkit.models.kernels import Linear
+from clipkit.models.kernels import PackedLinear
 from clipkit.models.layers import QuickGELU
 from tests.helpers.random_weights import randomize
 
@@ -146,14 +146,14 @@ def test_what_a_packed_copy_refuses(packing: None, tmp_path: Path) -> None:
         classifier.export(tmp_path / "classifier.onnx")
 
 
-class Softened(Linear):
+class Softened(nn.Linear):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return super().forward(x) / 2
 
 
 @pytest.mark.parametrize("part, module", [
     ("gelu", nn.GELU(approximate="tanh")), ("gelu", nn.ReLU()),
-    ("c_fc", nn.Linear(64, 256)), ("c_proj", Softened(256, 64)),
+    ("c_fc", nn.Sequential(nn.Linear(64, 256))), ("c_proj", Softened(256, 64)),
 ])  # fmt: skip
 def test_other_parts_of_an_mlp_are_kept(part: str, module: nn.Module, packing: None) -> None:
     model = transformer("gelu").eval()

@@ -3,8 +3,8 @@
 import copy
 import pickle
 import platform
-from collections.abc import Iterator
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -12,75 +12,296 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.errors import ConfigError
 from clipkit.models import kernels
+from clipkit.models.kernels import PackedLinear, Patches, apply_linear, can_pack, linear, pack
 from clipkit.models.layers import QuickGELU
 
 needs_onednn = pytest.mark.skipif(
     not torch.backends.mkldnn.is_available(), reason="this torch has no oneDNN"
 )
+Calls = list[Tensor]
 
 
 @pytest.fixture
-def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """oneDNN is taken for the faster one; the list gets the input of each product that it computes."""
-    seen: list[Any] = []
+def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
+    """Take oneDNN for the faster one; the list gets the input of each product that it computes."""
+    seen: Calls = []
     genuine = kernels._onednn_linear
+    kernels._onednn_agrees(torch.float32, packed=False)  # its own products are none of the list
+
+    def watched(x: Tensor, *rest: Any) -> Tensor:
+        seen.append(x)
+        return genuine(x, *rest)
+
     monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
-    monkeypatch.setattr(
-        kernels, "_onednn_linear", lambda x, *rest: (seen.append(x), genuine(x, *rest))[1]
-    )
+    monkeypatch.setattr(kernels, "_onednn_linear", watched)
     yield seen
 
 
 @needs_onednn
 @pytest.mark.parametrize("shape", [(5, 24), (2, 3, 24), (1, 24), (4, 0, 24), (70, 24)])
-def test_onednn_computes_the_same(shape: tuple[int, ...], calls: list[Any]) -> None:
+def test_onednn_computes_the_same(shape: tuple[int, ...], calls: Calls) -> None:
     torch.manual_seed(0)
-    layer, x = kernels.Linear(24, 17), torch.randn(shape)
+    layer, x = nn.Linear(24, 17), torch.randn(shape)
+    strided = torch.empty(24, *shape[:-1]).movedim(0, -1).copy_(x)
+    weight, bias = layer.weight.detach().double().numpy(), layer.bias.detach().double().numpy()
+    oracle = x.double().numpy() @ weight.T + bias
     with torch.no_grad():
-        y = layer(x)
-        strided = layer(torch.randn(24, *shape[:-1]).movedim(0, -1).copy_(x))
-    oracle = (
-        x.double().numpy() @ layer.weight.detach().double().numpy().T
-        + layer.bias.detach().double().numpy()
-    )
-    assert len(calls) == 2 and y.shape == (*shape[:-1], 17) and y.is_contiguous()
-    np.testing.assert_allclose(y.numpy(), oracle, rtol=0, atol=2e-6)
-    np.testing.assert_allclose(strided.numpy(), oracle, rtol=0, atol=2e-6)
+        found = [
+            apply_linear(layer, x),
+            apply_linear(layer, strided),
+            linear(x, layer.weight, layer.bias),
+        ]
+    assert len(calls) == 3
+    for y in found:
+        assert y.shape == (*shape[:-1], 17)
+        assert y.is_contiguous()
+        np.testing.assert_allclose(y.numpy(), oracle, rtol=0, atol=2e-6)
 
 
+class Doubled(nn.Linear):
+    """A layer that is no ordinary one."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        return 2 * super().forward(input)
+
+
+class Int8Weight(Tensor):
+    """A weight that knows `F.linear` and nothing else, as the tensors of quantizers do."""
+
+    codes: Tensor
+    scale: Tensor
+
+    @staticmethod
+    def of(weight: Tensor) -> "Int8Weight":
+        quantized = Int8Weight(torch.empty(weight.shape))
+        quantized.scale = weight.abs().max() / 127
+        quantized.codes = (weight / quantized.scale).round().to(torch.int8)
+        return quantized
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is F.linear:
+            x, weight, *bias = args
+            return F.linear(x, weight.codes.float() * weight.scale, *bias)
+        if getattr(func, "__name__", "") in ("__get__", "__set__", "abs", "detach"):
+            return super().__torch_function__(func, types, args, kwargs or {})
+        raise NotImplementedError(f"{func} of a quantized weight")
+
+
+@needs_onednn
+def test_subclasses_of_tensor_see_no_private_op(calls: Calls) -> None:
+    torch.manual_seed(0)
+    weight, bias, x = torch.randn(5, 8), torch.randn(5), torch.randn(3, 8)
+    quantized = Int8Weight.of(weight)
+    with torch.no_grad():
+        expected, found = F.linear(x, weight, bias), linear(x, quantized, bias)
+    assert type(quantized) is Int8Weight
+    assert calls == []
+    torch.testing.assert_close(found, expected, rtol=0, atol=0.1)
+    assert not can_pack(quantized)
+
+
+@needs_onednn
+def test_subclasses_of_tensor_as_input_see_no_private_op(calls: Calls) -> None:
+    class Image(Tensor):
+        pass
+
+    with torch.no_grad():
+        apply_linear(nn.Linear(8, 5), torch.randn(3, 8).as_subclass(Image))
+    assert calls == []
+
+
+# Ways to change a layer of 8 x 8 or its input, so that it must be called as it is.
+Change = Callable[[nn.Linear, Tensor], tuple[nn.Module, Tensor]]
+
+
+def with_forward(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
+    forward = layer.forward
+    layer.forward = lambda input: forward(input) + 1  # as accelerate's hooks do
+    return layer, x
+
+
+def with_hook(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
+    layer.register_forward_hook(lambda module, args, output: output + 1)
+    return layer, x
+
+
+def with_pre_hook(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
+    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    return layer, x
+
+
+CHANGES: dict[str, Change] = {
+    "bfloat16": lambda layer, x: (layer.bfloat16(), x.bfloat16()),
+    "float64": lambda layer, x: (layer.double(), x.double()),
+    "meta": lambda layer, x: (layer.to("meta"), x.to("meta")),
+    "forward": with_forward,
+    "hook": with_hook,
+    "pre-hook": with_pre_hook,
+    "subclass": lambda layer, x: (Doubled(8, 8), x),
+    "parametrized": lambda layer, x: (torch.nn.utils.parametrizations.weight_norm(layer), x),
+}
+
+# Where the private op may not compute.
+CONTEXTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "gradient": torch.enable_grad,
+    "switch": lambda: torch.backends.mkldnn.flags(enabled=False),
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "counter": lambda: FlopCounterMode(display=False),
+}
+
+
+@needs_onednn
+@pytest.mark.parametrize("change", CHANGES.values(), ids=CHANGES)
+def test_other_layers_are_called(change: Change, calls: Calls) -> None:
+    torch.manual_seed(0)
+    layer, x = change(nn.Linear(8, 8), torch.randn(3, 8))
+    with torch.no_grad():
+        found, expected = apply_linear(layer, x), layer(x)
+    assert calls == []
+    assert found.dtype == x.dtype
+    assert x.is_meta or torch.equal(found, expected)
+
+
+@needs_onednn
 @pytest.mark.filterwarnings("ignore:TF32 acceleration")  # from the switch, torch's own
-@pytest.mark.parametrize(
-    "why", ["gradient", "switch", "autocast", "bfloat16", "float64", "compiled"]
-)
-def test_blas_where_onednn_would_not_do(why: str, calls: list[Any]) -> None:
-    layer, x = kernels.Linear(8, 8), torch.randn(3, 8)
-    dtype = {"bfloat16": torch.bfloat16, "float64": torch.float64}.get(why, torch.float32)
-    layer, x = layer.to(dtype), x.to(dtype)
-    switch: Any = torch.backends.mkldnn.flags(enabled=False) if why == "switch" else nullcontext()
-    cast: Any = torch.autocast("cpu", torch.bfloat16) if why == "autocast" else nullcontext()
-    with torch.set_grad_enabled(why == "gradient"), switch, cast:
-        if why == "compiled":
-            torch.compile(layer, backend="eager", fullgraph=True)(x)
-        else:
-            layer(x)
-    assert not calls
+@pytest.mark.parametrize("context", CONTEXTS.values(), ids=CONTEXTS)
+def test_the_plain_kernel_where_onednn_would_not_do(
+    context: Callable[[], AbstractContextManager[Any]], calls: Calls
+) -> None:
+    torch.manual_seed(0)
+    layer, x = nn.Linear(8, 8), torch.randn(3, 8)
+    with torch.no_grad(), context():
+        found = [apply_linear(layer, x), linear(x, layer.weight, layer.bias)]
+        expected = layer(x)
+    assert calls == []
+    for y in found:
+        assert torch.equal(y, expected)
 
 
-def test_gradients_and_copies_are_those_of_an_ordinary_layer() -> None:
+@needs_onednn
+def test_the_plain_kernel_under_a_hook_of_all_modules(calls: Calls) -> None:
+    seen: list[nn.Module] = []
+    handle = register_module_forward_hook(lambda module, args, output: seen.append(module))
+    layer = nn.Linear(8, 8)
+    with torch.no_grad():
+        apply_linear(layer, torch.randn(3, 8))
+    handle.remove()
+    assert seen == [layer]
+    assert calls == []
+
+
+class OneLayer(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(8, 8)
+        self.weight = nn.Parameter(torch.randn(8, 8))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return apply_linear(self.layer, linear(x, self.weight))
+
+
+@needs_onednn
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:DeprecationWarning")
+@pytest.mark.filterwarnings("ignore:.*torch.jit.*:FutureWarning")
+@pytest.mark.parametrize("how", ["compile", "trace", "fx", "vmap"])
+def test_recorded_graphs_have_the_plain_kernel(how: str, calls: Calls) -> None:
+    torch.manual_seed(0)
+    module, x = OneLayer().eval(), torch.randn(4, 3, 8)
+    recorders: dict[str, Callable[[], Any]] = {
+        "compile": lambda: torch.compile(module, backend="eager", fullgraph=True),
+        "trace": lambda: torch.jit.trace(module, x, check_trace=False),
+        "fx": lambda: torch.fx.symbolic_trace(module),
+        "vmap": lambda: torch.vmap(module),
+    }
+    with torch.no_grad():
+        found = recorders[how]()(x)
+        assert calls == []
+        torch.testing.assert_close(found, module(x), rtol=0, atol=1e-6)
+    assert len(calls) == 2
+
+
+def test_flops_are_counted_without_gradients(calls: Calls) -> None:
+    x, layer = torch.randn(5, 8), nn.Linear(8, 3)
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
+        apply_linear(layer, x)
+    assert counter.get_total_flops() == 2 * 5 * 8 * 3
+
+
+# The private op may be another one tomorrow.
+
+
+def missing(*args: Any) -> Tensor:
+    raise AttributeError("'_OpNamespace' 'mkldnn' object has no attribute '_linear_pointwise'")
+
+
+def refusing(*args: Any) -> Tensor:
+    raise NotImplementedError("Could not run 'mkldnn::_linear_pointwise'")
+
+
+def transposed(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return F.linear(x, weight.flip(0), bias)
+
+
+def without_activation(x: Tensor, weight: Tensor, bias: Tensor, activation: str) -> Tensor:
+    return F.linear(x, weight, bias)
+
+
+@pytest.mark.parametrize("op", [missing, refusing, transposed, without_activation])
+@pytest.mark.parametrize("packed", [False, True])
+def test_an_op_that_is_not_what_it_was_is_not_used(
+    op: Callable[..., Tensor], packed: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    probe = kernels._onednn_agrees.__wrapped__
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "pack", lambda weight: weight)
+    monkeypatch.setattr(kernels, "_onednn_linear", op)
+    assert not probe(torch.float32, packed)
+    monkeypatch.setattr(kernels, "_onednn_agrees", probe)
+    x, layer = torch.randn(3, 8), nn.Linear(8, 5)
+    with torch.no_grad():
+        assert torch.equal(apply_linear(layer, x), layer(x))
+        assert torch.equal(linear(x, layer.weight, layer.bias), layer(x))
+    assert not can_pack(layer.weight)
+
+
+@needs_onednn
+@pytest.mark.parametrize("packed", [False, True])
+def test_the_op_of_this_torch_is_found_good(packed: bool) -> None:
+    assert kernels._onednn_agrees(torch.float32, packed)
+
+
+@needs_onednn
+def test_the_op_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    tried: list[torch.dtype] = []
+    genuine = F.silu
+    monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(F, "silu", lambda x: (tried.append(x.dtype), genuine(x))[1])
+    kernels._onednn_agrees.cache_clear()
+    with torch.no_grad():
+        for _ in range(3):
+            apply_linear(nn.Linear(8, 8), torch.randn(2, 8))
+    assert len(tried) == 1
+
+
+def test_gradients_are_those_of_the_layer() -> None:
     torch.manual_seed(2)
-    layer, ordinary = kernels.Linear(6, 5), torch.nn.Linear(6, 5)
-    ordinary.load_state_dict(layer.state_dict())
-    x = torch.randn(4, 6)
-    for module in (layer, ordinary, copy.deepcopy(layer)):
-        module.zero_grad()
-        module(x).square().sum().backward()
-        assert (
-            module.weight.grad is not None and ordinary.weight.grad is not None or module is layer
-        )
-    assert layer.weight.grad is not None and torch.equal(layer.weight.grad, ordinary.weight.grad)
+    layer, x = nn.Linear(6, 5), torch.randn(4, 6)
+    by_call = torch.autograd.grad(layer(x).square().sum(), layer.parameters())
+    by_kernel = torch.autograd.grad(apply_linear(layer, x).square().sum(), layer.parameters())
+    by_weight = linear(x, layer.weight, layer.bias).square().sum()
+    by_function = torch.autograd.grad(by_weight, layer.parameters())
+    for expected, *found in zip(by_call, by_kernel, by_function, strict=True):
+        assert torch.equal(found[0], expected)
+        assert torch.equal(found[1], expected)
 
 
 @pytest.mark.parametrize(
@@ -94,10 +315,10 @@ def test_the_choice_follows_the_vendor(
 
 
 def test_the_choice_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def missing(path: Path) -> str:
+    def unreadable(path: Path) -> str:
         raise FileNotFoundError(path)
 
-    monkeypatch.setattr(Path, "read_text", missing)
+    monkeypatch.setattr(Path, "read_text", unreadable)
     monkeypatch.setattr(
         platform, "processor", lambda: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
     )
@@ -109,13 +330,14 @@ def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
     kept = x.clone()
     with torch.no_grad():
         y = QuickGELU()(x)
-    assert torch.equal(x, kept) and torch.equal(y, QuickGELU()(x.requires_grad_()).detach())
+    assert torch.equal(x, kept)
+    assert torch.equal(y, QuickGELU()(x.requires_grad_()).detach())
 
 
 @pytest.mark.parametrize("size", [(20, 12), (23, 15)])  # with a rest at the edges
 def test_patches_are_a_convolution(size: tuple[int, int]) -> None:
     torch.manual_seed(3)
-    layer, images = kernels.Patches(3, 7, 4), torch.randn(2, 3, *size)
+    layer, images = Patches(3, 7, 4), torch.randn(2, 3, *size)
     with torch.no_grad():
         y = layer(images)
     expected = F.conv2d(images.double(), layer.weight.detach().double(), stride=4)
@@ -123,32 +345,41 @@ def test_patches_are_a_convolution(size: tuple[int, int]) -> None:
     torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-6)
     layer.stride = (2, 2)  # denser
     assert torch.equal(layer(images), F.conv2d(images, layer.weight, stride=2))
-    layer.stride = (4, 4)
-    images.requires_grad_()
-    found = torch.autograd.grad(layer(images).square().sum(), [images, layer.weight])
-    expected = torch.autograd.grad(
-        F.conv2d(images, layer.weight, stride=4).square().sum(), [images, layer.weight]
-    )
+
+
+def test_patches_have_the_gradients_of_a_convolution() -> None:
+    torch.manual_seed(3)
+    layer, images = Patches(3, 7, 4), torch.randn(2, 3, 20, 12, requires_grad=True)
+    inputs = [images, layer.weight]
+    found = torch.autograd.grad(layer(images).square().sum(), inputs)
+    by_torch = F.conv2d(images, layer.weight, stride=4).square().sum()
+    expected = torch.autograd.grad(by_torch, inputs)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
 @needs_onednn
 @pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
-def test_packed_weights_compute_the_same(activation: str) -> None:
+def test_packed_layers_compute_the_same(activation: kernels.Fused) -> None:
     torch.manual_seed(4)
     x, weight, bias = torch.randn(2, 5, 24), torch.randn(17, 24), torch.randn(17)
-    packed = kernels.pack(weight)
     expected = F.linear(x, weight, bias)
     expected = {"none": expected, "gelu": F.gelu(expected), "swish": F.silu(expected)}[activation]
-    for each in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
-        assert each.is_mkldnn and each.shape == (17, 24)
-        torch.testing.assert_close(
-            kernels.linear(x, each, bias, activation), expected, rtol=0, atol=2e-5
-        )
+    packed = PackedLinear(weight, bias, activation)
+    for layer in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+        assert layer.weight.is_mkldnn
+        assert layer.weight.shape == (17, 24)
+        torch.testing.assert_close(layer(x), expected, rtol=0, atol=2e-5)
+    assert repr(packed) == f"PackedLinear(24, 17, activation={activation!r})"
+
+
+@needs_onednn
+def test_packed_weights_refuse_autocast_and_gradients() -> None:
+    x, packed, bias = torch.randn(5, 24), pack(torch.randn(17, 24)), torch.randn(17)
+    torch.testing.assert_close(linear(x, packed, bias), F.linear(x, packed.to_dense(), bias))
     with (
         torch.autocast("cpu", torch.bfloat16),
         pytest.raises(ConfigError, match="takes no autocast: cast the model"),
     ):
-        kernels.linear(x, packed, bias)
+        linear(x, packed, bias)
     with pytest.raises(ConfigError, match=r"optimize\(\) has no gradients"):
-        kernels.linear(x.requires_grad_(), packed, bias)
+        linear(x.requires_grad_(), packed, bias)

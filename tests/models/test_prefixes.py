@@ -115,7 +115,7 @@ def test_features_equal_those_of_rows_alone(
     size: int,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(text_transformer, "TREE", size)
+    monkeypatch.setattr(text_transformer, "CPU_NODES", size)
     text = clipkit.models.text_transformer.TextTransformer(
         context_length=24,
         vocab_size=60,
