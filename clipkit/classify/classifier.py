@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from clipkit.classify.export import export
-from clipkit.classify.few_shot import check_method, fit_head
+from clipkit.classify.few_shot import Method, check_options, fit_head
 from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import (
@@ -124,7 +124,7 @@ class ImageClassifier(Predictor):
         self,
         images_or_features: Inputs,
         labels: Labels | None = None,
-        method: str = "anchored",
+        method: Method | str = "anchored",
         *,
         seed: int = 0,
         strength: float | None = None,
@@ -167,9 +167,6 @@ class ImageClassifier(Predictor):
                 unit length, or if no image can be read.
             ConfigError: for another method, or an option that the method does not take.
         """
-        check_method(method)  # before hours of encoding
-        reading = Reading(batch_size, workers, progress)
-        support = support_set(self.model, images_or_features, labels, self.labels, reading)
         options: dict[str, Any] = {
             "strength": strength,
             "C": C,
@@ -178,18 +175,17 @@ class ImageClassifier(Predictor):
             "epochs": epochs,
             "lr": lr,
             "sgd_batch_size": sgd_batch_size,
-            "captions": embed_prompts(self.model, self.prompts)
-            if method == "prompt_weights"
-            else None,
         }
-        head, provenance = fit_head(
-            support.features,
-            support.labels,
-            CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale),  # in float32
-            method,
-            seed=seed,
-            **{name: value for name, value in options.items() if value is not None},
-        )
+        check_options(method, options)  # before hours of encoding
+        reading = Reading(batch_size, workers, progress)
+        support = support_set(self.model, images_or_features, labels, self.labels, reading)
+        if method == "prompt_weights":
+            options["captions"] = embed_prompts(self.model, self.prompts)
+        start = CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale)  # float32
+        with torch.autocast(self.model.device.type, enabled=False):
+            head, provenance = fit_head(
+                support.features, support.labels, start, method, seed=seed, **options
+            )
         provenance["counts"] = support.labels.bincount(minlength=len(self.labels)).tolist()
         if support.skipped:
             provenance["skipped"] = [list(one) for one in support.skipped]
@@ -284,10 +280,12 @@ class ImageClassifier(Predictor):
         """
         parts = load_parts(folder)
         model = CLIP.from_pretrained(
-            Path(folder, MODEL), device=device, dtype=dtype, resolution=resolution
+            Path(folder, MODEL),
+            device=device,
+            dtype=dtype,
+            resolution=resolution,
+            preprocess=preprocess,
         )
-        if preprocess is not None:
-            model.preprocess = preprocess
         return cls(
             model,
             parts.head,

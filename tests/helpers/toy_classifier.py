@@ -20,6 +20,9 @@ RAGGED = {
 }
 QUICK: dict[str, Any] = {"zero_shot_linear": {"epochs": 3}, "random_linear": {"epochs": 3}}
 
+# What takes classes without being fitted again: zero-shot, and methods by name.
+EXTENDED = ["zero_shot", "anchored", "prompt_weights", "gaussian", "cache", "cache_finetuned"]
+
 
 def toy_model(tokenizer: Tokenizer) -> CLIP:
     """Return a model with random weights, for `small_tokenizer`."""
@@ -68,6 +71,14 @@ def zero_shot_by_hand(model: CLIP, images: Tensor, weights: Tensor) -> Tensor:
         features = model.encode_image(images).double()
         features = features / features.square().sum(dim=1, keepdim=True).sqrt()
         return model.logit_scale.double().exp() * features @ weights.double().T
+
+
+def fitted(model: CLIP, few: tuple[Tensor, Tensor], method: str) -> ImageClassifier:
+    """Return a classifier of four colors, fitted by a method unless that is "zero_shot"."""
+    classifier = ImageClassifier.zero_shot(model, RAGGED, ["a {}."])
+    if method == "zero_shot":
+        return classifier
+    return classifier.fit(*few, method, **QUICK.get(method, {}))
 
 
 def head_logits(classifier: ImageClassifier, features: Tensor) -> Tensor:
