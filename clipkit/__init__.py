@@ -11,50 +11,83 @@ logits_per_image, logits_per_text = model(image, tokens)
 from clipkit import errors
 from clipkit.checkpoints.registry import available_models, list_models
 from clipkit.classify.classifier import ImageClassifier
-from clipkit.classify.few_shot import sample_shots
+from clipkit.classify.few_shot import fit_head, sample_shots
+from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
+from clipkit.classify.prediction import Prediction
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.clip import CLIP, load
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.data.labelled import Pairs, read_folder, read_pairs, read_table
 from clipkit.data.preprocess import Preprocess
-from clipkit.encode.store import extract_features
+from clipkit.encode.embed import Features, embed_images, embed_texts
+from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ClipkitError
-from clipkit.prompts import prompt_set, prompt_sets
+from clipkit.prompts import PromptSet, prompt_set, prompt_sets
 from clipkit.tokenizer import Tokenizer, tokenize
-from clipkit.training.finetune import finetune, finetune_captions, interpolate
+from clipkit.training.batches import Augment, Batch, PairBatches
+from clipkit.training.config import TrainConfig
+from clipkit.training.finetune import finetune, finetune_captions, interpolate_weights
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
-from clipkit.training.optimizer import TrainConfig
 from clipkit.training.recompute import cached_features
+from clipkit.training.run import RunConfig, train
+from clipkit.training.shards import ShardBatches
+from clipkit.training.tasks import ClassificationTask, ContrastiveTask, Task
 
-__version__ = "0.1.0"
+__version__ = "0.2.0.dev0"
 
 __all__ = [
+    "Augment",
+    "Batch",
     "CLIP",
     "CLIPConfig",
+    "CacheHead",
+    "ClassificationTask",
     "ClipkitError",
+    "ContrastiveTask",
+    "CosineHead",
+    "Features",
+    "Head",
     "ImageClassifier",
+    "LinearHead",
+    "PairBatches",
+    "Pairs",
+    "Prediction",
     "Preprocess",
     "PreprocessConfig",
+    "PromptSet",
     "ResNetConfig",
+    "RunConfig",
+    "ShardBatches",
+    "Task",
     "TextConfig",
     "Tokenizer",
     "TrainConfig",
     "Trainer",
     "ViTConfig",
+    "WeightedPromptHead",
     "available_models",
     "cached_features",
     "clip_loss",
+    "embed_images",
+    "embed_texts",
     "errors",
     "extract_features",
     "finetune",
     "finetune_captions",
-    "interpolate",
+    "fit_head",
+    "interpolate_weights",
     "list_models",
     "load",
+    "load_features",
     "prompt_set",
     "prompt_sets",
+    "read_folder",
+    "read_pairs",
+    "read_table",
     "sample_shots",
     "sigmoid_loss",
     "tokenize",
+    "train",
     "zero_shot_weights",
 ]

@@ -1,66 +1,75 @@
-"""The data sets of the examples, read from folders: see each function for what lies where.
+"""Read the data sets of the examples from folders; each function says what lies where.
 
-Each gives files, labels and class names; nothing is downloaded.
+Each returns `clipkit.Pairs`: files, labels and class names. Nothing is downloaded.
 """
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
-from clipkit.data.labelled import Pairs, read_folder
-from clipkit.prompts import prompt_set
+from clipkit import Pairs, prompt_set, read_folder
 
-CLUTTER = "BACKGROUND_Google"
+Split = Literal["train", "test"]
+CLUTTER = "BACKGROUND_Google"  # a folder of Caltech-101 without a class
 
 
-def _pairs(files: list[Path], labels: list[int], class_names: list[str]) -> Pairs:
+def without_captions(files: list[Path], labels: list[int], class_names: list[str]) -> Pairs:
+    """Return pairs for which no captions are known."""
     return Pairs(files, [[] for _ in files], labels, class_names)
 
 
-def tiny_imagenet(root: Path, split: str) -> Pairs:
-    """The 10,000 labelled pictures of `val/`; `words.txt` has the names, of which a class goes by the first."""
+def tiny_imagenet(root: Path, split: Split) -> Pairs:
+    """Return the 10,000 labelled images of `val/`, with the first names of `words.txt`."""
     if split != "test":
-        raise ValueError("only the validation pictures are read here")
+        raise ValueError("only the validation images are read here")
     words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())
     classes = (root / "wnids.txt").read_text().split()
-    rows = [
-        line.split("\t") for line in (root / "val" / "val_annotations.txt").read_text().splitlines()
-    ]
+    lines = (root / "val" / "val_annotations.txt").read_text().splitlines()
+    rows = [line.split("\t") for line in lines]
     files = [root / "val" / "images" / row[0] for row in rows]
     labels = [classes.index(row[1]) for row in rows]
-    return _pairs(files, labels, [words[wnid].split(",")[0] for wnid in classes])
+    return without_captions(files, labels, [words[wnid].split(",")[0] for wnid in classes])
 
 
-def cifar(root: Path, split: str) -> Pairs:
-    """CIFAR-10 and CIFAR-100: `train/<class>/` and `test/<class>/`."""
+def cifar(root: Path, split: Split) -> Pairs:
+    """Return CIFAR-10 or CIFAR-100 from `train/<class>/` or `test/<class>/`."""
     return read_folder(root / split)
 
 
-def caltech101(root: Path, split: str) -> Pairs:
-    """`101_ObjectCategories/`, and the lists `train.txt` and `test.txt`; the clutter is left out."""
-    rows = [
-        row for row in (root / f"{split}.txt").read_text().split() if not row.startswith(CLUTTER)
-    ]
+def caltech101(root: Path, split: Split) -> Pairs:
+    """Return what `train.txt` or `test.txt` lists of `101_ObjectCategories/`, but no clutter."""
+    rows = (root / f"{split}.txt").read_text().split()
+    rows = [row for row in rows if not row.startswith(CLUTTER)]
     folders = sorted({row.split("/")[0] for row in rows})
     files = [root / "101_ObjectCategories" / row for row in rows]
-    names = [folder.replace("_", " ").lower() for folder in folders]
-    return _pairs(files, [folders.index(row.split("/")[0]) for row in rows], names)
+    labels = [folders.index(row.split("/")[0]) for row in rows]
+    return without_captions(files, labels, [name.replace("_", " ").lower() for name in folders])
 
 
-def fruits360(root: Path, split: str) -> Pairs:
-    """`Training/<class>/` and `Test/<class>/`, of 95 classes."""
-    pairs = read_folder(root / {"train": "Training", "test": "Test"}[split])
-    return replace(pairs, class_names=[name.lower() for name in pairs.class_names or []])
+def fruits360(root: Path, split: Split) -> Pairs:
+    """Return Fruits-360 of 95 classes from `Training/<class>/` or `Test/<class>/`."""
+    folders = {"train": "Training", "test": "Test"}
+    pairs = read_folder(root / folders[split])
+    return replace(pairs, class_names=[name.lower() for name in class_names_of(pairs)])
 
 
-SETS = {
+def class_names_of(pairs: Pairs) -> list[str]:
+    """Return the class names of pairs that have some."""
+    if pairs.class_names is None:
+        raise ValueError("these images have no classes")
+    return pairs.class_names
+
+
+SETS: dict[str, Callable[[Path, Split], Pairs]] = {
     "tiny_imagenet": tiny_imagenet,
     "cifar100": cifar,
     "cifar10": cifar,
     "caltech101": caltech101,
+    "fruits360": fruits360,
 }
-SETS["fruits360"] = fruits360
 
-# Fruits-360 has no published prompts. Its pictures are fruits that turn on a white ground.
+# Fruits-360 has no published prompts. It shows fruits that turn on a white ground.
 FRUIT_TEMPLATES = (
     "{}",
     "a photo of a {}.",

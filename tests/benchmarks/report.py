@@ -1,8 +1,10 @@
-"""What `inference.py` measured, as a table and a plot in a page.
+"""Put what `inference.py` measured into a page, as a table and a plot.
 
-    python tests/benchmarks/report.py tests/benchmarks/results/inference.json --page docs/benchmarks.md
+    python tests/benchmarks/report.py tests/benchmarks/results/inference.json
+                                      --page docs/benchmarks.md
 
-The table goes between the page's two comments, the plot beside the page under its name, as .png. Needs matplotlib.
+The table goes between the page's two comments. The plot goes beside the page, under its name, as a
+.png. Needs matplotlib. Cost: seconds.
 """
 
 import argparse
@@ -10,91 +12,102 @@ import json
 from pathlib import Path
 from typing import Any
 
-START, END = "<!-- made by tests/benchmarks/report.py -->", "<!-- end -->"
-COLOURS = {"clipkit": "C0", "open_clip": "C1", "transformers": "C2"}
+START = "<!-- made by tests/benchmarks/report.py -->"
+END = "<!-- end -->"
+COLORS = {"clipkit": "C0", "open_clip": "C1", "transformers": "C2"}
+COLUMNS = 3  # panels beside each other
+Points = list[tuple[int, float]]
 
 
 def shown(result: dict[str, Any], name: str) -> str:
-    """A contestant's median, and its rate if there are many items."""
+    """Return a contestant's median, and its rate if there are many items."""
     value, items = result["seconds"][name][1], result["items"]
     rate = f", {items / value:,.4g} {result['unit']}/s" if items > 1 else ""
-    return f"{'~' * (name in result['extrapolated_from'])}{1000 * value:,.4g} ms{rate}"
+    mark = "~" if name in result["extrapolated_from"] else ""
+    return f"{mark}{1000 * value:,.4g} ms{rate}"
 
 
 def ratios(result: dict[str, Any]) -> list[str]:
-    """Of each peer's fastest to clipkit, with quartiles; and the notes: share of the limit, agreement, facts."""
-    peers = [f"{x}: **{q[1]:.2f}** ({q[0]:.2f} to {q[2]:.2f})" for x, q in result["ratios"].items()]
-    notes = [
-        f"{result['rounds']} rounds",
-        *([] if result["ours"] == "clipkit" else [result["ours"]]),
+    """Return the ratios of each peer's fastest to clipkit with quartiles, and the notes."""
+    peers = [
+        f"{name}: **{middle:.2f}** ({low:.2f} to {high:.2f})"
+        for name, (low, middle, high) in result["ratios"].items()
     ]
+    notes = [f"{result['rounds']} rounds"]
+    if result["ours"] != "clipkit":
+        notes.append(result["ours"])
     if "share of limit" in result:
         notes.append(f"{result['share of limit']:.2f} of the limit")
-    off = result.get("cosine") or result["difference"]
-    theirs = [value for name, value in off.items() if not name.startswith("clipkit")]
-    if "cosine" in result:
-        notes.append(
-            f"cosine {off[result['ours']]:.5f}, peers at least {min(theirs, default=1):.5f}"
-        )
-    elif any(off.values()):
-        notes.append(
-            f"off by {off[result['ours']]:.1g}, peers by at most {max(theirs, default=0):.1g}"
-        )
+    notes += agreement(result)
     notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
     notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
     return ["; ".join(peers), "; ".join(notes)]
 
 
+def agreement(result: dict[str, Any]) -> list[str]:
+    """Return a note on how far outputs are off, or none if all are equal."""
+    off = result.get("cosine") or result["difference"]
+    own = off[result["ours"]]
+    theirs = [value for name, value in off.items() if not name.startswith("clipkit")]
+    if "cosine" in result:
+        return [f"cosine {own:.5f}, peers at least {min(theirs, default=1):.5f}"]
+    if any(off.values()):
+        return [f"off by {own:.1g}, peers by at most {max(theirs, default=0):.1g}"]
+    return []
+
+
 def table(report: dict[str, Any]) -> str:
-    """The machine, and a line for each row."""
+    """Return the machine, and a line for each row."""
     kinds = [name.split(":")[0] for name in report["rows"]]
     rows = sorted(report["rows"].values(), key=lambda row: kinds.index(row["name"].split(":")[0]))
     dates = sorted(row["date"][:10] for row in rows)
+    machine = "; ".join(f"{key} {value}" for key, value in report["hardware"].items())
     lines = [
-        "; ".join(f"{key} {value}" for key, value in report["hardware"].items())
-        + f"; {dates[0]} to {dates[-1]}.",
+        f"{machine}; {dates[0]} to {dates[-1]}.",
         "",
-    ]
-    lines += [
         "| work | clipkit | peer's time / clipkit's (quartiles) | |",
         "| --- | --- | --- | --- |",
     ]
-    lines += [
-        f"| {row['name']} | {shown(row, row['ours'])} | {' | '.join(ratios(row))} |" for row in rows
-    ]
+    for row in rows:
+        lines.append(f"| {row['name']} | {shown(row, row['ours'])} | {' | '.join(ratios(row))} |")
     return "\n".join(lines)
 
 
-def plot(report: dict[str, Any], path: Path) -> None:
-    """Seconds over items, a panel for each kind of work that was measured at several sizes."""
-    from matplotlib.figure import Figure
+def panel_of(row: dict[str, Any]) -> str | None:
+    """Return the panel of the plot that a row belongs to, if any."""
+    if row["name"].startswith("tokenize"):
+        return "tokenize, cold cache" if "cold" in row["name"] else "tokenize"
+    title, _, size = row["name"].rpartition(", ")
+    return title if size == "one" or size[:1].isdigit() else None
 
-    panels: dict[str, dict[str, list[tuple[int, float]]]] = {}
+
+def panels_of(report: dict[str, Any]) -> dict[str, dict[str, Points]]:
+    """Return items and seconds of each library, for the work that was measured at several sizes."""
+    panels: dict[str, dict[str, Points]] = {}
     for row in report["rows"].values():
-        title, _, size = row["name"].rpartition(", ")
-        if "cold" in row["name"] or row["name"].startswith("tokenize"):
-            title = "tokenize, cold cache" if "cold" in row["name"] else "tokenize"
-        elif size != "one" and not size[:1].isdigit():
+        title = panel_of(row)
+        if title is None:
             continue
-        for library in COLOURS:
-            best = min(
-                (s[1] for name, s in row["seconds"].items() if name.startswith(library)),
-                default=None,
-            )
-            if best is not None:
-                panels.setdefault(title, {}).setdefault(library, []).append((row["items"], best))
-    panels = {title: lines for title, lines in panels.items() if len(lines["clipkit"]) > 1}
-    columns = 3
-    figure = Figure(figsize=(11, 2.6 * -(-len(panels) // columns)), layout="constrained")
+        for library in COLORS:
+            medians = [q[1] for name, q in row["seconds"].items() if name.startswith(library)]
+            if medians:
+                points = panels.setdefault(title, {}).setdefault(library, [])
+                points.append((row["items"], min(medians)))
+    return {title: lines for title, lines in panels.items() if len(lines["clipkit"]) > 1}
+
+
+def plot(report: dict[str, Any], path: Path) -> None:
+    """Write an image of seconds over items, with a panel for each kind of work."""
+    from matplotlib.figure import Figure  # pyright: ignore[reportMissingImports]
+
+    panels = panels_of(report)
+    rows = -(-len(panels) // COLUMNS)
+    figure: Any = Figure(figsize=(11, 2.6 * rows), layout="constrained")
     for place, (title, lines) in enumerate(panels.items(), start=1):
-        axes = figure.add_subplot(-(-len(panels) // columns), columns, place)
+        axes = figure.add_subplot(rows, COLUMNS, place)
         for library, points in lines.items():
-            axes.plot(
-                *zip(*sorted(points), strict=True),
-                marker="o",
-                color=COLOURS[library],
-                label=library,
-            )
+            items, seconds = zip(*sorted(points), strict=True)
+            axes.plot(items, seconds, marker="o", color=COLORS[library], label=library)
         axes.set(title=title, xscale="log", yscale="log", xlabel="items", ylabel="seconds")
         axes.title.set_fontsize(9)
         axes.grid(alpha=0.3)
@@ -110,12 +123,13 @@ def main() -> None:
     parser.add_argument("json", type=Path)
     parser.add_argument("--page", type=Path, required=True)
     args = parser.parse_args()
-    report, page = json.loads(args.json.read_text()), args.page.read_text()
+    report = json.loads(args.json.read_text())
+    page = args.page.read_text()
     before, after = page.partition(START)[0], page.partition(END)[2]
     image = args.page.with_suffix(".png")
     plot(report, image)
-    picture = f"![seconds over items]({image.name})"
-    args.page.write_text(f"{before}{START}\n\n{table(report)}\n\n{picture}\n\n{END}{after}")
+    link = f"![seconds over items]({image.name})"
+    args.page.write_text(f"{before}{START}\n\n{table(report)}\n\n{link}\n\n{END}{after}")
 
 
 if __name__ == "__main__":

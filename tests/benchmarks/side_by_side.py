@@ -1,4 +1,4 @@
-"""Libraries that do the same work, timed by turns: one call of each, again and again, after their outputs agreed."""
+"""Time libraries that do the same work by turns, one call of each, after their outputs agreed."""
 
 import importlib.metadata
 import os
@@ -16,145 +16,186 @@ import torch.nn.functional as F
 
 import clipkit
 
-PEERS = {
-    "open_clip": "open_clip_torch",
-    "transformers": "transformers",
-}  # modules, and what pip calls them
-DEVICE = torch.device("cpu")  # of models and inputs; `inference.py` sets it
-ROUNDS, MOST, SLICE = (
-    3,
-    200,
-    0.005,
-)  # rounds at least and at most; seconds of one measurement at least
+# The modules of the peers, and what pip calls them.
+PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers"}
+LEAST_ROUNDS = 3
+MOST_ROUNDS = 200
+SLICE = 0.005  # seconds of one measurement at least
 Call = Callable[[], Any]
+Seconds = dict[str, list[float]]
 
 
 @dataclass
 class Row:
-    """What is timed: contestants by names that start with their library's.
+    """Describe what is timed, by contestants whose names start with their library's.
 
-    `check` tells by how much an output is off, which must not exceed the contestant's own limit, or `limit`.
+    Attributes:
+        name: what it is called in the report.
+        contestants: a call for each.
+        check: returns by how much an output is off.
+        unit: what the items are.
+        items: how many there are.
+        parts: how many of them a contestant does that does not do all.
+        limit: how much an output may be off.
+        limits: the same for a contestant with a limit of its own.
+        dtype: of the arithmetic.
+        flops: operations of all items.
+        facts: further figures to report.
     """
 
     name: str
     contestants: dict[str, Call]
     check: Callable[[Any], float]
-    unit: str = ""  # what the items are
+    unit: str = ""
     items: int = 1
-    parts: dict[str, int] = field(
-        default_factory=dict
-    )  # of the items, for a contestant that does not do all
+    parts: dict[str, int] = field(default_factory=dict[str, int])
     limit: float = 0.0
-    limits: dict[str, float] = field(default_factory=dict)
+    limits: dict[str, float] = field(default_factory=dict[str, float])
     dtype: torch.dtype = torch.float32
-    flops: int = 0  # of all items
-    facts: dict[str, float] = field(default_factory=dict)
+    flops: int = 0
+    facts: dict[str, float] = field(default_factory=dict[str, float])
 
 
-def run(row: Row, budget: float) -> dict[str, Any]:
-    """Time a row for `budget` seconds or `ROUNDS` rounds, whichever is longer. Seconds and ratios come as quartiles."""
-    off = {name: row.check(call()) for name, call in row.contestants.items()}
-    if wrong := {
-        name: value for name, value in off.items() if not value <= row.limits.get(name, row.limit)
-    }:
-        raise SystemExit(f"{row.name}: outputs differ by too much, nothing is timed: {wrong}")
-    rates = matmul_rates(row.dtype) if row.flops else {}
-    seconds: dict[str, list[float]] = {name: [] for name in row.contestants}
-    turn, started, load = 0, time.perf_counter(), os.getloadavg()[0]
-    while turn < ROUNDS or (turn < MOST and time.perf_counter() - started < budget):
-        for name in list(row.contestants)[:: -1 if turn % 2 else 1]:
-            seconds[name].append(
-                timed(row.contestants[name]) * row.items / row.parts.get(name, row.items)
-            )
-        turn += 1
+def run(row: Row, budget: float, device: torch.device) -> dict[str, Any]:
+    """Time a row for `budget` seconds or `LEAST_ROUNDS` rounds, whichever is longer.
+
+    Returns:
+        All that `report.py` shows; seconds and ratios as quartiles.
+    """
+    off = check(row)
+    rates = matmul_rates(row.dtype, device) if row.flops else {}
+    load = os.getloadavg()[0]
+    seconds = take_turns(row, budget, device)
     medians = {name: median(values) for name, values in seconds.items()}
     ours = min((name for name in medians if name.startswith("clipkit")), key=medians.__getitem__)
-    result: dict[str, Any] = {
+    result = {
         "name": row.name,
         "unit": row.unit,
         "items": row.items,
-        "rounds": turn,
+        "rounds": len(seconds[ours]),
         "ours": ours,
-    }
-    result |= {
         "date": datetime.now(timezone.utc).isoformat(timespec="minutes"),
         "load": load,
         "facts": row.facts,
+        "seconds": {name: quartiles(values) for name, values in seconds.items()},
+        "extrapolated_from": extrapolated(row),
     }
-    result["seconds"] = {name: quartiles(values) for name, values in seconds.items()}
-    result["extrapolated_from"] = {
-        x: f"{n} of {row.items:,}" for x, n in row.parts.items() if n < row.items
-    }
-    half = row.dtype is not torch.float32
-    result["cosine" if half else "difference"] = {
-        x: 1 - value if half else value for x, value in off.items()
-    }
+    if row.dtype is torch.float32:
+        result["difference"] = off
+    else:
+        result["cosine"] = {name: 1 - value for name, value in off.items()}
     if rates:
-        after = matmul_rates(row.dtype)
-        result["matmul FLOP/s"] = rates = {
-            name: max(rate, after[name]) for name, rate in rates.items()
-        }
-        result |= {
-            "FLOP": row.flops,
-            "share of limit": row.flops / max(rates.values()) / medians[ours],
-        }
-    result["ratios"] = {}  # of the fastest of each library, the fastest first
+        result |= share_of_limit(row, rates, matmul_rates(row.dtype, device), medians[ours])
+    return result | {"ratios": ratios_to(ours, seconds, medians)}
+
+
+def check(row: Row) -> dict[str, float]:
+    """Return by how much each output is off, and stop if one is off by too much."""
+    off = {name: row.check(call()) for name, call in row.contestants.items()}
+    wrong = {
+        name: value for name, value in off.items() if not value <= row.limits.get(name, row.limit)
+    }
+    if wrong:
+        raise SystemExit(f"{row.name}: outputs differ by too much, nothing is timed: {wrong}")
+    return off
+
+
+def take_turns(row: Row, budget: float, device: torch.device) -> Seconds:
+    """Return the seconds of all items for each contestant, round by round, in alternating order."""
+    seconds: Seconds = {name: [] for name in row.contestants}
+    rounds = 0
+    started = time.perf_counter()
+    while rounds < LEAST_ROUNDS or (
+        rounds < MOST_ROUNDS and time.perf_counter() - started < budget
+    ):
+        for name in list(row.contestants)[:: -1 if rounds % 2 else 1]:
+            scale = row.items / row.parts.get(name, row.items)
+            seconds[name].append(timed(row.contestants[name], device) * scale)
+        rounds += 1
+    return seconds
+
+
+def extrapolated(row: Row) -> dict[str, str]:
+    """Return which contestants did only a part, and how much of it."""
+    return {
+        name: f"{count} of {row.items:,}" for name, count in row.parts.items() if count < row.items
+    }
+
+
+def share_of_limit(
+    row: Row, before: dict[str, float], after: dict[str, float], seconds: float
+) -> dict[str, Any]:
+    """Return the rates of matrix products, and which share of the best one `seconds` are."""
+    rates = {name: max(rate, after[name]) for name, rate in before.items()}
+    share = row.flops / max(rates.values()) / seconds
+    return {"matmul FLOP/s": rates, "FLOP": row.flops, "share of limit": share}
+
+
+def ratios_to(ours: str, seconds: Seconds, medians: dict[str, float]) -> dict[str, list[float]]:
+    """Return the ratios of each peer's fastest contestant to ours, the fastest peer first."""
+    found: dict[str, list[float]] = {}
+    known: set[str] = set()
     for name in sorted(medians, key=medians.__getitem__):
-        known = {other.split()[0] for other in result["ratios"]}
-        if name.startswith((*PEERS,)) and name.split()[0] not in known:
-            ratios = [
-                theirs / own for theirs, own in zip(seconds[name], seconds[ours], strict=True)
-            ]
-            result["ratios"][name] = quartiles(ratios)
-    return result
+        library = name.split()[0]
+        if library not in PEERS or library in known:
+            continue
+        known.add(library)
+        pairs = zip(seconds[name], seconds[ours], strict=True)
+        found[name] = quartiles([theirs / own for theirs, own in pairs])
+    return found
 
 
-def timed(call: Call) -> float:
-    """Seconds of a call, as the mean of as many as it takes to be measured."""
-    count, started = 0, time.perf_counter()
+def timed(call: Call, device: torch.device) -> float:
+    """Return the seconds of a call, as the mean of as many as it takes to be measured."""
+    count = 0
+    started = time.perf_counter()
     while count == 0 or time.perf_counter() - started < SLICE:
         call()
-        if DEVICE.type == "cuda":
+        if device.type == "cuda":
             torch.cuda.synchronize()
         count += 1
     return (time.perf_counter() - started) / count
 
 
-def matmul_rates(dtype: torch.dtype) -> dict[str, float]:
-    """Floating-point operations a second of each of torch's libraries, on square matrices of 2048, on CUDA of 8192."""
-    side = 2048 if DEVICE.type == "cpu" else 8192
-    x, weight = (torch.randn(side, side).to(DEVICE, dtype) for _ in range(2))
-    routes = {"F.linear": partial(F.linear, x, weight)}
-    if DEVICE.type == "cpu" and dtype is torch.float32 and torch.backends.mkldnn.is_available():
-        routes["oneDNN"] = partial(
-            torch.ops.mkldnn._linear_pointwise, x, weight, None, "none", [], ""
-        )
+def matmul_rates(dtype: torch.dtype, device: torch.device) -> dict[str, float]:
+    """Return the operations a second of torch's libraries on large square matrices."""
+    on_cpu = device.type == "cpu"
+    side = 2048 if on_cpu else 8192
+    x, weight = (torch.randn(side, side).to(device, dtype) for _ in range(2))
+    routes: dict[str, Call] = {"F.linear": partial(F.linear, x, weight)}
+    if on_cpu and dtype is torch.float32 and torch.backends.mkldnn.is_available():
+        product = torch.ops.mkldnn._linear_pointwise
+        routes["oneDNN"] = partial(product, x, weight, None, "none", [], "")
     return {
-        name: 2 * side**3 / min(timed(route) for _ in range(4)) for name, route in routes.items()
+        name: 2 * side**3 / min(timed(route, device) for _ in range(4))
+        for name, route in routes.items()
     }
 
 
 def quartiles(values: list[float]) -> list[float]:
-    """The lower one, the median, the upper one."""
+    """Return the lower quartile, the median and the upper one."""
     return quantiles(values, n=4, method="inclusive")
 
 
-def hardware() -> dict[str, Any]:
-    """The machine and what runs on it."""
+def hardware(device: torch.device) -> dict[str, Any]:
+    """Return the machine and the versions of what runs on it."""
+    about: dict[str, Any] = {}
+    if device.type == "cuda":
+        about["gpu"] = torch.cuda.get_device_name(device)
+    about |= {"cpu": processor(), "cores": os.cpu_count(), "threads": torch.get_num_threads()}
+    about |= {"clipkit": clipkit.__version__, "torch": torch.__version__}
+    for module, distribution in PEERS.items():
+        try:
+            about[module] = importlib.metadata.version(distribution)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return about
+
+
+def processor() -> str:
+    """Return the name, family and model of the CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
-    about = dict(line.split("\t: ") for line in lines[: lines.index("")] if "\t: " in line)
-    about = {key.strip(): value for key, value in about.items()}
-    cpu = (
-        f"{about.get('model name')} (family {about.get('cpu family')}, model {about.get('model')})"
-    )
-    out: dict[str, Any] = (
-        {"gpu": torch.cuda.get_device_name(DEVICE)} if DEVICE.type == "cuda" else {}
-    )
-    out |= {"cpu": cpu, "cores": os.cpu_count(), "threads": torch.get_num_threads()}
-    out |= {"clipkit": clipkit.__version__, "torch": torch.__version__}
-    installed = {
-        d.metadata["Name"].lower().replace("-", "_") for d in importlib.metadata.distributions()
-    }
-    return out | {
-        x: importlib.metadata.version(name) for x, name in PEERS.items() if name in installed
-    }
+    first = [line.partition(":") for line in lines[: lines.index("")]]
+    about = {key.strip(): value.strip() for key, _, value in first}
+    generation = f"family {about.get('cpu family')}, model {about.get('model')}"
+    return f"{about.get('model name')} ({generation})"

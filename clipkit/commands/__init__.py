@@ -1,0 +1,1 @@
+"""The commands of the `clipkit` program, one file for each kind of work."""

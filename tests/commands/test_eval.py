@@ -1,0 +1,106 @@
+"""`clipkit eval`: its figures, as JSON and as a table, are those of `clipkit.classify.metrics`."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from clipkit import CLIP, ImageClassifier, Pairs, read_folder
+from clipkit.classify import metrics
+from clipkit.cli import main
+from tests.helpers.toy_data import colour_folders
+
+
+def zero_shot(toy: Path, names: list[str] | None) -> ImageClassifier:
+    assert names
+    return ImageClassifier.zero_shot(CLIP.from_pretrained(toy / "start", device="cpu"), names)
+
+
+def labels_of(pairs: Pairs) -> list[int]:
+    assert pairs.labels is not None
+    return pairs.labels
+
+
+def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[str, Any]:
+    assert main(["eval", *arguments, "--json"]) == 0
+    return json.loads(capsys.readouterr().out)
+
+
+def expected_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+    """Return the figures of 12 images of 4 classes, three of each in turn."""
+    right = (probabilities.argmax(dim=1) == labels).double()
+    assert 0 < right.mean() < 1
+    return {
+        "top-1": right.mean().item(),
+        "mean per class": right.view(4, 3).mean().item(),  # (classes, images of each)
+        "calibration error": metrics.expected_calibration_error(probabilities, labels),
+    }
+
+
+@pytest.mark.parametrize("method", ["zero_shot", "gaussian"])
+def test_the_figures_of_a_classifier(
+    toy: Path, start: list[str], capsys: pytest.CaptureFixture[str], method: str
+) -> None:
+    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    pairs = read_folder(unseen)
+    classifier = zero_shot(toy, pairs.class_names)
+    options = start
+    if method == "gaussian":  # with so little of it that it still errs
+        classifier.fit(pairs.files[::3], labels_of(pairs)[::3], "gaussian", alpha=1e-6)
+        classifier.save(toy / "out")
+        options = ["--classifier", str(toy / "out"), "--device", "cpu"]
+    probabilities = classifier.probabilities(pairs.files)
+    labels = torch.tensor(labels_of(pairs))
+    expected = expected_figures(probabilities, labels)
+    matrix = metrics.confusion_matrix(probabilities.argmax(dim=1), labels, 4)
+    names = classifier.labels
+    confused = [(names[i], names[j], iou) for i, j, iou in metrics.most_confused(matrix)]
+    assert confused
+
+    figures = run_json([str(unseen), *options], capsys)
+    found = figures.pop("most confused")
+    assert [row[:2] for row in found] == [[first, second] for first, second, _ in confused]
+    assert [row[2] for row in found] == pytest.approx([iou for *_, iou in confused])
+    assert figures == pytest.approx({"images": 12, "classes": 4} | expected)
+
+    assert main(["eval", str(unseen), *options]) == 0
+    table = [row.strip().rsplit(maxsplit=1) for row in capsys.readouterr().out.splitlines()]
+    assert " ".join(table[0]) == "12 images, 4 classes"
+    assert table[1:4] == [[name, f"{value:.2%}"] for name, value in expected.items()]
+    assert table[5:] == [[f"{one}, {other}", f"{iou:.2%}"] for one, other, iou in confused]
+
+
+def test_the_top_5_of_more_than_five_classes(
+    toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    for name in ("other", "another"):
+        shutil.copytree(unseen / "dark_red", unseen / name)
+    pairs = read_folder(unseen)
+    probabilities = zero_shot(toy, pairs.class_names).probabilities(pairs.files)
+    figures = run_json([str(unseen), *start], capsys)
+    expected = metrics.top_k_accuracy(probabilities, torch.tensor(pairs.labels), 5)
+    assert figures["top-5"] == expected
+    assert figures["top-1"] < figures["top-5"]
+
+
+def test_a_classifier_may_know_more_classes_in_another_order(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    classifier = zero_shot(toy, ["white", "ochre", "blue", "green", "dark red"])
+    pairs = read_folder(toy / "images")
+    folders = pairs.class_names or []
+    names = [folders[i] for i in labels_of(pairs)]
+    classifier.fit(pairs.files, names)
+    classifier.save(toy / "out")
+    options = ["--classifier", str(toy / "out"), "--device", "cpu"]
+    figures = run_json([str(toy / "images"), *options], capsys)
+    predictions = classifier.predict(pairs.files)
+    right = [p.label == name for p, name in zip(predictions, names, strict=True)]
+    assert figures["classes"] == 5
+    assert figures["top-1"] == sum(right) / 20
+    assert figures["top-1"] > 0.9
