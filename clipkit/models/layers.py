@@ -90,8 +90,8 @@ class Attention(nn.Module):
         _, k, v = self._split_heads(qkv)
         mask = None
         if self.causal:
-            positions = torch.arange(qkv.shape[1], device=qkv.device)  # (L,)
-            last = torch.as_tensor(at, device=qkv.device).view(-1, 1, 1, 1)  # (N or 1, 1, 1, 1)
+            positions = torch.arange(qkv.shape[1], device=qkv.device).view(1, 1, 1, -1)
+            last = at if isinstance(at, int) else at.view(-1, 1, 1, 1)  # (N, 1, 1, 1)
             mask = positions <= last  # (N or 1, 1, 1, L), for every head and the one query
         return self._merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
