@@ -1,4 +1,4 @@
-"""Downloads, from a hub and a web server on this machine, through huggingface_hub's and torch's own clients."""
+"""Download from a hub and a web server on this machine, through the clients of their makers."""
 
 import hashlib
 from pathlib import Path
@@ -19,10 +19,9 @@ def digest(content: bytes) -> str:
 
 
 def leftovers(folder: Path) -> list[Path]:
-    """Files that are neither content nor the client's book-keeping, so: partial downloads."""
-    return [
-        path for path in folder.rglob("*") if path.suffix in (".incomplete", ".partial", ".tmp")
-    ]
+    """Return the partial downloads in a folder."""
+    suffixes = (".incomplete", ".partial", ".tmp")
+    return [path for path in folder.rglob("*") if path.suffix in suffixes]
 
 
 def sent(hub: HubServer, method: str) -> list[str]:
@@ -56,9 +55,8 @@ def test_no_candidate_exists(hub: HubServer, tmp_path: Path) -> None:
         fetch_hub(REPO, ["a.safetensors", "b.bin"], cache_dir=tmp_path)
 
 
-@pytest.mark.parametrize(
-    "token", [None, "hf_valid"]
-)  # the hub answers 401 without a token and 404 with one
+# The hub answers 401 without a token and 404 with one.
+@pytest.mark.parametrize("token", [None, "hf_valid"])
 def test_no_such_repository(hub: HubServer, tmp_path: Path, token: str | None) -> None:
     with pytest.raises(
         CheckpointNotFoundError, match="no repository 'owner/nothing', or it is private"
@@ -100,10 +98,8 @@ def test_private_repository_needs_the_token(hub: HubServer, tmp_path: Path) -> N
         fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path)
     assert "authorization" not in hub.requests[-1].headers
     assert fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path, token="hf_secret").read_bytes() == WEIGHTS
-    assert [request.headers.get("authorization") for request in hub.requests[-2:]] == [
-        "Bearer hf_secret",
-        None,
-    ]
+    sent_tokens = [request.headers.get("authorization") for request in hub.requests[-2:]]
+    assert sent_tokens == ["Bearer hf_secret", None]
 
 
 @pytest.mark.parametrize("token", [None, "hf_someone"])  # 401, 403
@@ -145,13 +141,13 @@ def test_download_that_never_completes_leaves_nothing(hub: HubServer, tmp_path: 
     ):
         fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path)
     assert leftovers(tmp_path) == []
-    assert [path for path in tmp_path.rglob("w.bin")] == []
+    assert list(tmp_path.rglob("w.bin")) == []
     hub.cuts.clear()
     assert fetch_hub(REPO, ["w.bin"], cache_dir=tmp_path).read_bytes() == WEIGHTS
 
 
 def go_offline(how: str, hub: HubServer, monkeypatch: pytest.MonkeyPatch) -> bool:
-    """Cut the network in one of four ways; True when `local_files_only` has to be passed."""
+    """Cut the network in one of four ways. Return whether `local_files_only` is to be passed."""
     if how == "HF_HUB_OFFLINE":
         monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     if how in ("no network", "lost connection"):
@@ -186,7 +182,10 @@ def test_offline_with_an_empty_cache(
 ) -> None:
     hub.add_repo(REPO, {"w.bin": WEIGHTS})
     local = go_offline(how, hub, monkeypatch)
-    message = r"cache gave owner/clip \(revision main\): w\.safetensors, w\.bin\. The reason: .*go on without a network"
+    message = (
+        r"cache gave owner/clip \(revision main\): w\.safetensors, w\.bin\. "
+        "The reason: .*go on without a network"
+    )
     with pytest.raises(DownloadError, match=message):
         fetch_hub(REPO, ["w.safetensors", "w.bin"], cache_dir=tmp_path, local_files_only=local)
     assert hub.requests == []
@@ -213,9 +212,8 @@ def test_hub_that_is_down(hub: HubServer, tmp_path: Path) -> None:
         DownloadError, match="(?s)Neither the hub nor the cache .*503.*go on without a network"
     ):
         fetch_hub(REPO, ["w.safetensors", "w.bin"], cache_dir=tmp_path)
-    assert {request.path.split("/")[-1] for request in hub.requests} == {
-        "w.safetensors"
-    }  # one wait, not one for each
+    # There is one wait, and not one for each file.
+    assert {request.path.split("/")[-1] for request in hub.requests} == {"w.safetensors"}
 
 
 def test_url_is_downloaded_once(hub: HubServer, tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Configs from JSON as published, and from shapes; whether two agree; and written back."""
+"""Read configs from published JSON and from shapes, compare them, and write them back."""
 
 import copy
 from dataclasses import replace
@@ -25,13 +25,14 @@ from clipkit.models.build import expected_weights
 
 TEXT_CFG = {"context_length": 77, "vocab_size": 49408, "width": 512, "heads": 8, "layers": 12}
 VIT_CFG = {"image_size": 224, "layers": 12, "width": 768, "patch_size": 32}
-B32 = {"embed_dim": 512, "vision_cfg": VIT_CFG, "text_cfg": TEXT_CFG}
+B32: dict[str, Any] = {"embed_dim": 512, "vision_cfg": VIT_CFG, "text_cfg": TEXT_CFG}
 
 
-def altered(section: str, **options: Any) -> dict[str, Any]:
-    """`B32` with options in one of its sections, or at its top for ""."""
+def altered(section: str, options: dict[str, Any]) -> dict[str, Any]:
+    """Return `B32` with more options in one of its sections, or at its top for ""."""
     values = copy.deepcopy(B32)
-    (values[section] if section else values).update(options)
+    changed = values[section] if section else values
+    changed.update(options)
     return {"model_cfg": values}
 
 
@@ -80,9 +81,8 @@ def test_open_clip_file_of_a_resnet() -> None:
         "text_cfg": TEXT_CFG,
     }
     assert from_open_clip({"model_cfg": values}) == MODELS["RN50"].config
-    assert (
-        from_open_clip(values) == MODELS["RN50"].config
-    )  # a bare model config, as open_clip keeps them
+    # open_clip itself keeps bare model configs.
+    assert from_open_clip(values) == MODELS["RN50"].config
 
 
 def test_what_an_open_clip_file_leaves_out() -> None:
@@ -102,7 +102,7 @@ def test_what_an_open_clip_file_leaves_out() -> None:
         "preprocess_cfg": {"mean": [0.1, 0.2, 0.3], "std": None},
     }
     config = from_open_clip(stated, row)
-    assert config.text.activation == "gelu"  # what it says, it says
+    assert config.text.activation == "gelu"  # what the file says, the row does not overrule
     assert config.preprocess == replace(row.preprocess, mean=(0.1, 0.2, 0.3))
 
 
@@ -128,7 +128,7 @@ def test_open_clip_options_that_change_nothing() -> None:
             "proj_type": "linear",
         },
     }.items():
-        assert from_open_clip(altered(section, **options)) == plain
+        assert from_open_clip(altered(section, options)) == plain
 
 
 @pytest.mark.parametrize(
@@ -163,7 +163,7 @@ def test_open_clip_options_of_other_models(
     section: str, options: dict[str, Any], named: str
 ) -> None:
     with pytest.raises(UnsupportedCheckpointError, match=f"not a plain CLIP: .*{named}"):
-        from_open_clip(altered(section, **options))
+        from_open_clip(altered(section, options))
 
 
 def test_open_clip_file_without_a_towers_sizes() -> None:
@@ -182,7 +182,14 @@ def test_open_clip_file_without_a_towers_sizes() -> None:
     with pytest.raises(ConfigError, match=r"open_clip_config\.json has no 'embed_dim'"):
         from_open_clip({})
     with pytest.raises(ConfigError, match="width of 512 cannot be split into 7 heads"):
-        from_open_clip(altered("text_cfg", heads=7))
+        from_open_clip(altered("text_cfg", {"heads": 7}))
+
+
+def test_another_tokenizer_in_an_open_clip_file() -> None:
+    with pytest.raises(
+        UnsupportedCheckpointError, match="hf_tokenizer_name = 'someone/other-words'"
+    ):
+        from_open_clip(altered("text_cfg", {"hf_tokenizer_name": "someone/other-words"}))
 
 
 # transformers
@@ -345,7 +352,6 @@ def test_ratios_that_give_one_width_are_equal() -> None:
     one = TextConfig(width=1408, layers=1, activation="gelu", mlp_ratio=4.3637)
     assert differences(one, replace(one, mlp_ratio=6144 / 1408)) == []
     assert differences(one, replace(one, mlp_ratio=4.0)) == ["mlp_width: 6144 / 5632"]
-    assert isinstance(
-        MODELS["RN50"].config.vision, ResNetConfig
-    )  # which has no MLP, and is compared all the same
+    # A ResNet has no MLP, and is compared all the same.
+    assert isinstance(MODELS["RN50"].config.vision, ResNetConfig)
     assert differences(MODELS["RN50"].config, MODELS["RN50/cc12m"].config) == []

@@ -1,18 +1,25 @@
-"""Key maps against names written out by hand, and the refusal of what is no plain CLIP."""
+"""Compare key maps with names written out by hand, and refuse what is no plain CLIP."""
 
 import pytest
 import torch
 from torch import Tensor
 
 from clipkit import CLIP
-from clipkit.checkpoints.layouts import describe_mismatch, detect, from_canonical, to_canonical
+from clipkit.checkpoints.layouts import (
+    Layout,
+    describe_mismatch,
+    detect,
+    from_canonical,
+    to_canonical,
+)
 from clipkit.errors import (
     CorruptCheckpointError,
     StateDictMismatchError,
     UnsupportedCheckpointError,
 )
+from tests.helpers.models import assert_same_weights
 
-# One block in OpenAI's names, beside transformers'.
+# One block in OpenAI's names and in transformers'.
 BLOCK = {
     "ln_1.weight": "layer_norm1.weight",
     "ln_1.bias": "layer_norm1.bias",
@@ -58,19 +65,22 @@ REST = [
     ("text.ln_final.bias", "ln_final.bias", "text_model.final_layer_norm.bias"),
     ("text.text_projection", "text_projection", "text_projection.weight"),
 ]
+# The weights of one model by layout.
+Published = dict[Layout, dict[str, Tensor]]
+
 TOWERS = [("visual.", "visual.", "vision_model."), ("text.", "", "text_model.")]
 
 
 @pytest.fixture(scope="module")
-def published(vit: CLIP) -> dict[str, dict[str, Tensor]]:
-    """The same weights in each layout."""
+def published(vit: CLIP) -> Published:
+    """Give the same weights in each layout."""
     canonical = vit.state_dict()
-    openai, transformers = {}, {}
+    openai: dict[str, Tensor] = {}
+    transformers: dict[str, Tensor] = {}
     for ours, theirs, hf in REST:
-        openai[theirs] = canonical[ours]
-        transformers[hf] = (
-            canonical[ours].T.clone() if hf.endswith("projection.weight") else canonical[ours]
-        )
+        value = canonical[ours]
+        openai[theirs] = value
+        transformers[hf] = value.T.clone() if hf.endswith("projection.weight") else value
     for ours, theirs, hf in TOWERS:
         for layer in range(2):
             for leaf, hf_leaf in BLOCK.items():
@@ -81,37 +91,25 @@ def published(vit: CLIP) -> dict[str, dict[str, Tensor]]:
                 value = canonical[f"{ours}transformer.resblocks.{layer}.attn.in_proj_{kind}"]
                 openai[f"{theirs}transformer.resblocks.{layer}.attn.in_proj_{kind}"] = value
                 width = len(value) // 3
-                for letter, start in (
-                    ("k", width),
-                    ("v", 2 * width),
-                    ("q", 0),
-                ):  # in the order of the files
+                # This is the order in the files.
+                for letter, start in (("k", width), ("v", 2 * width), ("q", 0)):
                     name = f"{hf}encoder.layers.{layer}.self_attn.{letter}_proj.{kind}"
                     transformers[name] = value[start : start + width]
     return {"canonical": dict(canonical), "openai": openai, "transformers": transformers}
 
 
-def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
-    assert actual.keys() == expected.keys()
-    for name, value in expected.items():
-        assert torch.equal(actual[name], value), name
-
-
 @pytest.mark.parametrize("layout", ["canonical", "openai", "transformers"])
-def test_names_of_each_layout_both_ways(
-    published: dict[str, dict[str, Tensor]], layout: str
-) -> None:
+def test_names_of_each_layout_both_ways(published: Published, layout: Layout) -> None:
     state = published[layout]
     assert detect(state) == layout
     before = {name: (value, value.clone()) for name, value in state.items()}
-    assert_same(to_canonical(state), published["canonical"])
+    assert_same_weights(to_canonical(state), published["canonical"])
     assert state.keys() == before.keys()  # the caller's dict and tensors are as they were
-    assert all(
-        state[name] is value and torch.equal(value, copy) for name, (value, copy) in before.items()
-    )
+    assert all(state[name] is value for name, (value, _) in before.items())
+    assert all(torch.equal(value, copy) for value, copy in before.values())
 
     written = from_canonical(published["canonical"], layout)
-    assert_same(written, state)
+    assert_same_weights(written, state)
     assert all(value.is_contiguous() for value in written.values())
 
 
@@ -119,32 +117,29 @@ def test_resnet_names(resnet: CLIP) -> None:
     canonical = dict(resnet.state_dict())
     openai = from_canonical(canonical, "openai")
     assert detect(openai) == "openai"
-    assert {
+    assert openai.keys() > {
         "visual.bn3.running_mean",
         "visual.layer2.0.downsample.0.weight",
         "visual.layer2.1.conv3.weight",
-    } < set(openai)
-    assert {"visual.attnpool.k_proj.bias", "transformer.resblocks.1.attn.in_proj_bias"} < set(
-        openai
-    )
-    assert_same(to_canonical(openai), canonical)
-
-
-def test_what_is_no_weight_is_left_out(published: dict[str, dict[str, Tensor]]) -> None:
-    extra = {"input_resolution": 48, "context_length": 16, "vocab_size": 600}
-    openai = published["openai"] | {name: torch.tensor(value) for name, value in extra.items()}
-    openai["attn_mask"] = torch.zeros(16, 16)
-    assert_same(to_canonical(openai), published["canonical"])
-    custom_text = published["canonical"] | {"text.attn_mask": torch.zeros(16, 16)}
-    assert_same(to_canonical(custom_text), published["canonical"])
-    transformers = published["transformers"] | {
-        f"{tower}_model.embeddings.position_ids": torch.arange(4)[None]
-        for tower in ("vision", "text")
+        "visual.attnpool.k_proj.bias",
+        "transformer.resblocks.1.attn.in_proj_bias",
     }
-    assert_same(to_canonical(transformers), published["canonical"])
+    assert_same_weights(to_canonical(openai), canonical)
 
 
-def test_logit_scale_of_one_element(published: dict[str, dict[str, Tensor]]) -> None:
+def test_what_is_no_weight_is_left_out(published: Published) -> None:
+    sizes = {"input_resolution": 48, "context_length": 16, "vocab_size": 600}
+    scalars = {name: torch.tensor(value) for name, value in sizes.items()}
+    openai = published["openai"] | scalars | {"attn_mask": torch.zeros(16, 16)}
+    assert_same_weights(to_canonical(openai), published["canonical"])
+    custom_text = published["canonical"] | {"text.attn_mask": torch.zeros(16, 16)}
+    assert_same_weights(to_canonical(custom_text), published["canonical"])
+    names = [f"{tower}_model.embeddings.position_ids" for tower in ("vision", "text")]
+    transformers = published["transformers"] | dict.fromkeys(names, torch.arange(4)[None])
+    assert_same_weights(to_canonical(transformers), published["canonical"])
+
+
+def test_logit_scale_of_one_element(published: Published) -> None:
     state = published["openai"] | {"logit_scale": torch.tensor([4.5])}
     assert torch.equal(to_canonical(state)["logit_scale"], torch.tensor(4.5))
     two = to_canonical(published["openai"] | {"logit_scale": torch.zeros(2)})
@@ -153,14 +148,12 @@ def test_logit_scale_of_one_element(published: dict[str, dict[str, Tensor]]) -> 
     assert "! logit_scale is (2,), the model has ()" in problem
 
 
-def test_unknown_names_pass_to_be_reported(published: dict[str, dict[str, Tensor]]) -> None:
-    for layout in ("canonical", "openai", "transformers"):
-        assert "surprise.weight" in to_canonical(
-            published[layout] | {"surprise.weight": torch.zeros(1)}
-        )
+def test_unknown_names_pass_to_be_reported(published: Published) -> None:
+    for state in published.values():
+        assert "surprise.weight" in to_canonical(state | {"surprise.weight": torch.zeros(1)})
 
 
-def test_two_names_for_one_weight(published: dict[str, dict[str, Tensor]]) -> None:
+def test_two_names_for_one_weight(published: Published) -> None:
     state = published["transformers"] | {"visual.proj": torch.zeros(96, 32)}
     with pytest.raises(
         StateDictMismatchError, match="two entries of the checkpoint mean 'visual.proj'"
@@ -168,7 +161,7 @@ def test_two_names_for_one_weight(published: dict[str, dict[str, Tensor]]) -> No
         to_canonical(state)
 
 
-def test_projections_that_do_not_go_together(published: dict[str, dict[str, Tensor]]) -> None:
+def test_projections_that_do_not_go_together(published: Published) -> None:
     name = "vision_model.encoder.layers.1.self_attn.k_proj.weight"
     state = {key: value for key, value in published["transformers"].items() if key != name}
     with pytest.raises(
@@ -203,9 +196,7 @@ def test_projections_that_do_not_go_together(published: dict[str, dict[str, Tens
         ("visual.transformer.resblocks.0.mlp_mask", "pruned TinyCLIP"),
     ],
 )
-def test_another_models_key_among_a_clips(
-    published: dict[str, dict[str, Tensor]], key: str, reason: str
-) -> None:
+def test_another_models_key_among_a_clips(published: Published, key: str, reason: str) -> None:
     state = {key: torch.zeros(1)} | published["openai"]
     with pytest.raises(UnsupportedCheckpointError, match=f"not a plain CLIP: .*{reason}"):
         to_canonical(state)
@@ -243,12 +234,28 @@ def test_weights_of_something_else() -> None:
 def test_mismatch_prints_as_a_diff() -> None:
     expected = {"a": torch.zeros(2), "b": torch.zeros(3, 4), "c": torch.zeros(())}
     assert describe_mismatch(expected, dict(expected)) is None
-    assert describe_mismatch(
-        expected, {"b": torch.zeros(4, 3), "c": torch.zeros(()), "d": torch.zeros(5)}
-    ) == (
+    found = {"b": torch.zeros(4, 3), "c": torch.zeros(()), "d": torch.zeros(5)}
+    assert describe_mismatch(expected, found) == (
         "weights do not fit the model (- missing, + unexpected, ! wrong):\n"
         "  - a (2,)\n  + d (5,)\n  ! b is (4, 3), the model has (3, 4)"
     )
     lines = (describe_mismatch({str(n): torch.zeros(1) for n in range(25)}, {}) or "").splitlines()
     assert len(lines) == 22
     assert lines[-1] == "  ... and 5 more"
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        torch.ones(2, 2, dtype=torch.int8),
+        torch.ones(2, 2, dtype=torch.complex64),
+        torch.ones(2, 2).to_sparse(),
+        torch.ones(2, 2, device="meta"),
+    ],
+)
+def test_weights_that_are_no_dense_floats(wrong: Tensor) -> None:
+    good = {"w": torch.ones(2, 2), "n": torch.tensor(0)}
+    half = {"w": torch.ones(2, 2).half(), "n": torch.tensor(1)}
+    assert describe_mismatch(good, half) is None
+    assert "! w holds" in (describe_mismatch(good, good | {"w": wrong}) or "")
+    assert "! n holds" in (describe_mismatch(good, good | {"n": torch.tensor(0.5)}) or "")

@@ -197,3 +197,9 @@ def test_impossible_resolutions(clip: CLIP, tmp_path: Path, resolution: Any) -> 
     write_clipkit(clip, tmp_path)
     with pytest.raises(ConfigError, match="resolution|larger than"):
         CLIP.from_pretrained(tmp_path, resolution=resolution, device="cpu")
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99"])
+def test_a_device_that_is_not_here(device: str) -> None:
+    with pytest.raises(ConfigError, match=f"there is no device '{device}' here"):
+        clipkit.load("tiny", device)

@@ -1,4 +1,4 @@
-"""The table of published models, and how names are read."""
+"""Check the table of published models, and read names in every spelling."""
 
 import re
 
@@ -11,7 +11,7 @@ from clipkit.config import CLIPConfig, ResNetConfig, ViTConfig
 from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
 from clipkit.models.build import expected_weights
 
-# name, embed, vision (stages or depth x width, patch), resolution, text width/heads/depth, parameters
+# Name, embedding, layers, width, patch, resolution, text width, text heads, parameters.
 OPENAI = [
     ("RN50", 1024, (3, 4, 6, 3), 64, None, 224, 512, 8, 102_007_137),
     ("RN101", 512, (3, 4, 23, 3), 64, None, 224, 512, 8, 119_688_033),
@@ -51,32 +51,28 @@ def test_openai_models(
 ) -> None:
     config = MODELS[name].config
     vision = config.vision
-    assert (config.embed_dim, vision.layers, vision.width, vision.head_width) == (
-        embed,
-        layers,
-        width,
-        64,
-    )
+    assert config.embed_dim == embed
+    assert vision.layers == layers
+    assert vision.width == width
+    assert vision.head_width == 64
     assert vision.resolution == (size, size)
-    assert isinstance(vision, ResNetConfig) if patch is None else isinstance(vision, ViTConfig)
+    assert isinstance(vision, ResNetConfig if patch is None else ViTConfig)
     if isinstance(vision, ViTConfig):
-        assert (vision.patch_size, vision.activation, vision.mlp_ratio) == (patch, "quick_gelu", 4)
-    assert (config.text.width, config.text.width // config.text.head_width, config.text.layers) == (
-        text,
-        heads,
-        12,
-    )
-    assert (config.text.context_length, config.text.vocab_size) == (77, 49408)
+        assert vision.patch_size == patch
+        assert vision.activation == "quick_gelu"
+        assert vision.mlp_ratio == 4
+    assert config.text.width == text
+    assert config.text.width // config.text.head_width == heads
+    assert config.text.layers == 12
+    assert config.text.context_length == 77
+    assert config.text.vocab_size == 49408
     assert config.text.activation == "quick_gelu"
     assert count_parameters(config) == count
 
 
+# Parameters as open_clip's model profile has them, and the heads of both towers.
 @pytest.mark.parametrize(
-    (
-        "name",
-        "millions",
-        "heads",
-    ),  # parameters as open_clip's model profile has them; heads of both towers
+    ("name", "millions", "heads"),
     [
         ("ViT-B-16-plus-240/laion400m_e31", 208.38, (14, 10)),
         ("ViT-H-14/laion2b_s32b_b79k", 986.11, (16, 16)),
@@ -88,10 +84,8 @@ def test_openai_models(
 def test_larger_models(name: str, millions: float, heads: tuple[int, int]) -> None:
     config = MODELS[name].config
     assert round(count_parameters(config) / 1e6, 2) == millions
-    assert (
-        config.vision.width // config.vision.head_width,
-        config.text.width // config.text.head_width,
-    ) == heads
+    assert config.vision.width // config.vision.head_width == heads[0]
+    assert config.text.width // config.text.head_width == heads[1]
 
 
 def test_openai_rows() -> None:
@@ -226,6 +220,9 @@ def test_other_models_are_refused_by_name_with_the_reason(name: str, reason: str
         "siglip/clip-vit-b-32",
         "a/retrieval-clip",
         "b/alcoca-1",
+        "someone/my-eva-clip2",
+        "user/clip-vitamins-classifier",
+        "user/coca-cola-clip",
     ],
 )
 def test_names_that_only_resemble_theirs_pass(name: str) -> None:

@@ -1,4 +1,4 @@
-"""Position embeddings at another resolution: what stays, which way round, and whole models through `load`."""
+"""Resample position embeddings, alone and in whole models through `load`."""
 
 from pathlib import Path
 
@@ -10,6 +10,7 @@ import clipkit
 from clipkit.checkpoints.resize import resize_positions
 from clipkit.clip import CLIP
 from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError
 from tests.helpers.random_weights import assert_distinct, randomize, some_images, some_tokens
 
@@ -42,7 +43,7 @@ def test_the_same_size_gives_the_very_same_tensor() -> None:
 
 
 @pytest.mark.parametrize(
-    "old, new", [((4, 4), (7, 5)), ((3, 5), (2, 2)), ((6, 2), (1, 9)), ((2, 3), (3, 2))]
+    ("old", "new"), [((4, 4), (7, 5)), ((3, 5), (2, 2)), ((6, 2), (1, 9)), ((2, 3), (3, 2))]
 )
 def test_the_first_is_kept_and_a_constant_stays(old: tuple[int, int], new: tuple[int, int]) -> None:
     positions = from_grid(torch.tensor([1.0, -2.0]).expand(*old, 2))
@@ -53,7 +54,7 @@ def test_the_first_is_kept_and_a_constant_stays(old: tuple[int, int], new: tuple
 
 
 def test_rows_stay_rows() -> None:
-    """What varies over the rows alone does so afterwards, and a ramp stays a ramp away from the edges."""
+    """A ramp over the rows stays one over the rows, and a ramp away from the edges."""
     rows = torch.arange(8.0)[:, None, None].expand(8, 4, 1)
     columns = torch.arange(4.0)[None, :, None].expand(8, 4, 1)
     resized = grid_of(
@@ -61,16 +62,18 @@ def test_rows_stay_rows() -> None:
     )
     assert torch.allclose(resized[..., 0], resized[:, :1, 0].expand(16, 6), atol=1e-5)
     assert torch.allclose(resized[..., 1], resized[:1, :, 1].expand(16, 6), atol=1e-5)
-    middles = (
-        torch.arange(16) + 0.5
-    ) / 2 - 0.5  # where the centres of the new rows lie among the old ones
+    # The centers of the new rows lie here among the old ones.
+    middles = (torch.arange(16) + 0.5) / 2 - 0.5
     assert torch.allclose(resized[4:12, 0, 0], middles[4:12], atol=1e-5)
     assert (resized[:, 0, 0].diff() > 0).all()
     assert (resized[0, :, 1].diff() > 0).all()
 
 
 def test_shrinking_averages() -> None:
-    """A chequerboard has no place in a third of its resolution; without anti-aliasing some squares would be picked."""
+    """A checkerboard has no place in a third of its resolution.
+
+    Without anti-aliasing some of its squares would be picked.
+    """
     board = (torch.arange(15)[:, None] + torch.arange(15)) % 2 * 2.0 - 1
     resized = grid_of(resize_positions(from_grid(board[..., None]), (15, 15), (5, 5)), (5, 5))
     assert resized[1:4, 1:4].abs().max() < 0.01
@@ -88,7 +91,7 @@ def test_dtype_is_kept_and_the_argument_unchanged(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "config, size, grid",
+    ("config", "size", "grid"),
     [
         (VIT, 48, (6, 6)),
         (VIT, (24, 56), (3, 7)),
@@ -104,15 +107,13 @@ def test_load_at_another_resolution(
     model.save_pretrained(str(tmp_path))
     resized, preprocess = clipkit.load(tmp_path, "cpu", resolution=size)
     sides = (size, size) if isinstance(size, int) else size
-    assert (
-        resized.config.vision.resolution
-        == resized.visual.resolution
-        == preprocess.resolution
-        == sides
-    )
+    assert resized.config.vision.resolution == sides
+    assert resized.visual.resolution == sides
+    assert preprocess == Preprocess(sides, config.preprocess)
     assert resized.config.vision.grid == grid
     key = "positional_embedding" if config is VIT else "attnpool.positional_embedding"
-    found, old = resized.visual.state_dict(), model.visual.state_dict()
+    found = resized.visual.state_dict()
+    old = model.visual.state_dict()
     assert torch.equal(found[key], resize_positions(old[key], config.vision.grid, grid))
     assert all(torch.equal(found[name], old[name]) for name in old if name != key)
     images = some_images(4, sides)

@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+import clipkit
 from clipkit import CLIPConfig
 from clipkit.checkpoints.save import FolderLayout
 from clipkit.checkpoints.source import EMBEDDED, resolve
@@ -129,6 +130,13 @@ def test_mistyped_names(hub: HubServer, name: str, close: str) -> None:
         match=f"'{name}' is no published model.*did you mean .*{close}.*list_models",
     ):
         resolve(name)
+    assert hub.requests == []
+
+
+@pytest.mark.parametrize("name", ["", "~nobody-of-this-name/x", "a" * 300, "a\0b"])
+def test_names_that_no_path_can_have(hub: HubServer, name: str) -> None:
+    with pytest.raises(UnknownModelError, match="is no published model"):
+        clipkit.load(name, "cpu")
     assert hub.requests == []
 
 

@@ -67,3 +67,8 @@ def test_no_state_dict(obj: Any, message: str, tmp_path: Path) -> None:
         CorruptCheckpointError, match=rf"x\.pt \([\d,]+ bytes\) .*{message}.*state_dict\(\) alone"
     ):
         read_weights(tmp_path / "x.pt")
+
+
+def test_lightning_prefixes_every_name() -> None:
+    saved = {"state_dict": {"model.logit_scale": torch.tensor(1.0)}, "epoch": 3}
+    assert list(unwrap_state_dict(saved)) == ["logit_scale"]

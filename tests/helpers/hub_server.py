@@ -1,8 +1,8 @@
-"""A small Hugging Face hub on 127.0.0.1, for huggingface_hub's own client.
+"""Run a small Hugging Face hub on 127.0.0.1, for huggingface_hub's own client.
 
-It answers as the hub does: commits, entity tags and sizes in the headers, large files redirected to another path,
-byte ranges, and errors named in X-Error-Code. Faults come on order. The `hub` fixture points the client to it;
-tests/conftest.py hands the fixture to every test module.
+It answers as the hub does: commits, entity tags and sizes in the headers, large files redirected to
+another path, byte ranges, and errors named in X-Error-Code. Faults come on order. The `hub` fixture
+points the client to it, and tests/conftest.py hands the fixture to every test module.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ import pytest
 
 @dataclass
 class Repo:
-    """Files by revision: branches, tags and commits alike."""
+    """Hold files by revision: branches, tags and commits alike."""
 
     revisions: dict[str, dict[str, bytes]] = field(default_factory=dict)
     commits: dict[str, str] = field(default_factory=dict)
@@ -28,15 +28,16 @@ class Repo:
 
 @dataclass
 class Request:
+    """Hold what the client asked. The names of the headers are in lower case."""
+
     method: str
     path: str
     headers: dict[str, str]
-    """With lower-case names."""
 
 
 @dataclass
 class HubServer:
-    """Repositories by id, the log of requests, and the faults ordered."""
+    """Serve repositories by id, log the requests, and make the faults that are ordered."""
 
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -64,9 +65,13 @@ class HubServer:
         token: str | None = None,
         gated: bool = False,
     ) -> str:
-        """Serve `files` at a revision, with `token` only to requests that carry it; returns the commit."""
+        """Serve `files` at a revision, and return the commit.
+
+        With a `token` only requests that carry it are served.
+        """
         repo = self.repos.setdefault(repo_id, Repo())
-        repo.token, repo.gated = token, gated
+        repo.token = token
+        repo.gated = gated
         commit = hashlib.sha1(repr((repo_id, revision, sorted(files.items()))).encode()).hexdigest()
         repo.revisions |= {revision: files, commit: files}
         repo.commits |= {revision: commit, commit: commit}
@@ -78,7 +83,7 @@ class HubServer:
         return self.url + path
 
     def cut_after(self, *counts: int) -> None:
-        """Close the connection after that many bytes of a body: once for each count, in the order of the GETs."""
+        """Close the connection after that many bytes of a body, once for each count."""
         self.cuts += counts
 
     def fail(self, status: int | None) -> None:
@@ -86,7 +91,7 @@ class HubServer:
         self.status = status
 
     def stop(self) -> None:
-        """Go off the network: new connections are refused, and those that the client keeps open are dropped."""
+        """Go off the network: refuse new connections, and drop those that the client keeps open."""
         if not self.stopped:
             self.stopped = True
             self._server.shutdown()
@@ -94,106 +99,119 @@ class HubServer:
             self._server.server_close()
 
 
-def _handler(hub: HubServer) -> type[BaseHTTPRequestHandler]:
-    class Handler(BaseHTTPRequestHandler):
-        protocol_version = "HTTP/1.1"
+class _Handler(BaseHTTPRequestHandler):
+    """Answer one request after another of a connection, as the hub in `hub` orders."""
 
-        def do_HEAD(self) -> None:
-            self.do_GET()
+    hub: HubServer  # set by `_handler`
+    protocol_version = "HTTP/1.1"
 
-        def do_GET(self) -> None:
-            if hub.stopped:
-                self.close_connection = True
+    def do_HEAD(self) -> None:
+        self.do_GET()
+
+    def do_GET(self) -> None:
+        if self.hub.stopped:
+            self.close_connection = True
+            return
+        path = unquote(self.path.split("?")[0])
+        headers = {name.lower(): value for name, value in self.headers.items()}
+        self.hub.requests.append(Request(self.command, path, headers))
+        if self.hub.status is not None:
+            self.reply(self.hub.status)
+        elif path in self.hub.blobs:
+            self.serve(self.hub.blobs[path], {})
+        else:
+            self.find_repo(path)
+
+    def find_repo(self, path: str) -> None:
+        """Answer for the repository that a path names."""
+        api = path.startswith("/api/models/")
+        for repo_id, repo in self.hub.repos.items():
+            prefix = f"/api/models/{repo_id}" if api else f"/{repo_id}/resolve/"
+            if path.startswith(prefix):
+                self.serve_repo(repo_id, repo, None if api else path.removeprefix(prefix))
                 return
-            path = unquote(self.path.split("?")[0])
-            hub.requests.append(
-                Request(self.command, path, {k.lower(): v for k, v in self.headers.items()})
-            )
-            if hub.status is not None:
-                return self.reply(hub.status)
-            if path in hub.blobs:
-                return self.serve(hub.blobs[path], {})
-            api = path.startswith("/api/models/")
-            for repo_id, repo in hub.repos.items():
-                prefix = f"/api/models/{repo_id}" if api else f"/{repo_id}/resolve/"
-                if path.startswith(prefix):
-                    return self.serve_repo(
-                        repo_id, repo, None if api else path.removeprefix(prefix)
-                    )
-            # The hub does not tell strangers a missing repository from a private one.
-            self.reply(
-                404 if "Authorization" in self.headers else 401, {"X-Error-Code": "RepoNotFound"}
-            )
+        # The hub does not tell strangers a missing repository from a private one.
+        status = 404 if "Authorization" in self.headers else 401
+        self.reply(status, {"X-Error-Code": "RepoNotFound"})
 
-        def serve_repo(self, repo_id: str, repo: Repo, entry: str | None) -> None:
-            if repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
-                known = "Authorization" in self.headers
-                return self.reply(
-                    403 if known else 401,
-                    {"X-Error-Code": "GatedRepo" if repo.gated else "RepoNotFound"},
-                )
-            if entry is None:
-                siblings = [{"rfilename": name} for name in repo.revisions["main"]]
-                body = json.dumps(
-                    {"id": repo_id, "sha": repo.commits["main"], "siblings": siblings}
-                )
-                return self.serve(body.encode(), {"Content-Type": "application/json"})
-            revision, _, name = entry.partition("/")
-            if revision not in repo.commits:
-                return self.reply(404, {"X-Error-Code": "RevisionNotFound"})
-            commit = {"X-Repo-Commit": repo.commits[revision]}
-            files = repo.revisions[revision]
-            if name not in files:
-                return self.reply(404, {"X-Error-Code": "EntryNotFound", **commit})
-            content = files[name]
-            tag = hashlib.sha256(content).hexdigest()
-            if name.endswith(".json"):
-                return self.serve(content, {"ETag": f'"{tag}"', **commit})
-            # Large files live at another host; what is known of them comes with the redirect.
-            hub.blobs[f"/store/{tag}"] = content
-            linked = {
-                "X-Linked-ETag": f'"{tag}"',
-                "X-Linked-Size": str(len(content)),
-                "ETag": f'"{tag}"',
-            }
-            self.reply(302, {"Location": f"{hub.store}/store/{tag}", **linked, **commit})
+    def serve_repo(self, repo_id: str, repo: Repo, entry: str | None) -> None:
+        """Serve "revision/file" of a repository, or what the API says of it."""
+        if repo.token and self.headers.get("Authorization") != f"Bearer {repo.token}":
+            status = 403 if "Authorization" in self.headers else 401
+            self.reply(status, {"X-Error-Code": "GatedRepo" if repo.gated else "RepoNotFound"})
+            return
+        if entry is None:
+            siblings = [{"rfilename": name} for name in repo.revisions["main"]]
+            about = {"id": repo_id, "sha": repo.commits["main"], "siblings": siblings}
+            self.serve(json.dumps(about).encode(), {"Content-Type": "application/json"})
+            return
+        revision, _, name = entry.partition("/")
+        if revision not in repo.commits:
+            self.reply(404, {"X-Error-Code": "RevisionNotFound"})
+            return
+        self.serve_file(name, repo.revisions[revision], {"X-Repo-Commit": repo.commits[revision]})
 
-        def serve(self, content: bytes, headers: dict[str, str]) -> None:
-            start, status = 0, 200
-            if wanted := self.headers.get("Range"):
-                start, status = int(wanted.removeprefix("bytes=").split("-")[0]), 206
-                headers = {
-                    **headers,
-                    "Content-Range": f"bytes {start}-{len(content) - 1}/{len(content)}",
-                }
-            self.reply(status, {"Accept-Ranges": "bytes", **headers}, content[start:])
+    def serve_file(self, name: str, files: dict[str, bytes], commit: dict[str, str]) -> None:
+        """Serve a small file, or redirect to where a large one lies."""
+        if name not in files:
+            self.reply(404, {"X-Error-Code": "EntryNotFound", **commit})
+            return
+        content = files[name]
+        digest = hashlib.sha256(content).hexdigest()
+        tag = f'"{digest}"'
+        if name.endswith(".json"):
+            self.serve(content, {"ETag": tag, **commit})
+            return
+        # Large files lie at another host. What is known of them comes with the redirect.
+        self.hub.blobs[f"/store/{digest}"] = content
+        linked = {"X-Linked-ETag": tag, "X-Linked-Size": str(len(content)), "ETag": tag}
+        self.reply(302, {"Location": f"{self.hub.store}/store/{digest}", **linked, **commit})
 
-        def reply(
-            self, status: int, headers: dict[str, str] | None = None, body: bytes = b""
-        ) -> None:
-            self.send_response(status)
-            for name, value in (headers or {}).items():
-                self.send_header(name, value)
-            self.send_header("Content-Length", str(len(body)))
-            self.end_headers()
-            if self.command == "HEAD":
-                return
-            if body and hub.cuts:
-                body = body[: hub.cuts.pop(0)]
-                self.close_connection = True
-            self.wfile.write(body)
+    def serve(self, content: bytes, headers: dict[str, str]) -> None:
+        """Send a body, or the part of it that the request's range asks for."""
+        start = 0
+        status = 200
+        wanted = self.headers.get("Range")
+        if wanted:
+            start = int(wanted.removeprefix("bytes=").split("-")[0])
+            status = 206
+            content_range = f"bytes {start}-{len(content) - 1}/{len(content)}"
+            headers = {**headers, "Content-Range": content_range}
+        self.reply(status, {"Accept-Ranges": "bytes", **headers}, content[start:])
 
-        def log_message(self, format: str, *args: object) -> None:
-            pass
+    def reply(self, status: int, headers: dict[str, str] | None = None, body: bytes = b"") -> None:
+        """Send a whole answer, unless a cut is ordered."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        if self.command == "HEAD":
+            return
+        if body and self.hub.cuts:
+            body = body[: self.hub.cuts.pop(0)]
+            self.close_connection = True
+        self.wfile.write(body)
 
-    return Handler
+    def log_message(self, format: str, *args: object) -> None:
+        """Keep the tests' output clean."""
+
+
+def _handler(hub: HubServer) -> type[_Handler]:
+    """Return a handler that knows its hub."""
+    return type("Handler", (_Handler,), {"hub": hub})
+
+
+def do_not_wait(seconds: float) -> None:
+    """Take the place of `time.sleep`."""
 
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
-    """A running `HubServer`, known to huggingface_hub as the hub; waits between its retries take no time.
+    """Run a `HubServer`, and let huggingface_hub take it for the hub.
 
-    huggingface_hub reads its environment when it is imported, so its constants are set, not the variables.
+    Waits between the client's retries take no time. It reads its environment when it is imported,
+    so its constants are set, and not the variables.
     """
     from huggingface_hub import constants
     from huggingface_hub.utils import close_session
@@ -208,7 +226,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
-    monkeypatch.setattr("time.sleep", lambda seconds: None)
+    monkeypatch.setattr("time.sleep", do_not_wait)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
     close_session()  # the client's connections keep the proxies that they were made with
