@@ -1,17 +1,19 @@
-"""Seconds of fitting each head on cached features, and of one logistic regression beside scikit-learn's.
+"""Time the fit of every head on cached features, and one logistic regression beside scikit-learn's.
 
-    python tests/benchmarks/few_shot.py [--classes 100] [--shots 16] [--width 512] [--repeats 3] [--threads 2]
-                                        [--json FILE]
+    python tests/benchmarks/few_shot.py [--classes 100] [--shots 16] [--width 512] [--repeats 3]
+                                        [--threads 2] [--json FILE]
 
-Features of unit length with the structure of classes are drawn at random; no model is needed. Runs on the CPU, with
-scikit-learn. Cost with the defaults: about two minutes on two quiet cores.
+Features of unit length with the structure of classes are drawn at random; no model is needed. Runs
+on the CPU, with scikit-learn. Cost with the defaults: about two minutes on two quiet cores.
 
-- Seconds of `fit_head` for every method, with the sweep or cross-validation that it does by default: by the clock, and
-  of processor time, which sums both threads and means something on a busy machine as well. By turns; a turn before
-  them, in which torch loads what it loads late, is not counted.
-- Top-1 accuracy on other features, so that it is seen that something was fitted, and what the method chose.
-- Logistic regression with one C: `linear_probe` against scikit-learn, both until converged, and by how much their
-  coefficients differ, relative to the largest.
+- Seconds of `fit_head` for every method, with the sweep or cross-validation that it does by
+  default: by the clock, and of processor time, which sums both threads and means something on a
+  busy machine as well. The methods take turns; a turn before them, in which torch loads what it
+  loads late, is not counted.
+- Top-1 accuracy on other features, so that it is seen that something was fitted, and what the
+  method chose.
+- Logistic regression with one C: `linear_probe` against scikit-learn, both until converged, and by
+  how much their coefficients differ, relative to the largest.
 
 Prints medians, lowest and highest; the file has all.
 """
@@ -22,6 +24,8 @@ import math
 import os
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -32,18 +36,48 @@ import torch.nn.functional as F
 from sklearn.linear_model import LogisticRegression
 from torch import Tensor
 
-from clipkit.classify.few_shot import METHODS, fit_head
-from clipkit.classify.heads import CosineHead
+from clipkit import CosineHead, Head, fit_head
+from clipkit.classify.few_shot import METHODS
 from clipkit.classify.metrics import accuracy
 
-PROMPTS, TEST_SHOTS = 8, 20
+PROMPTS = 8  # of each class
+TEST_SHOTS = 20
 FULL_C = 1.0
+OURS = f"linear_probe, C = {FULL_C:g}"
+THEIRS = f"scikit-learn, C = {FULL_C:g}"
 
 
-def draw(classes: int, shots: int, width: int) -> dict[str, Any]:
-    """A support set, other pictures, a zero-shot head that is right of some of them, and its prompts.
+@dataclass(frozen=True)
+class Problem:
+    """Hold a support set, other images, a zero-shot head that is right of some, and its prompts."""
 
-    As CLIP's, features of pictures and texts lie in two narrow cones, and few directions have most of the variance.
+    features: Tensor
+    labels: Tensor
+    test_features: Tensor
+    test_labels: Tensor
+    zero_shot: CosineHead
+    prompts: Tensor
+
+    def fit(self, method: Any, C: float | None = None) -> tuple[Head, dict[str, Any]]:
+        captions = self.prompts if method == "prompt_weights" else None
+        return fit_head(self.features, self.labels, self.zero_shot, method, C=C, captions=captions)
+
+    def fit_peer(self, peer: LogisticRegression) -> LogisticRegression:
+        return peer.fit(self.features.double().numpy(), self.labels.numpy())
+
+    def score(self, head: Head) -> float:
+        with torch.no_grad():
+            return accuracy(head(self.test_features).argmax(dim=1), self.test_labels)
+
+    def score_peer(self, peer: LogisticRegression) -> float:
+        return float(peer.score(self.test_features.double().numpy(), self.test_labels.numpy()))
+
+
+def draw(classes: int, shots: int, width: int) -> Problem:
+    """Draw a problem in which features lie as CLIP's do.
+
+    Those of images and of texts lie in two narrow cones, and few directions have most of the
+    variance.
     """
     seeded = torch.Generator().manual_seed(0)
 
@@ -51,102 +85,106 @@ def draw(classes: int, shots: int, width: int) -> dict[str, Any]:
         points = torch.randn(count, width, generator=seeded) * torch.arange(1, width + 1) ** -power
         return length * points / points.square().sum(dim=1).mean().sqrt()
 
-    common, centres = cloud(1, 1), cloud(classes, 0.4, 0.75)
-    own = cloud(1, 1) + centres + cloud(classes, 0.25)
-    prompts = F.normalize(
-        own[:, None] + cloud(classes * PROMPTS, 0.3).view(classes, PROMPTS, width), dim=-1
-    )
+    common = cloud(1, 1)
+    centers = cloud(classes, 0.4, 0.75)
+    own = cloud(1, 1) + centers + cloud(classes, 0.25)
+    spread = cloud(classes * PROMPTS, 0.3)  # (C * K, D)
+    spread = spread.view(classes, PROMPTS, width)  # (C, K, D)
+    prompts = F.normalize(own[:, None] + spread, dim=-1)
 
-    def pictures(each: int) -> tuple[Tensor, Tensor]:
+    def images(each: int) -> tuple[Tensor, Tensor]:
         labels = torch.arange(classes).repeat_interleave(each)
-        return F.normalize(common + centres[labels] + cloud(len(labels), 1.0, 0.25), dim=-1), labels
+        return F.normalize(common + centers[labels] + cloud(len(labels), 1.0, 0.25), dim=-1), labels
 
-    zero_shot = CosineHead(F.normalize(prompts.mean(dim=1), dim=-1), torch.tensor(math.log(100)))
-    return {
-        "support": pictures(shots),
-        "others": pictures(TEST_SHOTS),
-        "zero_shot": zero_shot,
-        "prompts": prompts,
-    }
+    support, others = images(shots), images(TEST_SHOTS)
+    weights = F.normalize(prompts.mean(dim=1), dim=-1)
+    return Problem(*support, *others, CosineHead(weights, torch.tensor(math.log(100))), prompts)
 
 
-def timed(work: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
-    """What it returns; seconds by the clock and of processor time."""
-    clock, busy = time.perf_counter(), time.process_time()
+def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
+    """Return what `work` returns; and seconds by the clock and of processor time."""
+    clock = time.perf_counter()
+    busy = time.process_time()
     result = work()
-    return result, (time.perf_counter() - clock, time.process_time() - busy)
-
-
-def compare(data: dict[str, Any], repeats: int) -> dict[str, Any]:
-    (features, labels), (others, answers) = data["support"], data["others"]
-    zero_shot, options = data["zero_shot"], {"prompt_weights": {"captions": data["prompts"]}}
-    work: dict[str, Callable[[], Any]] = {
-        method: lambda method=method: fit_head(
-            features, labels, zero_shot, method, **options.get(method, {})
-        )
-        for method in METHODS
+    seconds = {
+        "clock": time.perf_counter() - clock,
+        "processor": time.process_time() - busy,
     }
-    one, theirs = f"linear_probe, C = {FULL_C:g}", f"scikit-learn, C = {FULL_C:g}"
-    work[one] = lambda: fit_head(features, labels, zero_shot, "linear_probe", C=FULL_C)
-    peer = LogisticRegression(C=FULL_C, tol=1e-6, max_iter=10000)
-    work[theirs] = lambda: peer.fit(features.double().numpy(), labels.numpy())
-    found: dict[str, dict[str, Any]] = {name: {"clock": [], "processor": []} for name in work}
+    return result, seconds
+
+
+def take_turns(
+    work: dict[str, Callable[[], Any]], repeats: int
+) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
+    """Return the last results and all seconds. The first turn is not counted."""
     results: dict[str, Any] = {}
-    for turn in range(-1, repeats):  # the first is not counted
+    seconds: dict[str, dict[str, list[float]]] = {
+        name: {"clock": [], "processor": []} for name in work
+    }
+    for turn in range(-1, repeats):
         for name in list(work)[:: 1 if turn % 2 else -1]:
-            results[name], seconds = timed(work[name])
-            for kind, value in zip(("clock", "processor"), seconds, strict=True):
-                found[name][kind] += [value] * (turn >= 0)
-    for name, result in results.items():
-        if name == theirs:
-            found[name]["accuracy"] = float(peer.score(others.double().numpy(), answers.numpy()))
-        else:
-            found[name] |= {
-                "accuracy": accuracy(result[0](others).argmax(dim=1), answers),
-                "chosen": result[1],
-            }
-    weight, exact = (
-        results[one][0].weight.detach().double(),
-        torch.from_numpy(results[theirs].coef_),
-    )
-    start = accuracy(zero_shot(others).argmax(dim=1), answers)
-    off = ((weight - exact).abs().max() / exact.abs().max()).item()
-    return {"zero-shot accuracy": start, "coefficients differ by": off, "seconds": found}
+            results[name], spent = timed(work[name])
+            if turn >= 0:
+                for kind, value in spent.items():
+                    seconds[name][kind].append(value)
+    return results, seconds
+
+
+def compare(problem: Problem, repeats: int) -> dict[str, Any]:
+    """Return seconds and accuracy of every method, and how far the two regressions are apart."""
+    peer = LogisticRegression(C=FULL_C, tol=1e-6, max_iter=10000)
+    work: dict[str, Callable[[], Any]] = {name: partial(problem.fit, name) for name in METHODS}
+    work[OURS] = partial(problem.fit, "linear_probe", FULL_C)
+    work[THEIRS] = partial(problem.fit_peer, peer)
+    results, seconds = take_turns(work, repeats)
+    found: dict[str, dict[str, Any]] = {name: dict(spent) for name, spent in seconds.items()}
+    exact = torch.from_numpy(results.pop(THEIRS).coef_)
+    found[THEIRS]["accuracy"] = problem.score_peer(peer)
+    for name, (head, chosen) in results.items():
+        found[name] |= {"accuracy": problem.score(head), "chosen": chosen}
+    difference = results[OURS][0].weight.detach().double() - exact
+    return {
+        "zero-shot accuracy": problem.score(problem.zero_shot),
+        "coefficients differ by": (difference.abs().max() / exact.abs().max()).item(),
+        "seconds": found,
+    }
+
+
+def span(values: list[float]) -> str:
+    return f"{median(values):.2f} ({min(values):.2f} to {max(values):.2f})"
 
 
 def show(result: dict[str, Any]) -> None:
-    print(
-        "  ".join(f"{key} {value}" for key, value in result.items() if not isinstance(value, dict))
-    )
+    """Print the settings and a line for each method."""
+    plain = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    print("  ".join(f"{key} {value}" for key, value in plain.items()))
     print(f"{'':24}{'seconds':>24}{'processor seconds':>24}{'top-1':>8}")
     for name, row in result["seconds"].items():
-        cells = [
-            f"{median(x):.2f} ({min(x):.2f} to {max(x):.2f})"
-            for x in (row["clock"], row["processor"])
-        ]
-        print(f"{name:24}" + "".join(f"{x:>24}" for x in cells) + f"{100 * row['accuracy']:8.1f}")
+        top_1 = 100 * row["accuracy"]
+        print(f"{name:24}{span(row['clock']):>24}{span(row['processor']):>24}{top_1:8.1f}")
 
 
-def main() -> None:
+def read_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    defaults = (
-        ("--classes", 100),
-        ("--shots", 16),
-        ("--width", 512),
-        ("--repeats", 3),
-        ("--threads", 2),
-    )
-    for name, default in defaults:
-        parser.add_argument(name, type=int, default=default)
+    parser.add_argument("--classes", type=int, default=100)
+    parser.add_argument("--shots", type=int, default=16)
+    parser.add_argument("--width", type=int, default=512)
+    parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--json", type=Path)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = read_arguments()
     torch.set_num_threads(args.threads)
     result: dict[str, Any] = {
-        name: vars(args)[name] for name in ("classes", "shots", "width", "threads")
-    }
-    result |= {
+        "classes": args.classes,
+        "shots": args.shots,
+        "width": args.width,
+        "threads": args.threads,
         "torch": torch.__version__,
         "scikit-learn": sklearn.__version__,
         "load": os.getloadavg()[0],
