@@ -1,62 +1,132 @@
-"""Hooks fire, and the towers can be compiled, traced and exported with a batch size that stays free."""
+"""Hooks fire; towers can be compiled, traced and exported, and the batch size stays free."""
 
-import warnings
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
+import torchvision.models.feature_extraction as extraction
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-import clipkit
-from clipkit import CLIP, CLIPConfig, TextConfig, ViTConfig
+from clipkit import CLIP
+from tests.helpers.towers import NAMES, make_inputs, make_tower, make_vit
+
+Tower = tuple[nn.Module, Tensor]
+IMAGES = make_inputs("vit")
+TOKENS = make_inputs("text")
 
 
 @pytest.fixture(scope="module")
-def model():
-    torch.manual_seed(0)
-    config = CLIPConfig(
-        embed_dim=16,
-        vision=ViTConfig(
-            resolution=32, patch_size=16, width=32, layers=2, head_width=16, activation="gelu"
-        ),
-        text=TextConfig(width=32, layers=2, head_width=16, activation="gelu"),
-    )
-    return CLIP(config).eval()
+def vit() -> CLIP:
+    return make_vit()
 
 
-IMAGES = torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(0))
-TOKENS = clipkit.tokenize(["a cat", "a much longer text about a dog", ""])
+@pytest.fixture(scope="module", params=NAMES)
+def tower(request: pytest.FixtureRequest) -> Tower:
+    """Return each tower with seven inputs."""
+    return make_tower(request.param), make_inputs(request.param)
 
 
-def test_every_module_is_called(model: CLIP) -> None:
-    called = set()
-    hooks = [
-        module.register_forward_hook(lambda *_, name=name: called.add(name))
-        for name, module in model.named_modules()
-    ]
-    model(IMAGES, TOKENS)
+@pytest.fixture(scope="module", params=["vit", "text"])
+def transformer(request: pytest.FixtureRequest) -> Tower:
+    """Return each transformer with seven inputs."""
+    return make_tower(request.param), make_inputs(request.param)
+
+
+def assert_close(found: Tensor, expected: Tensor) -> None:
+    torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_every_module_is_called(vit: CLIP, gradients: bool) -> None:
+    called: set[str] = set()
+
+    def note(name: str) -> Callable[..., None]:
+        return lambda *_: called.add(name)
+
+    hooks = [module.register_forward_hook(note(name)) for name, module in vit.named_modules()]
+    with torch.set_grad_enabled(gradients):
+        vit(IMAGES, TOKENS)
     for hook in hooks:
         hook.remove()
-    skipped = {name for name, _ in model.named_modules()} - called
+    skipped = {name for name, _ in vit.named_modules()} - called
     assert {name for name in skipped if not name.endswith("resblocks")} == set()
 
 
-@pytest.mark.parametrize("tower", ["visual", "text"])
-def test_export_keeps_the_batch_free(model: CLIP, tower) -> None:
-    module, example = getattr(model, tower), IMAGES if tower == "visual" else TOKENS
+def test_export_keeps_the_batch_free(transformer: Tower) -> None:
+    module, example = transformer
     batch = torch.export.Dim("batch", min=1, max=64)
     exported = torch.export.export(module, (example[:2],), dynamic_shapes=({0: batch},)).module()
     for n in (1, 3):
-        torch.testing.assert_close(exported(example[:n]), module(example[:n]), atol=1e-6, rtol=1e-5)
+        assert_close(exported(example[:n]), module(example[:n]))
 
 
-@pytest.mark.parametrize("tower", ["visual", "text"])
-def test_compiles_into_one_graph(model: CLIP, tower) -> None:
-    module, example = getattr(model, tower), IMAGES if tower == "visual" else TOKENS
-    compiled = torch.compile(module, backend="eager", fullgraph=True)
-    torch.testing.assert_close(compiled(example), module(example), atol=1e-6, rtol=1e-5)
+def test_compiles_into_one_graph(transformer: Tower) -> None:
+    module, example = transformer
+    compiled: Any = torch.compile(module, backend="eager", fullgraph=True)
+    assert_close(compiled(example), module(example))
 
 
-def test_a_traced_text_tower_takes_longer_texts(model: CLIP) -> None:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # torch.jit warns of its own age
-        traced = torch.jit.trace(model.text, (TOKENS[:1],))
-    torch.testing.assert_close(traced(TOKENS[1:2]), model.text(TOKENS[1:2]), atol=1e-6, rtol=1e-5)
+@pytest.mark.filterwarnings("ignore:.*torch.jit")  # it warns of its own age
+def test_a_traced_text_tower_takes_longer_texts(vit: CLIP) -> None:
+    traced: Any = torch.jit.trace(vit.text, (TOKENS[:1],))
+    for row in TOKENS:
+        assert_close(traced(row[None]), vit.text(row[None]))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_symbolic_traces_compute_the_same(tower: Tower, gradients: bool) -> None:
+    module, example = tower
+    with torch.set_grad_enabled(gradients):
+        traced = torch.fx.symbolic_trace(module)
+        for n in (1, 7):
+            assert_close(traced(example[:n]), module(example[:n]))
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_torchvision_extracts_the_features_of_layers(vit: CLIP, gradients: bool) -> None:
+    nodes = {
+        "transformer.resblocks.0": "block",
+        "transformer.resblocks.0.mlp.c_fc": "hidden",
+        "ln_post": "pooled",
+    }
+    expected: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[..., None]:
+        return lambda module, args, output: expected.update({name: output})
+
+    with torch.set_grad_enabled(gradients):
+        extractor = extraction.create_feature_extractor(vit.visual, nodes)
+        found = extractor(IMAGES)
+        hooks = [
+            vit.visual.get_submodule(path).register_forward_hook(keep(name))
+            for path, name in nodes.items()
+        ]
+        vit.visual(IMAGES)
+    for hook in hooks:
+        hook.remove()
+    assert found.keys() == expected.keys() == set(nodes.values())
+    for name, value in expected.items():
+        assert_close(found[name], value)
+
+
+def test_flops_are_counted_with_and_without_gradients(tower: Tower) -> None:
+    """One sample at a time, as several texts would share their prefixes."""
+    module, example = tower
+    counts: list[int] = []
+    for gradients in (True, False):
+        counter = FlopCounterMode(display=False)
+        with torch.set_grad_enabled(gradients), counter:
+            module(example[:1])
+        counts.append(counter.get_total_flops())
+    assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention has no rule
+def test_towers_can_be_mapped_over_a_batch(vit: CLIP) -> None:
+    with torch.no_grad():
+        images = torch.vmap(vit.visual)(IMAGES[:, None])[:, 0]  # (N, 1, 3, H, W) -> (N, D)
+        tokens = torch.vmap(vit.text)(TOKENS[:, None])[:, 0]  # (N, 1, L) -> (N, D)
+        assert_close(images, vit.visual(IMAGES))
+        assert_close(tokens, vit.text(TOKENS))
