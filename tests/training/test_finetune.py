@@ -192,7 +192,7 @@ def test_alpha_0_is_zero_shot_and_alpha_1_is_what_was_trained(
     weight = start.zero_shot_head.weight.detach()
     scale = fit_head(
         embed_images(model, pairs.files), torch.tensor(pairs.labels), start.zero_shot_head
-    )[1]["scale"]
+    )[0].scale
     torch.testing.assert_close(
         old.head.weight, scale * weight, rtol=1e-6, atol=0
     )  # as sure as the fit is
