@@ -60,10 +60,13 @@ def _add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
 def _add_schedule(parser: argparse.ArgumentParser) -> None:
     """Add the options that say what is trained, how long and how fast."""
     parser.add_argument(
-        "--epochs", type=int, default=20, metavar="N", help="passes over the images (default: 20)"
+        "--head-only", action="store_true", help="with classes: train no tower, only the head"
     )
     parser.add_argument(
-        "--batch-size", type=int, default=64, metavar="N", help="images of a step (default: 64)"
+        "--epochs", type=int, metavar="N", help="passes over the images (default: 20)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images of a step (default: 64)"
     )
     parser.add_argument(
         "--blocks",
@@ -85,8 +88,9 @@ def finetune(
     out: Path,
     model: str,
     device: str | None,
-    epochs: int,
-    batch_size: int,
+    head_only: bool,
+    epochs: int | None,
+    batch_size: int | None,
     blocks: int | None,
     lr: float | None,
     alpha: float,
@@ -101,6 +105,7 @@ def finetune(
             out,
             start,
             held_out=held_out,
+            head_only=head_only,
             epochs=epochs,
             batch_size=batch_size,
             blocks=blocks,

@@ -57,6 +57,15 @@ def test_finetune_on_class_folders_prints_a_table(
     assert not torch.equal(old["visual.proj"], new["visual.proj"])
 
 
+def test_finetune_of_the_head_alone_leaves_the_towers(toy: Path, start: list[str]) -> None:
+    options = [*start, "--held-out", "0.2", "--head-only", "--out", str(toy / "out")]
+    assert main(["finetune", str(toy / "images"), *options]) == 0
+    old = CLIP.from_pretrained(toy / "start", device="cpu").state_dict()
+    new = CLIP.from_pretrained(toy / "out" / "model", device="cpu").state_dict()
+    for name, weight in old.items():
+        assert torch.equal(weight, new[name]), name
+
+
 def test_finetune_on_captions_prints_recall_both_ways(
     toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -93,6 +102,9 @@ def test_finetune_on_captions_prints_recall_both_ways(
         (["finetune", "{}/images", "--epochs", "-1"], "must be a positive integer"),
         (["finetune", "{}/captioned", "--epochs", "0"], "must be a positive integer"),
         (["finetune", "{}/images", "--blocks", "9"], "9 of them cannot be trained"),
+        (["finetune", "{}/captioned", "--blocks", "1"], "blocks is for class folders"),
+        (["finetune", "{}/captioned", "--head-only"], "head_only is for class folders"),
+        (["finetune", "{}/images", "--head-only", "--epochs", "3"], "head_only=True .*epochs"),
     ],
 )
 def test_what_cannot_be_trained_exits_with_2_and_one_line(
