@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.classify.heads import Head
 from clipkit.config import PreprocessConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, ExportError
@@ -37,10 +38,21 @@ class _Normalize(nn.Module):
         return (images.float() / 255 - self.mean) / self.std
 
 
+class _OneInput(nn.Module):
+    """Call a module with one argument, whatever its own signature is."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.module(images)
+
+
 class _Deployed(nn.Module):
     """Map uint8 images (N, 3, H, W) to probabilities (N, C)."""
 
-    def __init__(self, prepare: nn.Module, visual: nn.Module, head: nn.Module) -> None:
+    def __init__(self, prepare: nn.Module, visual: nn.Module, head: Head) -> None:
         super().__init__()
         # Copies on the CPU, in float32: whoever runs the file decides where, and not every
         # runtime computes in half precision.
@@ -49,15 +61,16 @@ class _Deployed(nn.Module):
         self.head = copy.deepcopy(head).float().cpu()
 
     def forward(self, images: Tensor) -> Tensor:
-        features = self.visual(self.prepare(images))
-        return self.head(F.normalize(features, dim=-1)).softmax(dim=-1)
+        features = F.normalize(self.visual(self.prepare(images)), dim=-1)
+        # Not the whole forward: its guard against autocast would become part of the graph.
+        return self.head.logits(features).softmax(dim=-1)
 
 
 def export(
     path: Path,
     *,
     visual: nn.Module,
-    head: nn.Module,
+    head: Head,
     preprocess: Callable[[Any], Tensor],
     resolution: tuple[int, int],
 ) -> None:
@@ -82,8 +95,7 @@ def export(
     """
     write, read = _writer_and_reader(path)
     images = _random_images(5, resolution)
-    prepare = _module_of(preprocess)
-    _check_prepared(prepare, images)
+    prepare = _module_of(preprocess, images)
     deployed = _Deployed(prepare, visual, head).eval()
     with replacing(path) as partial, torch.no_grad():
         write(deployed, images[:2], partial)
@@ -112,41 +124,48 @@ def _random_images(count: int, resolution: tuple[int, int]) -> Tensor:
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
 
 
-def _module_of(preprocess: Callable[[Any], Tensor]) -> nn.Module:
+def _module_of(preprocess: Callable[[Any], Tensor], images: Tensor) -> nn.Module:
     """Return the part of a preprocessing that a file can hold.
 
     Raises:
-        ConfigError: for a function, whose Python code no graph can hold.
+        ConfigError: for a function, whose Python code no graph can hold, or a module that does not
+            take uint8 images (N, 3, H, W) or cannot be written as a graph.
     """
-    if isinstance(preprocess, Preprocess):
+    if isinstance(preprocess, Preprocess) and type(preprocess) is Preprocess:
         return _Normalize(preprocess.config)
-    if isinstance(preprocess, nn.Module):
-        return preprocess
-    raise ConfigError(
-        f"the model's preprocess is {preprocess!r}, which cannot be written into a file: set "
-        "model.preprocess to a clipkit.Preprocess, or to an nn.Module that takes uint8 images "
-        "(N, 3, H, W), for example torchvision.transforms.v2.Compose"
-    )
-
-
-@torch.no_grad()
-def _check_prepared(prepare: nn.Module, images: Tensor) -> None:
-    """Raise `ConfigError` unless a preprocessing takes uint8 batches, as the file will get them."""
-    try:
-        prepared = copy.deepcopy(prepare).float().cpu().eval()(images)
-    except Exception as error:  # it is not our code, so it may raise anything
+    if not isinstance(preprocess, nn.Module):
         raise ConfigError(
-            f"the model's preprocess fails on uint8 images {tuple(images.shape)}, which an "
-            f"exported file takes ({type(error).__name__}: {error}): set one that takes batches"
-        ) from error
-    sound = isinstance(prepared, Tensor) and prepared.is_floating_point()
-    if not sound or prepared.shape != images.shape:
-        shape = tuple(getattr(prepared, "shape", ()))
-        found = f"{getattr(prepared, 'dtype', type(prepared).__name__)} of {shape}"
-        raise ConfigError(
-            f"the model's preprocess makes {found} of uint8 images {tuple(images.shape)}: export "
-            "needs one that returns a float tensor of the same shape"
+            f"the model's preprocess is {preprocess!r}, which cannot be written into a file: set "
+            "model.preprocess to a clipkit.Preprocess, or to an nn.Module that takes uint8 images "
+            "(N, 3, H, W), for example torchvision.transforms.v2.Compose"
         )
+    prepare = _OneInput(copy.deepcopy(preprocess)).float().cpu().eval()
+    try:
+        with torch.no_grad():
+            prepared = prepare(images)
+            _program(prepare, images)
+    except Exception as error:  # it is not our code, so it may raise anything
+        problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
+        raise ConfigError(
+            f"the model's preprocess cannot be exported ({problem}): it must take uint8 images "
+            f"(N, 3, H, W), here {tuple(images.shape)}, and compute with torch alone; steps that "
+            "turn PIL images into tensors have no place in it"
+        ) from error
+    _check_prepared(prepared, images)
+    return prepare
+
+
+def _check_prepared(prepared: object, images: Tensor) -> None:
+    """Raise `ConfigError` unless a preprocessing makes a float tensor of the images' shape."""
+    found = type(prepared).__name__
+    if isinstance(prepared, Tensor):
+        if prepared.is_floating_point() and prepared.shape == images.shape:
+            return
+        found = f"{prepared.dtype} of {tuple(prepared.shape)}"
+    raise ConfigError(
+        f"the model's preprocess makes {found} of uint8 images {tuple(images.shape)}: export needs "
+        "one that returns a float tensor of the same shape"
+    )
 
 
 def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""clipkit.classify.export: a file alone says what the classifier says, of any number of pictures, or is not kept."""
+"""clipkit.classify.export: a file alone says what the classifier says, or is not kept."""
 
 import copy
 import importlib.util
@@ -12,9 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from PIL import Image
-from torch import Tensor
+from torch import Tensor, nn
 
-from clipkit import CLIP, ImageClassifier
+from clipkit import CLIP, ImageClassifier, Preprocess, PreprocessConfig
 from clipkit.classify import export as source
 from clipkit.classify.heads import CacheHead, Head, LinearHead, WeightedPromptHead
 from clipkit.config import CLIPConfig
@@ -37,7 +37,7 @@ def towers(
 
 
 def pixels(count: int, model: CLIP) -> Tensor:
-    """uint8 (count, 3, H, W), smooth pictures that differ, with all values from 0 to 255."""
+    """Return uint8 images (count, 3, H, W), smooth, all different, with values from 0 to 255."""
     random = torch.Generator().manual_seed(count)
     corners = torch.randn(count, 3, 3, 3, generator=random)
     images = F.interpolate(corners, model.visual.resolution, mode="bilinear", align_corners=True)
@@ -45,14 +45,14 @@ def pixels(count: int, model: CLIP) -> Tensor:
 
 
 def eager(classifier: ImageClassifier, images: Tensor) -> Tensor:
-    """What the classifier says of the same pixels as pictures: its own preprocessing has nothing to resize."""
+    """Return what the classifier says of the same pixels as PIL images, which fit already."""
     return classifier.probabilities(
         [Image.fromarray(image.permute(1, 2, 0).numpy()) for image in images]
     )
 
 
 def run(path: Path) -> Callable[[Tensor], Tensor]:
-    """The file, read without clipkit."""
+    """Return the function in a file, read without clipkit."""
     if path.suffix == ".pt2":
         return torch.export.load(path).module()
     import onnxruntime
@@ -60,22 +60,22 @@ def run(path: Path) -> Callable[[Tensor], Tensor]:
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
     (given,), (made,) = session.get_inputs(), session.get_outputs()
     assert (given.name, given.type, given.shape[1]) == ("images", "tensor(uint8)", 3)
-    assert isinstance(given.shape[0], str) and (made.name, made.type) == (
-        "probabilities",
-        "tensor(float)",
-    )
+    assert isinstance(given.shape[0], str)
+    assert (made.name, made.type) == ("probabilities", "tensor(float)")
     return lambda images: torch.from_numpy(session.run(None, {"images": images.numpy()})[0])
 
 
 def heads(width: int = 32) -> dict[str, Head]:
-    """One of each kind, which tell pictures apart; zero-shot's own is exported with the embedded model."""
+    """Return a head of each kind but zero-shot, which is exported with the embedded model."""
     random = torch.Generator().manual_seed(0)
 
     def rows(*shape: int) -> Tensor:
         return F.normalize(torch.randn(*shape, width, generator=random), dim=-1)
 
     scale = torch.tensor(2.5)
-    values, alpha, beta = F.one_hot(torch.arange(7) % 3), torch.tensor(2.0), torch.tensor(4.0)
+    values = F.one_hot(torch.arange(7) % 3)
+    alpha = torch.tensor(2.0)
+    beta = torch.tensor(4.0)
     return {
         "linear": LinearHead(9 * rows(3), torch.tensor([0.3, -0.2, 0.1])),
         "weighted prompts": WeightedPromptHead(
@@ -97,24 +97,142 @@ def heads(width: int = 32) -> dict[str, Head]:
     ],
 )
 def test_the_file_says_what_the_classifier_says(
-    towers, tmp_path: Path, tower, head, suffix: str
+    towers: dict[str, CLIP], tmp_path: Path, tower: str, head: str, suffix: str
 ) -> None:
     classifier = ImageClassifier.zero_shot(towers[tower], NAMES)
     classifier.head = heads()[head]
-    classifier.export(tmp_path / f"out{suffix}")
-    assert [p.name for p in tmp_path.iterdir()] == [
-        f"out{suffix}"
-    ]  # one file, and nothing left beside it
-    exported = run(tmp_path / f"out{suffix}")
+    path = tmp_path / f"out{suffix}"
+    classifier.export(path)
+    assert list(tmp_path.iterdir()) == [path]  # one file, and nothing left beside it
+    exported = run(path)
     for count in (1, 7, 4):
         images = pixels(count, classifier.model)
         expected = eager(classifier, images)
         probabilities = exported(images)
-        assert probabilities.dtype == torch.float32 and probabilities.shape == (count, 3)
+        assert probabilities.dtype == torch.float32
+        assert probabilities.shape == (count, 3)
         torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-5)
-        assert (
-            count == 1 or expected.std(dim=0).max() > 0.02
-        )  # else the comparison would prove little
+        if count > 1:  # else the comparison would prove little
+            assert expected.std(dim=0).max() > 0.02
+
+
+def test_a_program_is_made_of_plain_operations(towers: dict[str, CLIP], tmp_path: Path) -> None:
+    """Runtimes other than Python's may not know of autocast."""
+    ImageClassifier.zero_shot(towers["vit"], NAMES).export(tmp_path / "out.pt2")
+    program = torch.export.load(tmp_path / "out.pt2")
+    calls = [node.target for node in program.graph.nodes if node.op == "call_function"]
+    assert calls
+    assert not any(isinstance(target, torch._ops.HigherOrderOperator) for target in calls)
+
+
+# Preprocessing
+
+
+class Tinted(nn.Module):
+    """Prepare uint8 images by weights of its own, with a resize that changes nothing."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tint = nn.Parameter(torch.tensor([0.5, 1.5, 2.5]).view(3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        resized = F.interpolate(images.to(self.tint.dtype), (48, 48), mode="bilinear")
+        return (resized / 255 - 0.5) * self.tint
+
+
+@pytest.fixture
+def own_vit(towers: dict[str, CLIP]) -> CLIP:
+    """Return a copy, whose preprocessing may be set."""
+    return copy.deepcopy(towers["vit"])
+
+
+def test_the_preprocess_that_was_set_is_exported(own_vit: CLIP, tmp_path: Path) -> None:
+    """And not the one of the model's config."""
+    classifier = ImageClassifier.zero_shot(own_vit, NAMES)
+    images = pixels(4, own_vit)
+    before = eager(classifier, images)
+    config = PreprocessConfig(mean=(0.1, 0.6, 0.2), std=(0.9, 0.5, 0.1), resize_mode="squash")
+    own_vit.preprocess = Preprocess((48, 48), config)
+    classifier.export(tmp_path / "out.pt2")
+    expected = eager(classifier, images)
+    assert (expected - before).abs().max() > 0.01
+    probabilities = run(tmp_path / "out.pt2")(images)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-5)
+
+
+@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
+def test_a_module_becomes_part_of_the_file(own_vit: CLIP, tmp_path: Path, suffix: str) -> None:
+    module = Tinted().half()  # which stays half
+    own_vit.preprocess = module
+    classifier = ImageClassifier.zero_shot(own_vit, NAMES)
+    classifier.export(tmp_path / f"out{suffix}")
+    assert module.tint.dtype == torch.float16
+    images = pixels(4, own_vit)
+    with torch.no_grad():
+        expected = classifier(Tinted()(images)).softmax(dim=-1)
+    probabilities = run(tmp_path / f"out{suffix}")(images)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-5)
+
+
+def test_torchvision_transforms_become_part_of_the_file(own_vit: CLIP, tmp_path: Path) -> None:
+    transforms = pytest.importorskip("torchvision.transforms.v2")
+    own_vit.preprocess = transforms.Compose(
+        [
+            transforms.Resize((48, 48)),
+            transforms.ToDtype(torch.float32, scale=True),
+            transforms.Normalize([0.5, 0.4, 0.3], [0.2, 0.3, 0.4]),
+        ]
+    )
+    classifier = ImageClassifier.zero_shot(own_vit, NAMES)
+    classifier.export(tmp_path / "out.pt2")
+    images = pixels(4, own_vit)
+    with torch.no_grad():
+        expected = classifier(own_vit.preprocess(images)).softmax(dim=-1)
+    probabilities = run(tmp_path / "out.pt2")(images)
+    torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-5)
+
+
+class Flat(nn.Module):
+    """Return a float tensor of another shape."""
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images.float().mean(dim=1)
+
+
+class OnlyPaths(nn.Module):
+    """Take paths alone."""
+
+    def forward(self, image: Any) -> Tensor:
+        return torch.zeros(Path(image).stat().st_size)
+
+
+class Own(Preprocess):
+    """Do something else than a `Preprocess`."""
+
+    def __call__(self, image: Any) -> Tensor:
+        return super().__call__(image).flip(0)
+
+
+@pytest.mark.parametrize(
+    ("preprocess", "message"),
+    [
+        (lambda image: image, "preprocess is <function.*set model.preprocess to a clipkit.Prep"),
+        (Own((48, 48), PreprocessConfig()), "preprocess is Own.*cannot be written into a file"),
+        (nn.Identity(), r"makes torch.uint8 of \(5, 3, 48, 48\) of uint8 images"),
+        (Flat(), r"makes torch.float32 of \(5, 48, 48\) of uint8 images .* the same shape"),
+        (OnlyPaths(), r"cannot be exported \(TypeError: .*must take uint8 images"),
+    ],
+)
+def test_a_preprocess_that_cannot_be_exported_is_refused(
+    own_vit: CLIP, tmp_path: Path, preprocess: Any, message: str
+) -> None:
+    own_vit.preprocess = preprocess
+    with pytest.raises(ConfigError, match=message):
+        ImageClassifier.zero_shot(own_vit, NAMES).export(tmp_path / "out.pt2")
+    assert list(tmp_path.iterdir()) == []
+
+
+# The classifier
 
 
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
@@ -136,22 +254,24 @@ def test_the_embedded_model_tells_a_photo_and_leaves_its_text_tower_behind(
         4 * sum(p.numel() for p in module.parameters())
         for module in (classifier.model.visual, classifier.model)
     )
-    assert image_tower < path.stat().st_size < image_tower + 1e6 < all_of_it
+    size = path.stat().st_size
+    assert image_tower < size < image_tower + 1e6 < all_of_it
 
 
-def test_the_classifier_stays_as_it_was(towers, tmp_path: Path) -> None:
-    """In training mode, with gradients, and in half precision: the file computes in float32 from the same weights."""
-    model = copy.deepcopy(towers["resnet"]).half()  # whose batch norms behave otherwise in training
+def test_the_classifier_stays_as_it_was(towers: dict[str, CLIP], tmp_path: Path) -> None:
+    """In training mode, with gradients, and in half precision; the file computes in float32."""
+    model = copy.deepcopy(towers["resnet"]).half()  # its batch norms differ in training
     classifier = ImageClassifier.zero_shot(model, NAMES).train()
     before = {name: value.clone() for name, value in classifier.state_dict().items()}
     classifier.export(tmp_path / "half.pt2")
     assert all(module.training for module in classifier.modules())
-    assert all(p.requires_grad and p.grad is None for p in classifier.parameters())
+    for parameter in classifier.parameters():
+        assert parameter.requires_grad
+        assert parameter.grad is None
     after = classifier.state_dict()
-    assert all(
-        after[name].dtype == value.dtype and torch.equal(after[name], value)
-        for name, value in before.items()
-    )
+    for name, value in before.items():
+        assert after[name].dtype == value.dtype
+        assert torch.equal(after[name], value)
     images = pixels(3, model)
     model.float()
     expected = eager(classifier.eval(), images)
@@ -159,7 +279,7 @@ def test_the_classifier_stays_as_it_was(towers, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", ["x.pt", "x.ONNX", "x", ".onnx"])
-def test_another_ending_is_refused(towers, tmp_path: Path, name: str) -> None:
+def test_another_ending_is_refused(towers: dict[str, CLIP], tmp_path: Path, name: str) -> None:
     classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
     with pytest.raises(ConfigError, match=f"export writes .onnx and .pt2, not '{re.escape(name)}'"):
         classifier.export(tmp_path / name)
@@ -168,24 +288,29 @@ def test_another_ending_is_refused(towers, tmp_path: Path, name: str) -> None:
 
 @pytest.mark.parametrize("lacking", ["onnx", "onnxscript", "onnxruntime"])
 def test_a_missing_package_is_named_before_any_work(
-    towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking
+    towers: dict[str, CLIP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
     find = importlib.util.find_spec
     monkeypatch.setattr(source, "find_spec", lambda name: None if name == lacking else find(name))
     monkeypatch.setattr(source, "_Deployed", None)
-    with pytest.raises(
-        ConfigError, match=rf"ONNX needs {lacking}: pip install 'clipkit-torch\[export\]'"
-    ):
+    message = rf"ONNX needs {lacking}: pip install 'clipkit-torch\[export\]'"
+    with pytest.raises(ConfigError, match=message):
         classifier.export(tmp_path / "x.onnx")
     with pytest.raises(TypeError, match="not callable"):  # the other kind needs none of them
         classifier.export(tmp_path / "x.pt2")
 
 
+# Files that differ
+
+
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, suffix: str, say: Callable[[Tensor, Tensor], Tensor]
 ) -> None:
-    """Write a few bytes in place of an export, which are then read as what `say` makes of images and probabilities."""
+    """Write a few bytes in place of an export; they are read as what `say` returns.
+
+    `say` gets the images and the right probabilities.
+    """
     modules: list[Any] = []
 
     def write(module: Any, images: Tensor, path: Path) -> None:
@@ -213,7 +338,12 @@ def stand_in(
     ],
 )
 def test_a_file_that_differs_is_not_kept(
-    towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, suffix: str, say, message: str
+    towers: dict[str, CLIP],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    suffix: str,
+    say: Callable[[Tensor, Tensor], Tensor],
+    message: str,
 ) -> None:
     """And what was at the path before is."""
     classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
@@ -223,20 +353,17 @@ def test_a_file_that_differs_is_not_kept(
     stand_in(monkeypatch, suffix, say)
     with pytest.raises(ExportError, match=message):
         classifier.export(path)
-    assert [p.name for p in tmp_path.iterdir()] == [
-        path.name
-    ] and path.read_bytes() == b"an older file"
-    stand_in(
-        monkeypatch, suffix, lambda images, right: right + 5e-5
-    )  # other kernels may round otherwise
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"an older file"
+    # Other kernels may round in another way.
+    stand_in(monkeypatch, suffix, lambda images, right: right + 5e-5)
     classifier.export(path)
-    assert [p.name for p in tmp_path.iterdir()] == [
-        path.name
-    ] and path.read_bytes() == b"a new file"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"a new file"
 
 
 def test_a_disk_that_is_full_leaves_the_older_file(
-    towers, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    towers: dict[str, CLIP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def write(module: Any, images: Tensor, path: Path) -> None:
         path.write_bytes(b"half a file")
@@ -247,6 +374,5 @@ def test_a_disk_that_is_full_leaves_the_older_file(
     path.write_bytes(b"an older file")
     with pytest.raises(OSError, match="disk full"):
         ImageClassifier.zero_shot(towers["vit"], NAMES).export(path)
-    assert [p.name for p in tmp_path.iterdir()] == [
-        path.name
-    ] and path.read_bytes() == b"an older file"
+    assert list(tmp_path.iterdir()) == [path]
+    assert path.read_bytes() == b"an older file"

@@ -1,14 +1,14 @@
-"""clipkit.classify.heads: each head's logits against its formula in NumPy, as one layer, and as a file."""
+"""clipkit.classify.heads: logits against formulas in NumPy, as one layer, and as files."""
 
 import json
 import math
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit import CLIP, zero_shot_weights
@@ -27,7 +27,10 @@ from clipkit.files import write_weights
 from clipkit.tokenizer import Tokenizer
 
 KINDS = sorted(HEADS)
-CLASSES, PROMPTS, WIDTH, PICTURES = 5, 4, 7, 6
+CLASSES = 5
+PROMPTS = 4
+WIDTH = 7
+IMAGES = 6
 
 
 def unit(*shape: int, seed: int = 0) -> Tensor:
@@ -35,39 +38,44 @@ def unit(*shape: int, seed: int = 0) -> Tensor:
 
 
 def tensors_of(kind: str) -> dict[str, Tensor]:
-    """Random arguments, none of them neutral."""
-    weight, scale = unit(CLASSES, WIDTH, seed=1), torch.tensor(2.5)
-    values = F.one_hot(torch.arange(PICTURES) % CLASSES, CLASSES)
-    return {
-        "LinearHead": {"weight": 3 * weight, "bias": torch.linspace(-1, 1, CLASSES)},
-        "CosineHead": {"weight": weight, "logit_scale": scale},
-        "WeightedPromptHead": {
+    """Return random arguments of a head's constructor, none of them neutral."""
+    weight = unit(CLASSES, WIDTH, seed=1)
+    scale = torch.tensor(2.5)
+    if kind == "LinearHead":
+        return {"weight": 3 * weight, "bias": torch.linspace(-1, 1, CLASSES)}
+    if kind == "CosineHead":
+        return {"weight": weight, "logit_scale": scale}
+    if kind == "WeightedPromptHead":
+        random = torch.Generator().manual_seed(3)
+        return {
             "captions": unit(CLASSES, PROMPTS, WIDTH, seed=2),
             "logit_scale": scale,
-            "prompt_weights": torch.rand(CLASSES, PROMPTS, generator=torch.Generator().manual_seed(3)),
-        },
-        "CacheHead": {
-            "weight": weight, "logit_scale": scale, "keys": unit(PICTURES, WIDTH, seed=4), "values": values,
-            "alpha": torch.tensor(1.7), "beta": torch.tensor(5.5),
-        },
-    }[kind]  # fmt: skip
+            "prompt_weights": torch.rand(CLASSES, PROMPTS, generator=random),
+        }
+    return {
+        "weight": weight,
+        "logit_scale": scale,
+        "keys": unit(IMAGES, WIDTH, seed=4),
+        "values": F.one_hot(torch.arange(IMAGES) % CLASSES, CLASSES),
+        "alpha": torch.tensor(1.7),
+        "beta": torch.tensor(5.5),
+    }
 
 
 def make(kind: str) -> Head:
     return HEADS[kind](**tensors_of(kind))
 
 
-def oracle(kind: str, features: Tensor) -> np.ndarray:
-    """The formula, in float64."""
+def oracle(kind: str, features: Tensor) -> NDArray[np.float64]:
+    """Return the logits by the formula, in float64."""
     t = {name: tensor.double().numpy() for name, tensor in tensors_of(kind).items()}
     x = features.double().numpy()
     if kind == "LinearHead":
         return x @ t["weight"].T + t["bias"]
     if kind == "WeightedPromptHead":
         mixed = (t["prompt_weights"][:, :, None] * t["captions"]).sum(axis=1)
-        return (
-            np.exp(t["logit_scale"]) * x @ (mixed / np.linalg.norm(mixed, axis=1, keepdims=True)).T
-        )
+        lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
+        return np.exp(t["logit_scale"]) * x @ (mixed / lengths).T
     zero_shot = np.exp(t["logit_scale"]) * x @ t["weight"].T
     if kind == "CosineHead":
         return zero_shot
@@ -79,32 +87,41 @@ def oracle(kind: str, features: Tensor) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_logits_against_numpy(kind: Any) -> None:
-    for pictures in (1, 9):
-        features = unit(pictures, WIDTH, seed=5)
-        logits = make(kind)(features)
-        assert logits.dtype == torch.float32 and logits.shape == (pictures, CLASSES)
-        np.testing.assert_allclose(
-            logits.detach().numpy(), oracle(kind, features), rtol=1e-5, atol=1e-5
-        )
+@pytest.mark.parametrize("count", [1, 9])
+def test_logits_against_numpy(kind: str, count: int) -> None:
+    features = unit(count, WIDTH, seed=5)
+    logits = make(kind)(features)
+    assert logits.dtype == torch.float32
+    assert logits.shape == (count, CLASSES)
+    expected = oracle(kind, features)
+    np.testing.assert_allclose(logits.detach().numpy(), expected, rtol=1e-5, atol=1e-5)
+
+
+TRAINED = {
+    "LinearHead": {"weight", "bias"},
+    "CosineHead": {"weight", "logit_scale"},
+    "WeightedPromptHead": {"prompt_weights", "logit_scale"},
+    "CacheHead": {"keys"},
+}
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_can_be_trained(kind: Any) -> None:
-    trained = {
-        "LinearHead": {"weight", "bias"}, "CosineHead": {"weight", "logit_scale"},
-        "WeightedPromptHead": {"prompt_weights", "logit_scale"}, "CacheHead": {"keys"},
-    }[kind]  # fmt: skip
+def test_what_can_be_trained(kind: str) -> None:
     head = make(kind)
-    assert {name for name, _ in head.named_parameters()} == trained
+    assert {name for name, _ in head.named_parameters()} == TRAINED[kind]
     assert set(head.state_dict()) == set(tensors_of(kind))
     head(unit(3, WIDTH)).square().sum().backward()
-    assert all(weight.grad is not None and weight.grad.any() for weight in head.parameters())
+    for weight in head.parameters():
+        assert weight.grad is not None
+        assert weight.grad.any()
+
+
+DTYPES = [torch.float16, torch.bfloat16, torch.float64]
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
-def test_any_precision_gives_float32(kind: Any, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_any_precision_gives_float32(kind: str, dtype: torch.dtype) -> None:
     head = HEADS[kind](**{name: tensor.to(dtype) for name, tensor in tensors_of(kind).items()})
     assert {tensor.dtype for tensor in head.state_dict().values()} == {torch.float32}
     features = unit(3, WIDTH).to(dtype)
@@ -114,18 +131,47 @@ def test_any_precision_gives_float32(kind: Any, dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_memory_is_its_own(kind: Any) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_a_cast_head_computes_in_float32(kind: str, dtype: torch.dtype) -> None:
+    """Its weights are rounded, and nothing else: a head made of the rounded weights is equal."""
+    cast = make(kind).to(dtype)
+    rounded = HEADS[kind](**cast.state_dict())
+    features = unit(3, WIDTH)
+    assert cast(features).dtype == torch.float32
+    assert cast(features).equal(rounded(features))
+    assert cast.scale == rounded.scale
+    if kind != "CacheHead":
+        assert cast.to_linear()(features).equal(rounded.to_linear()(features))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_autocast_changes_nothing(kind: str, dtype: torch.dtype) -> None:
+    head, features = make(kind), unit(3, WIDTH)
+    expected = head(features)
+    with torch.autocast("cpu", dtype):
+        logits = head(features)
+        rounded = head(features.to(dtype))
+        assert torch.is_autocast_enabled("cpu")
+    assert logits.dtype == torch.float32
+    assert logits.equal(expected)
+    assert rounded.dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_memory_is_its_own(kind: str) -> None:
     given = tensors_of(kind)
     head = HEADS[kind](**given)
     before = {name: tensor.clone() for name, tensor in head.state_dict().items()}
     for tensor in given.values():
         tensor += 1
-    assert all(tensor.equal(before[name]) for name, tensor in head.state_dict().items())
+    for name, tensor in head.state_dict().items():
+        assert tensor.equal(before[name])
 
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("shape", [(2, WIDTH + 1), (2, WIDTH - 1), (WIDTH,), (1, 2, WIDTH)])
-def test_features_of_another_shape(kind: Any, shape: Any) -> None:
+def test_features_of_another_shape(kind: str, shape: tuple[int, ...]) -> None:
     with pytest.raises(ConfigError, match=rf"features of shape \(N, {WIDTH}\), not \({shape[0]},"):
         make(kind)(torch.zeros(shape))
 
@@ -134,22 +180,23 @@ def test_features_of_another_shape(kind: Any, shape: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "pictures, classes, width", [(1, 1, 1), (1, 3, 5), (13, 7, 31), (64, 100, 512), (33, 10, 767)]
+    ("count", "classes", "width"),
+    [(1, 1, 1), (1, 3, 5), (13, 7, 31), (64, 100, 512), (33, 10, 767)],
 )
 @pytest.mark.parametrize("log_scale", [math.log(100), 2.6592, 0.0])
 def test_linear_start_equals_zero_shot_to_the_bit(
-    pictures, classes: int, width: int, log_scale
+    count: int, classes: int, width: int, log_scale: float
 ) -> None:
-    weight, scale, features = (
-        unit(classes, width, seed=1),
-        torch.tensor(log_scale),
-        unit(pictures, width, seed=2),
-    )
-    cosine, linear = CosineHead(weight, scale), LinearHead.from_zero_shot(weight, scale)
-    assert cosine(features).equal(linear(features)) and cosine.to_linear()(features).equal(
-        linear(features)
-    )
-    assert not linear.bias.any() and linear.weight.requires_grad
+    weight = unit(classes, width, seed=1)
+    scale = torch.tensor(log_scale)
+    features = unit(count, width, seed=2)
+    cosine = CosineHead(weight, scale)
+    linear = LinearHead.from_zero_shot(weight, scale)
+    assert cosine(features).equal(linear(features))
+    assert cosine.to_linear()(features).equal(linear(features))
+    assert not linear.bias.any()
+    assert linear.weight.requires_grad
+    assert linear.scale == pytest.approx(math.exp(log_scale))
 
 
 def test_zero_shot_start_equals_the_model(
@@ -157,13 +204,14 @@ def test_zero_shot_start_equals_the_model(
 ) -> None:
     torch.manual_seed(0)
     model = CLIP(vit_config, small_tokenizer).eval()
-    images, names = torch.randn(5, 3, 48, 48), ["cat", "dog", "a b c"]
+    images = torch.randn(5, 3, 48, 48)
+    names = ["cat", "dog", "a b c"]
+    tokens = small_tokenizer([f"a photo of a {name}." for name in names])
     with torch.no_grad():
-        expected, _ = model(images, small_tokenizer([f"a photo of a {name}." for name in names]))
+        expected, _ = model(images, tokens)
         head = LinearHead.from_zero_shot(zero_shot_weights(model, names), model.logit_scale)
-        torch.testing.assert_close(
-            head(model.encode_image(images, normalize=True)), expected, rtol=1e-5, atol=1e-5
-        )
+        logits = head(model.encode_image(images, normalize=True))
+    torch.testing.assert_close(logits, expected, rtol=1e-5, atol=1e-5)
 
 
 def test_even_prompt_weights_are_the_ensemble() -> None:
@@ -175,8 +223,9 @@ def test_even_prompt_weights_are_the_ensemble() -> None:
 
 
 def test_ragged_prompts() -> None:
-    """Classes with 1 to 4 prompts, zeros elsewhere: each is as if it were alone, whatever its missing ones weigh."""
-    captions, features = unit(CLASSES, PROMPTS, WIDTH, seed=2), unit(9, WIDTH, seed=5)
+    """A class of 1 to 4 prompts, zeros elsewhere, is as if alone, whatever the zeros weigh."""
+    captions = unit(CLASSES, PROMPTS, WIDTH, seed=2)
+    features = unit(9, WIDTH, seed=5)
     counts = [1, 4, 2, 3, 4]
     for row, count in zip(captions, counts, strict=True):
         row[count:] = 0
@@ -197,20 +246,31 @@ def test_ragged_prompts() -> None:
 
 
 @pytest.mark.parametrize("kind", ["LinearHead", "CosineHead", "WeightedPromptHead"])
-def test_to_linear(kind: Any) -> None:
-    head, features = make(kind), unit(9, WIDTH, seed=5)
+def test_to_linear(kind: str) -> None:
+    head = make(kind)
+    features = unit(9, WIDTH, seed=5)
     linear = head.to_linear()
-    assert type(linear) is LinearHead and (linear.classes, linear.width) == (CLASSES, WIDTH)
+    assert type(linear) is LinearHead
+    assert (linear.classes, linear.width) == (CLASSES, WIDTH)
+    assert linear.scale == head.scale
     torch.testing.assert_close(linear(features), head(features), rtol=1e-6, atol=1e-6)
     before = head(features)
     torch.nn.init.zeros_(linear.weight)
     assert head(features).equal(before)
-    assert linear.weight.is_leaf and linear.bias.is_leaf
+    assert linear.weight.is_leaf
+    assert linear.bias.is_leaf
 
 
 def test_cache_is_not_linear() -> None:
     with pytest.raises(ConfigError, match="a CacheHead is not linear in the features"):
         make("CacheHead").to_linear()
+
+
+def test_scale_is_what_multiplies_cosines() -> None:
+    for kind in ("CosineHead", "WeightedPromptHead", "CacheHead"):
+        assert make(kind).scale == pytest.approx(math.exp(2.5))
+    assert make("LinearHead").scale is None
+    assert LinearHead(torch.ones(2, 3), scale=7.5).scale == 7.5
 
 
 # Files
@@ -225,19 +285,45 @@ PROVENANCE = {
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_round_trip(kind: Any, tmp_path: Path) -> None:
-    head, path, features = make(kind), tmp_path / "head.safetensors", unit(9, WIDTH, seed=5)
+def test_round_trip(kind: str, tmp_path: Path) -> None:
+    head = make(kind)
+    path = tmp_path / "head.safetensors"
+    features = unit(9, WIDTH, seed=5)
     save_head(head, path, LABELS, PROVENANCE)
     loaded, labels, provenance = load_head(path)
-    assert type(loaded) is type(head) and (labels, provenance) == (LABELS, PROVENANCE)
-    assert not loaded.training and list(tmp_path.iterdir()) == [path]
+    assert type(loaded) is type(head)
+    assert labels == LABELS
+    assert provenance == PROVENANCE
+    assert not loaded.training
+    assert list(tmp_path.iterdir()) == [path]
     assert loaded.state_dict().keys() == head.state_dict().keys()
-    assert all(
-        tensor.equal(head.state_dict()[name]) for name, tensor in loaded.state_dict().items()
-    )
+    for name, tensor in loaded.state_dict().items():
+        assert tensor.equal(head.state_dict()[name])
     assert loaded(features).equal(head(features))
+    assert loaded.scale == head.scale
     save_head(loaded, path, labels)  # over the file that it came from
-    assert load_head(path)[2] == {} and loaded(features).equal(head(features))
+    assert load_head(path)[2] == {}
+    assert loaded(features).equal(head(features))
+
+
+@pytest.mark.parametrize("scale", [None, 12.5])
+def test_the_scale_is_saved_with_the_head(tmp_path: Path, scale: float | None) -> None:
+    """And what the provenance says of it is only for people."""
+    path = tmp_path / "head.safetensors"
+    save_head(LinearHead(torch.ones(5, 7), scale=scale), path, LABELS, {"scale": 3.0})
+    head, _, provenance = load_head(path)
+    assert head.scale == scale
+    assert provenance == {"scale": 3.0}
+
+
+@pytest.mark.parametrize("scale", [None, 12.5])
+def test_version_0_1_0_had_the_scale_in_the_provenance(tmp_path: Path, scale: float | None) -> None:
+    path = tmp_path / "head.safetensors"
+    provenance = {} if scale is None else {"scale": scale}
+    write_weights(tensors_of("LinearHead"), path, about(provenance=provenance))
+    head, _, found = load_head(path)
+    assert head.scale == scale
+    assert found == provenance
 
 
 def test_wrong_number_of_labels(tmp_path: Path) -> None:
@@ -250,14 +336,16 @@ def test_wrong_number_of_labels(tmp_path: Path) -> None:
 
 
 def about(**changes: object) -> dict[str, str]:
-    return {
-        "clipkit": json.dumps({"head": "LinearHead", "labels": LABELS, "provenance": {}} | changes)
-    }
+    """Return the metadata of a head, as version 0.1.0 wrote them."""
+    values = {"head": "LinearHead", "labels": LABELS, "provenance": {}} | changes
+    return {"clipkit": json.dumps(values)}
 
 
 @pytest.mark.parametrize(
-    "metadata, names, match",
+    ("metadata", "names", "match"),
     [
+        (about(scale=-1), "weight bias", "is no head that clipkit saved .*scale is -1"),
+        (about(scale="x"), "weight bias", "is no head that clipkit saved"),
         (None, "weight bias", "is no head that clipkit saved"),
         ({"clipkit": "{"}, "weight bias", "is no head that clipkit saved"),
         ({"clipkit": "[]"}, "weight bias", "is no head that clipkit saved"),
@@ -269,7 +357,9 @@ def about(**changes: object) -> dict[str, str]:
         (about(labels=["cat", "dog"]), "weight bias", "has 2 labels for 5 classes"),
     ],
 )
-def test_a_file_that_is_no_head(tmp_path: Path, metadata, names: list[str], match: str) -> None:
+def test_a_file_that_is_no_head(
+    tmp_path: Path, metadata: dict[str, str] | None, names: str, match: str
+) -> None:
     path = tmp_path / "head.safetensors"
     tensors = tensors_of("LinearHead") | {"logit_scale": torch.tensor(2.5)}
     write_weights({name: tensors[name] for name in names.split()}, path, metadata)
