@@ -70,8 +70,7 @@ def anchored(
 def _cross_validate(
     features: Tensor, labels: Tensor, start: Tensor, folds: Folds
 ) -> tuple[float, float]:
-    """Return the strength with the lowest loss on held-out images, and the factor that calibrates
-    it.
+    """Return the strength with the lowest loss on held-out images, and its calibrating factor.
 
     Zero-shot itself, at an infinite strength, is kept unless its loss is higher by more than one
     standard error.

@@ -168,16 +168,26 @@ def fit_head(
     if method == "prompt_weights" and captions is None:
         raise ConfigError("prompt_weights needs captions: the features (C, K, D) of all prompts")
     _check_support(features, labels, zero_shot)
+    head, chosen = _fit(features, labels, zero_shot, cast(Method, method), seed, given)
+    return head.eval(), {"method": method, "pictures": len(labels)} | chosen
+
+
+def _fit(
+    features: Tensor,
+    labels: Tensor,
+    zero_shot: CosineHead,
+    method: Method,
+    seed: int,
+    options: Mapping[str, Any],
+) -> Fitted:
+    """Call the function of a method where gradients are allowed, with a generator of its own."""
     device = zero_shot.weight.device
+    generator = torch.Generator("cpu").manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad():
         # Copies, because what was made in inference mode cannot be trained on.
         features = features.detach().to(device, torch.float32, copy=True)
         labels = labels.to(device, torch.int64, copy=True)
-        generator = torch.Generator("cpu").manual_seed(seed)
-        head, chosen = METHODS[cast(Method, method)](
-            features, labels, zero_shot, generator, **given
-        )
-    return head.eval(), {"method": method, "pictures": len(labels)} | chosen
+        return METHODS[method](features, labels, zero_shot, generator, **options)
 
 
 def check_method(method: str) -> None:
@@ -202,9 +212,9 @@ def check_options(method: str, given: Mapping[str, object]) -> None:
             raise ConfigError(
                 f"{method} takes no {name}; it is an option of {', '.join(takers) or 'no method'}"
             )
-        is_possible, needed = _VALUES.get(name, (_is_anything, ""))
+        is_possible, needed = _VALUES[name]
         if not is_possible(value):
-            raise ConfigError(f"{name} must be {needed}, not {value!r}")
+            raise ConfigError(f"{name} must be {needed}, not {value!r:.60}")
 
 
 def _options_of(method: Method) -> list[str]:
@@ -216,11 +226,6 @@ def _options_of(method: Method) -> list[str]:
 def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, which JSON can hold; anything else as it is."""
     return cast(Any, value).item() if isinstance(value, np.generic) else value
-
-
-def _is_anything(value: Any) -> bool:
-    """Return True."""
-    return True
 
 
 def _is_number(value: Any) -> bool:
@@ -244,11 +249,17 @@ _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
     "epochs": (lambda value: _is_integer(value) and value >= 0, "an integer of at least 0"),
     "lr": (lambda value: _is_finite(value) and value >= 0, "a finite number of at least 0"),
     "sgd_batch_size": (lambda value: _is_integer(value) and value > 0, "a positive integer"),
+    "captions": (lambda value: isinstance(value, Tensor), "a tensor (C, K, D)"),
 }
 
 
 def _check_support(features: Tensor, labels: Tensor, zero_shot: CosineHead) -> None:
     """Raise an error unless features and labels fit each other and the zero-shot head."""
+    if not isinstance(features, Tensor) or not isinstance(labels, Tensor):
+        raise DataError(
+            "features and labels must be tensors, not "
+            f"{type(features).__name__} and {type(labels).__name__}"
+        )
     if features.ndim != 2 or features.shape[1] != zero_shot.width:
         raise ConfigError(
             f"features must have shape (N, {zero_shot.width}), not {tuple(features.shape)}"

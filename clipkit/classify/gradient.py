@@ -48,8 +48,8 @@ def random_linear(
 ) -> Fitted:
     """Train the same as `zero_shot_linear`, from random weights of the same length.
 
-    It shows what the texts are worth as a start. `zero_shot` gives the number of classes and the
-    temperature.
+    It is a control: it shows what the texts are worth as a start. `zero_shot` gives the number of
+    classes and the temperature, and the arguments are the same.
     """
     drawn = torch.randn(
         zero_shot.weight.shape, generator=generator, dtype=torch.float32, device="cpu"

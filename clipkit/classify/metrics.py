@@ -211,8 +211,9 @@ def _newton(lead: Tensor, low: float, high: float) -> float:
 
 
 def recall_at_k(queries: Numbers, keys: Numbers, k: int = 1) -> float:
-    """Return the share of queries that find their own key, the one of the same row, among the top
-    k.
+    """Return the share of queries that find their own key among the k most similar ones.
+
+    The key of the same row is the own one.
 
     Args:
         queries, keys: (N, D) features of unit length. A key that is as similar as the own one
@@ -220,7 +221,8 @@ def recall_at_k(queries: Numbers, keys: Numbers, k: int = 1) -> float:
         k: at least 1; more than N is as good as N.
     """
     queries, keys = _tensor("recall_at_k", queries), _tensor("recall_at_k", keys)
-    if queries.ndim != 2 or queries.shape != keys.shape or len(queries) == 0 or k < 1:
+    fits = queries.ndim == 2 and queries.shape == keys.shape and len(queries) > 0
+    if not fits or not _is_count(k):
         raise ConfigError(
             "recall_at_k needs queries and keys of one shape (N, D) and k of at least 1, not "
             f"{tuple(queries.shape)}, {tuple(keys.shape)} and k={k}"
@@ -258,9 +260,14 @@ def _tensor(name: str, given: Any) -> Tensor:
         ) from error
 
 
-def _check_count(name: str, what: str, value: object, most: float = math.inf) -> None:
+def _is_count(value: object) -> bool:
+    """Return whether `value` is an integer of at least 1."""
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+
+
+def _check_count(name: str, what: str, value: int, most: float = math.inf) -> None:
     """Raise `ConfigError` unless `value` is an integer of 1 to `most`."""
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= most:
+    if not _is_count(value) or value > most:
         raise ConfigError(f"{name} needs {what} as an integer of 1 to {most}, not {value!r}")
 
 

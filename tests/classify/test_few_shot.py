@@ -238,6 +238,7 @@ IMPOSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
     "epochs": ((-1, 1.0, *NO_NUMBERS), "an integer of at least 0"),
     "lr": ((-1e-3, math.inf, *NO_NUMBERS), "a finite number of at least 0"),
     "sgd_batch_size": ((0, 1.0, *NO_NUMBERS), "a positive integer"),
+    "captions": ((1.0, [CAPTIONS], CAPTIONS.numpy()), r"a tensor \(C, K, D\)"),
 }
 
 
@@ -329,6 +330,14 @@ def test_labels_that_are_no_classes(labels: list[Any], found: str) -> None:
 def test_features_that_are_not_finite(value: float) -> None:
     with pytest.raises(DataError, match="some features are not finite"):
         fit_head(torch.full((2, WIDTH), value), torch.tensor([0, 1]), ZERO_SHOT)
+
+
+def test_lists_are_no_features() -> None:
+    features, labels = draw(2, 2)
+    rows: Any = features.tolist()
+    names: Any = labels.tolist()
+    with pytest.raises(DataError, match="features and labels must be tensors, not list and list"):
+        fit_head(rows, names, ZERO_SHOT)
 
 
 def test_a_single_class() -> None:

@@ -79,10 +79,12 @@ def test_nothing_is_found_among_nan(k: int) -> None:
         ((3,), (3,), 1, r"not \(3,\), \(3,\)"),
         ((0, 2), (0, 2), 1, r"not \(0, 2\)"),
         ((3, 2), (3, 2), 0, "k=0"),
+        ((3, 2), (3, 2), 1.5, "k=1.5"),
+        ((3, 2), (3, 2), True, "k=True"),
     ],
 )
 def test_recall_refuses_other_shapes(
-    queries: tuple[int, ...], keys: tuple[int, ...], k: int, message: str
+    queries: tuple[int, ...], keys: tuple[int, ...], k: Any, message: str
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         recall_at_k(torch.ones(queries), torch.ones(keys), k)
