@@ -22,6 +22,7 @@ from clipkit.encode.embed import (
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError, TokenizerError
 from clipkit.tokenizer import Tokenizer
+from tests.helpers.models import make_small_tokenizer
 from tests.helpers.toy_data import picture, toy_config
 
 
@@ -359,3 +360,34 @@ def test_repr_of_features_is_short(model: CLIP, broken: list[Path]) -> None:
     assert repr(extract_features(model, rows)) == "Features(4 x 32, labels: 3 classes, 3 skipped)"
     assert repr(extract_features(model, broken[2:5])) == "Features(3 x 32)"
     assert len(extract_features(model, rows)) == 4
+
+
+class Elsewhere:
+    """Make features on a device that copies nothing to the CPU, and says so if it is asked to."""
+
+    tokenizer = make_small_tokenizer()
+
+    def preprocess(self, image: Image.Image) -> Tensor:
+        return to_tensor(image)
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        return torch.empty(len(image), 4, device="meta")
+
+    def encode_text(self, text: Tensor) -> Tensor:
+        return torch.empty(len(text), 4, device="meta")
+
+
+def test_features_are_asked_to_the_cpu(images: list[Image.Image]) -> None:
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        embed_images(Elsewhere(), images)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        embed_texts(Elsewhere(), ["a cat"])
+
+
+@pytest.mark.gpu
+def test_features_of_a_model_on_a_card_are_on_the_cpu(
+    small_tokenizer: Tokenizer, images: list[Image.Image]
+) -> None:
+    model = CLIP(toy_config(), small_tokenizer).eval().cuda()
+    assert embed_images(model, images).device.type == "cpu"
+    assert embed_texts(model, ["a cat"]).device.type == "cpu"
