@@ -27,7 +27,7 @@ from clipkit.training.batches import Augment
 from clipkit.training.config import TrainConfig
 from clipkit.training.run import RunConfig, finetune_from, train
 from clipkit.training.shards import ShardBatches
-from tests.helpers.toy_data import caption_table, colour_folders, picture, toy_config
+from tests.helpers.toy_data import caption_table, color_folders, toy_config, two_colors
 
 TRAIN = {"steps": 6, "lr": 1e-3, "warm_up": 1, "log_every": 1, "save_every": 2}
 WHOLE = {"data": "pictures", "out": "run", "batch_size": 8, "train": TRAIN, "init": "start"}
@@ -53,7 +53,7 @@ def model(small_tokenizer: Tokenizer) -> CLIP:
 @pytest.fixture
 def place(tmp_path: Path, model: CLIP) -> Path:
     """What WHOLE asks for: class folders, and a model to start from."""
-    colour_folders(tmp_path / "pictures", each=6)
+    color_folders(tmp_path / "pictures", each=6)
     model.save_pretrained(tmp_path / "start")
     return tmp_path
 
@@ -154,7 +154,7 @@ def test_says_that_it_is_no_such_file(tmp_path: Path, content: Any, message: str
 
 
 def test_trains_from_class_folders_and_logs_the_evaluation(place) -> None:
-    colour_folders(place / "held", each=3, seed=700)
+    color_folders(place / "held", each=3, seed=700)
     config = RunConfig.read(
         write(
             place,
@@ -190,7 +190,7 @@ def test_trains_an_architecture_from_random_weights_by_its_seed(place) -> None:
 
 
 def test_a_run_that_stopped_goes_on_to_the_bit(place, monkeypatch: pytest.MonkeyPatch) -> None:
-    colour_folders(place / "held", each=1)
+    color_folders(place / "held", each=1)
     changes = {"evaluate": "held", "templates": ["the {}"], "train": TRAIN | {"evaluate_every": 1}}
     whole = train(RunConfig.read(write(place, changes | {"out": "whole"})), "cpu").state_dict()
     config = RunConfig.read(write(place, changes))
@@ -396,5 +396,5 @@ def test_a_broken_picture_of_a_class_is_skipped_too(place, model: CLIP) -> None:
 def test_pictures_of_any_shape_are_trained_on(tmp_path: Path, model: CLIP) -> None:
     table = caption_table(tmp_path)
     for i, size in enumerate([(1, 1), (3, 200), (90, 2)]):
-        picture((9, 9, 9), (9, 9, 9), seed=i, size=size).save(read_table(table).files[i])
+        two_colors((9, 9, 9), (9, 9, 9), seed=i, size=size).save(read_table(table).files[i])
     finetune_from(table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12)
