@@ -1,8 +1,10 @@
-"""What the README shows runs as it stands, on the embedded checkpoint in place of a downloaded one."""
+"""What the README and the other pages show is true: code runs, settings are read, links lead on."""
 
+import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,31 +12,69 @@ import torch
 import clipkit
 
 ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/benchmarks.md"]
+# The photos that the README speaks of, and which of the examples stands in for each.
+PHOTOS = {"photo": "cat", "cat1": "cat", "cat2": "cat", "dog1": "coffee", "dog2": "rocket"}
+
+
+def blocks_of(language: str) -> list[str]:
+    """Return the README's blocks of code in a language."""
+    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_the_python_blocks_run(
     dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    blocks = re.findall(r"^```python\n(.*?)^```", (ROOT / "README.md").read_text(), re.M | re.S)
+    """All blocks in one go, on the embedded checkpoint in place of a downloaded one."""
+    blocks = blocks_of("python")
     assert len(blocks) == 5
     load = clipkit.load
-    monkeypatch.setattr(clipkit, "load", lambda name, dtype=dtype: load("tiny", "cpu", dtype=dtype))
-    photos = ROOT / "examples" / "photos"
-    for name, source in {
-        "photo": "cat",
-        "cat1": "cat",
-        "cat2": "cat",
-        "dog1": "coffee",
-        "dog2": "rocket",
-    }.items():
-        shutil.copy(photos / f"{source}.jpg", tmp_path / f"{name}.jpg")
+
+    def load_tiny(name: str, dtype: torch.dtype = dtype) -> Any:
+        return load("tiny", "cpu", dtype=dtype)
+
+    monkeypatch.setattr(clipkit, "load", load_tiny)
+    for name, photo in PHOTOS.items():
+        shutil.copy(ROOT / "examples" / "photos" / f"{photo}.jpg", tmp_path / f"{name}.jpg")
     monkeypatch.chdir(tmp_path)
-    names: dict = {}
+    names: dict[str, Any] = {}
     exec("\n".join(blocks), names)
     assert names["classifier"].labels == ["cat", "dog", "rocket", "bicycle"]
     assert (tmp_path / "pets.onnx").exists()
     assert names["probabilities"].shape == (1, 2)
     assert names["probabilities"].sum() == pytest.approx(1, abs=1e-3)
     assert all(p.grad is not None for p in names["model"].parameters())
-    assert names["fast"].optimizations and names["half"].dtype == torch.bfloat16
+    assert names["fast"].is_optimized
+    assert names["half"].dtype == torch.bfloat16
+
+
+def test_the_settings_of_a_run_can_be_read(tmp_path: Path) -> None:
+    (block,) = blocks_of("json")
+    file = tmp_path / "run.json"
+    file.write_text(block)
+    config = clipkit.RunConfig.read(file)
+    assert config.batch_size == json.loads(block)["batch_size"]
+    assert config.train.evaluate_every == 2000
+
+
+def test_there_are_two_blocks_of_bash_for_the_ci() -> None:
+    main_job, tests = blocks_of("bash")
+    assert "clipkit classify examples/photos/coffee.jpg" in main_job
+    assert "pytest" in tests
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_links_and_paths_lead_somewhere(page: str) -> None:
+    text = (ROOT / page).read_text("utf-8")
+    links = [link for link in re.findall(r"\]\(([^)]+)\)", text) if "://" not in link]
+    missing = [link for link in links if not (ROOT / page).parent.joinpath(link).exists()]
+    paths = re.findall(r"`((?:tests|examples|clipkit|docs|scripts|\.ci)/[\w./]+)`", text)
+    missing += [path for path in paths if not (ROOT / path).exists()]
+    assert missing == []
+
+
+def test_names_of_the_package_exist() -> None:
+    for name in set(re.findall(r"`clipkit\.(\w+)", README)):
+        assert hasattr(clipkit, name), name
