@@ -5,7 +5,7 @@ whole one belongs. `HF_HUB_OFFLINE=1`, `HF_ENDPOINT`, `HF_HOME` and the other va
 huggingface_hub work as everywhere.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from clipkit.errors import CheckpointNotFoundError, CorruptCheckpointError, DownloadError
@@ -51,18 +51,7 @@ def fetch_hub(
         CheckpointNotFoundError: if there is no such repository, revision or file.
         DownloadError: if access is refused or the network fails.
     """
-    import huggingface_hub as client
-
-    try:
-        cached = {
-            name: client.try_to_load_from_cache(repo_id, name, cache_dir, revision)
-            for name in filenames
-        }
-    except client.errors.HFValidationError as error:
-        raise CheckpointNotFoundError(
-            f"{repo_id!r} is no hub id such as 'owner/name': {error}"
-        ) from error
-    names = ", ".join(filenames)
+    cached = _look_in_cache(repo_id, filenames, revision, cache_dir)
     failure: BaseException | None = None
     if not local_files_only:
         # Without a network the client waits long for each file that is not in its cache, so what
@@ -77,10 +66,43 @@ def fetch_hub(
         else:
             if path is not None:
                 return path
+            names = ", ".join(filenames)
             raise MissingFilesError(f"The hub's {repo_id!r} has none of the files tried: {names}")
+    return _take_from_cache(repo_id, revision, cached, failure)
+
+
+def _look_in_cache(
+    repo_id: str, filenames: Sequence[str], revision: str | None, cache_dir: str | Path | None
+) -> dict[str, object]:
+    """Return what the client's cache knows of each file.
+
+    That is a path, None for what it does not know, or a mark of its own if the hub once said that
+    there is no such file.
+    """
+    import huggingface_hub as client
+
+    try:
+        return {
+            name: client.try_to_load_from_cache(repo_id, name, cache_dir, revision)
+            for name in filenames
+        }
+    except client.errors.HFValidationError as error:
+        raise CheckpointNotFoundError(
+            f"{repo_id!r} is no hub id such as 'owner/name': {error}"
+        ) from error
+
+
+def _take_from_cache(
+    repo_id: str,
+    revision: str | None,
+    cached: Mapping[str, object],
+    failure: BaseException | None,
+) -> Path:
+    """Return the first file that the cache has, since the hub failed or was not to be asked."""
     for entry in cached.values():
         if isinstance(entry, str):
             return Path(entry)
+    names = ", ".join(cached)
     if all(_known_missing(entry) for entry in cached.values()):
         raise MissingFilesError(
             f"The hub's {repo_id!r} had none of the files tried when last asked: {names}"
@@ -89,10 +111,7 @@ def fetch_hub(
 
 
 def _known_missing(entry: object) -> bool:
-    """Return whether the cache remembers that the hub said that it has no such file.
-
-    The client's cache gives a path, None for what it does not know, and a mark of its own for this.
-    """
+    """Return whether the cache remembers that the hub has no such file."""
     return entry is not None and not isinstance(entry, str)
 
 

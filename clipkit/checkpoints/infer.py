@@ -293,7 +293,9 @@ def _stack_from_shapes(weights: Mapping[str, Tensor], tower: str) -> dict[str, A
     return {"width": width, "layers": _count(weights, blocks), "mlp_ratio": mlp_width / width}
 
 
-def differences(one: Any, other: Any, path: str = "", ignore: Collection[str] = ()) -> list[str]:
+def differences(
+    one: object, other: object, path: str = "", ignore: Collection[str] = ()
+) -> list[str]:
     """Return where two configs disagree, as lines `path: this / that`.
 
     MLP ratios count as equal if they give the same width.

@@ -256,7 +256,7 @@ def unknown(name: str) -> UnknownModelError:
     )
 
 
-# What begins like one of our names is no hub id, but one of them mistyped.
+# A name that begins like one of ours is no hub id, but one of ours mistyped.
 LIKE_PUBLISHED = re.compile(r"(vit-(b|l|h|g|bigg)|rn\d+(x\d+)?)\b", re.IGNORECASE)
 
 # A name that matches one of these tells that the model is not a plain CLIP, and why.

@@ -70,10 +70,12 @@ def resolve(
     """Find what `name` means, and download what is not there.
 
     A local file or folder comes before a published name or hub id of the same spelling. A folder
-    without a weight file, of logs for instance, does not hide them. What is spelled as a path
-    ("./RN50", "RN50/" or a `Path`) always means the path. "tiny" always means the embedded
-    checkpoint. On the hub the JSON is read before the weights are fetched, so that the weights of
-    an unsuitable model are not.
+    without a weight file, of logs for instance, does not hide them. A name that is spelled as a
+    path ("./RN50", "RN50/" or a `Path`) always means the path. "tiny" always means the embedded
+    checkpoint.
+
+    On the hub the JSON is read before the weights are fetched, so that the weights of an unsuitable
+    model are not.
 
     Args:
         name: "tiny", a published name, a hub id, a folder or a weight file.

@@ -144,13 +144,13 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
             "state_dict() as safetensors."
         )
 
-    def persistent_load(self, pid: Any) -> Any:
+    def persistent_load(self, pid: object) -> object:
         """Return the description of a storage as it stands in the pickle."""
         return pid
 
 
 def read_torchscript(
-    path: Path, records: dict[str, zipfile.ZipInfo], root: Any
+    path: Path, records: dict[str, zipfile.ZipInfo], root: object
 ) -> Iterator[tuple[str, Tensor]]:
     """Yield names and tensors below the root module of a TorchScript archive, OpenAI's format.
 
@@ -169,7 +169,7 @@ def read_torchscript(
     """
     whole: Any = torch.UntypedStorage.from_file(str(path), False, path.stat().st_size)
     nodes = 0
-    pending: list[tuple[str, Any]] = [("", root)]
+    pending: list[tuple[str, object]] = [("", root)]
     with path.open("rb") as file:
         while pending:
             name, node = pending.pop()

@@ -86,7 +86,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise _corrupt(path, str(error), "Save the model's state_dict() alone.") from error
 
 
-def unwrap_state_dict(obj: Any) -> dict[str, Tensor]:
+def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
     """Find the state dict in what a training loop saved; the argument is never changed.
 
     It may lie under "state_dict", "model_state_dict" or "model" (also nested). Prefixes that all
@@ -123,7 +123,7 @@ def unwrap_state_dict(obj: Any) -> dict[str, Tensor]:
     return _without_prefixes(state)
 
 
-def _unwrap(obj: Any) -> Any:
+def _unwrap(obj: object) -> object:
     """Return the innermost mapping under the names that training loops give to the weights."""
     for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
         if not isinstance(obj, Mapping):
@@ -249,8 +249,8 @@ def _records_below(archive: zipfile.ZipFile, folder: str) -> dict[str, zipfile.Z
     records = {info.filename.removeprefix(folder): info for info in archive.infolist()}
     for name, info in records.items():
         is_read = name.startswith(("data.pkl", "data/", "byteorder"))
-        # Mapping needs the plain bytes, and torch writes no others. What expands may expand
-        # without end.
+        # Mapping needs the plain bytes, and torch writes no others. A compressed record may also
+        # expand without end.
         if is_read and info.compress_type != zipfile.ZIP_STORED:
             raise ValueError(
                 f"the record {name} is compressed; save the weights anew with torch.save"

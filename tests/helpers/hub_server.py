@@ -162,7 +162,7 @@ class _Handler(BaseHTTPRequestHandler):
         if name.endswith(".json"):
             self.serve(content, {"ETag": tag, **commit})
             return
-        # Large files lie at another host. What is known of them comes with the redirect.
+        # Large files lie at another host. Their size and tags come with the redirect.
         self.hub.blobs[f"/store/{digest}"] = content
         linked = {"X-Linked-ETag": tag, "X-Linked-Size": str(len(content)), "ETag": tag}
         self.reply(302, {"Location": f"{self.hub.store}/store/{digest}", **linked, **commit})
