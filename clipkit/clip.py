@@ -348,8 +348,7 @@ def load(
             "ViT-B-32"), a hub id in open_clip's or transformers' layout
             ("laion/CLIP-ViT-B-32-laion2B-s34B-b79K"), a folder, or a weight file: safetensors, a
             torch state dict, or one of OpenAI's archives. No code from any of them is run. A folder
-            with weights comes before a published name of the same spelling; "./RN50" and a `Path`
-            always mean the folder.
+            with weights comes before a published name; "./RN50" or a `Path` is always the folder.
         device: where to put it; CUDA if there is one, else the CPU.
         jit: accepted for code written for OpenAI's package; only False.
         download_root: OpenAI's name for `cache_dir`.
