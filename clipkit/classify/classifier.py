@@ -16,6 +16,7 @@ from clipkit.classify.inputs import (
     Inputs,
     Labels,
     Reading,
+    SupportSet,
     support_set,
 )
 from clipkit.classify.prediction import describe
@@ -179,18 +180,7 @@ class ImageClassifier(Predictor):
         check_options(method, options)  # before hours of encoding
         reading = Reading(batch_size, workers, progress)
         support = support_set(self.model, images_or_features, labels, self.labels, reading)
-        if method == "prompt_weights":
-            options["captions"] = embed_prompts(self.model, self.prompts)
-        start = CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale)  # float32
-        with torch.autocast(self.model.device.type, enabled=False):
-            head, provenance = fit_head(
-                support.features, support.labels, start, method, seed=seed, **options
-            )
-        provenance["counts"] = support.labels.bincount(minlength=len(self.labels)).tolist()
-        if support.skipped:
-            provenance["skipped"] = [list(one) for one in support.skipped]
-        self.head = head.to(self.model.device)
-        self.provenance = provenance
+        self._fit(support, method, seed, options)
         return self
 
     def add_classes(
@@ -326,6 +316,23 @@ class ImageClassifier(Predictor):
 
     def __repr__(self) -> str:
         return describe(self.labels, self.provenance, self.model.config.vision)
+
+    def _fit(
+        self, support: SupportSet, method: Method | str, seed: int, options: dict[str, Any]
+    ) -> None:
+        """Replace the head by one that is fitted on a support set, and tell how in provenance."""
+        if method == "prompt_weights":
+            options = options | {"captions": embed_prompts(self.model, self.prompts)}
+        start = CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale)  # float32
+        with torch.autocast(self.model.device.type, enabled=False):
+            head, provenance = fit_head(
+                support.features, support.labels, start, method, seed=seed, **options
+            )
+        provenance["counts"] = support.labels.bincount(minlength=len(self.labels)).tolist()
+        if support.skipped:
+            provenance["skipped"] = [list(one) for one in support.skipped]
+        self.head = head.to(self.model.device)
+        self.provenance = provenance
 
     def _own_templates(self, templates: Templates | None) -> Templates:
         """Return the templates given, or those that the classifier was made with."""
