@@ -129,13 +129,21 @@ def with_forward(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
     return layer, x
 
 
+def add_one(module: nn.Module, args: Any, output: Tensor) -> Tensor:
+    return output + 1
+
+
+def add_one_before(module: nn.Module, args: Any) -> tuple[Tensor]:
+    return (args[0] + 1,)
+
+
 def with_hook(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
-    layer.register_forward_hook(lambda module, args, output: output + 1)
+    layer.register_forward_hook(add_one)
     return layer, x
 
 
 def with_pre_hook(layer: nn.Linear, x: Tensor) -> tuple[nn.Module, Tensor]:
-    layer.register_forward_pre_hook(lambda module, args: (args[0] + 1,))
+    layer.register_forward_pre_hook(add_one_before)
     return layer, x
 
 
@@ -294,14 +302,13 @@ def test_the_op_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_gradients_are_those_of_the_layer() -> None:
     torch.manual_seed(2)
-    layer, x = nn.Linear(6, 5), torch.randn(4, 6)
-    by_call = torch.autograd.grad(layer(x).square().sum(), layer.parameters())
-    by_kernel = torch.autograd.grad(apply_linear(layer, x).square().sum(), layer.parameters())
-    by_weight = linear(x, layer.weight, layer.bias).square().sum()
-    by_function = torch.autograd.grad(by_weight, layer.parameters())
-    for expected, *found in zip(by_call, by_kernel, by_function, strict=True):
-        assert torch.equal(found[0], expected)
-        assert torch.equal(found[1], expected)
+    layer, x = nn.Linear(6, 5), torch.randn(4, 6, requires_grad=True)
+    inputs = [x, layer.weight, layer.bias]
+    expected = torch.autograd.grad(layer(x).square().sum(), inputs)
+    for y in (apply_linear(layer, x), linear(x, layer.weight, layer.bias)):
+        found = torch.autograd.grad(y.square().sum(), inputs)
+        for one, other in zip(found, expected, strict=True):
+            assert torch.equal(one, other)
 
 
 @pytest.mark.parametrize(
