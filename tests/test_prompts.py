@@ -6,17 +6,17 @@ import pickle
 import re
 import runpy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from clipkit import errors, prompt_set, prompt_sets, prompts
-from clipkit.prompts import TEMPLATES, check_templates, render
+from clipkit.prompts import TEMPLATES, WHOLE_PROMPTS, Templates, check_templates, render
 
-# Name, classes, templates; the first 16 digits of the SHA-256 of the class names, in order, and of the sorted
-# templates, each joined by newlines; several names of one class are joined by "|". Computed from data/prompts.md of
-# openai/CLIP (SHA-256 f98d2d25e78cc1fe...), and for ImageNet from open_clip 3.3.0.
+# Each row has the name, the numbers of classes and of templates, and the first 16 digits of two
+# SHA-256: of the class names, in order, and of the sorted templates, each joined by newlines;
+# several names of one class are joined by "|". Computed from data/prompts.md of openai/CLIP
+# (SHA-256 f98d2d25e78cc1fe...), and for ImageNet from open_clip 3.3.0.
 PUBLISHED = [
     ("Birdsnap", 500, 1, "b03d9d481162fd11", "f3126b8375a9e07a"),
     ("Caltech101", 102, 34, "e0ecbf33d0f07158", "0a6b75d0787fb2d0"),
@@ -57,50 +57,43 @@ def digest(texts: list[str]) -> str:
     ("name", "classes", "templates", "names_digest", "templates_digest"), PUBLISHED
 )
 def test_sets_are_the_published_ones(
-    name: str, classes: int, templates: Any, names_digest, templates_digest
+    name: str, classes: int, templates: int, names_digest: str, templates_digest: str
 ) -> None:
     found = prompt_set(name)
-    assert (
-        len(found.class_names) == classes
-        and len(found.templates) == len(set(found.templates)) == templates
-    )
+    assert len(found.class_names) == classes
+    assert len(found.templates) == templates
+    assert len(set(found.templates)) == templates
     assert digest(["|".join(names) for names in found.class_names.values()]) == names_digest
     assert digest(sorted(found.templates)) == templates_digest
-    assert (
-        found.version == "1"
-        and found.source.startswith("https://")
-        and found.licence.startswith("MIT")
-    )
+    assert found.version == "1"
+    assert found.source.startswith("https://")
+    assert found.license.startswith("MIT")
 
 
 def test_all_sets_are_checked_above() -> None:
-    assert (
-        prompt_sets() == sorted(prompt_set(row[0]).name for row in PUBLISHED)
-        and len(prompt_sets()) == 26 + 2
-    )
+    assert prompt_sets() == sorted(prompt_set(row[0]).name for row in PUBLISHED)
+    assert len(prompt_sets()) == 26 + 2
 
 
 def test_imagenet_is_open_clips() -> None:
     package = importlib.util.find_spec("open_clip")
     if package is None or package.origin is None:
         pytest.skip("open_clip is not installed")
-    theirs = SimpleNamespace(
-        **runpy.run_path(str(Path(package.origin).with_name("zero_shot_metadata.py")))
-    )
+    theirs = runpy.run_path(str(Path(package.origin).with_name("zero_shot_metadata.py")))
     ours = prompt_set("imagenet")
-    assert set(ours.templates) == {template("{}") for template in theirs.OPENAI_IMAGENET_TEMPLATES}
-    labels, rendered = render(ours.class_names, ["{}"])
-    assert tuple(name for (name,) in rendered) == theirs.IMAGENET_CLASSNAMES
-    assert [
-        (label, name) for label, (name,) in zip(labels, rendered, strict=True) if label != name
-    ] == [
+    their_templates = {template("{}") for template in theirs["OPENAI_IMAGENET_TEMPLATES"]}
+    assert set(ours.templates) == their_templates
+    labels, rendered = render(ours.class_names, None)
+    names = [name for (name,) in rendered]
+    assert tuple(names) == theirs["IMAGENET_CLASSNAMES"]
+    pairs = zip(labels, names, strict=True)
+    assert [(label, name) for label, name in pairs if label != name] == [
         ("projectile", "missile"),
         ("sunglass", "sunglasses"),
     ]
     seven = prompt_set("imagenet7")
-    assert list(seven.templates) == [
-        template("{}") for template in theirs.SIMPLE_IMAGENET_TEMPLATES
-    ]
+    their_seven = [template("{}") for template in theirs["SIMPLE_IMAGENET_TEMPLATES"]]
+    assert list(seven.templates) == their_seven
     assert seven.class_names == ours.class_names
 
 
@@ -114,8 +107,9 @@ def test_imagenet_is_open_clips() -> None:
         ("Stanford_Cars", "cars"),
     ],
 )
-def test_names_in_any_case_and_punctuation(name: str, expected: Any) -> None:
-    assert prompt_set(name).name == expected in prompt_sets()
+def test_names_in_any_case_and_punctuation(name: str, expected: str) -> None:
+    assert prompt_set(name).name == expected
+    assert expected in prompt_sets()
 
 
 @pytest.mark.parametrize(
@@ -128,7 +122,7 @@ def test_names_in_any_case_and_punctuation(name: str, expected: Any) -> None:
         (7, "7 is no prompt set"),
     ],
 )
-def test_unknown_sets(name: str, message: str) -> None:
+def test_unknown_sets(name: Any, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         prompt_set(name)
 
@@ -136,19 +130,20 @@ def test_unknown_sets(name: str, message: str) -> None:
 def test_sets_are_values() -> None:
     one = prompt_set("fer2013")
     one.class_names["happy"] = ("spoilt",)
-    assert prompt_set("fer2013").class_names["happy"] == (
-        "happy",
-        "smiling",
-    )  # so nobody else is hurt
+    # It is a copy, so nobody else is hurt.
+    assert prompt_set("fer2013").class_names["happy"] == ("happy", "smiling")
     with pytest.raises(AttributeError, match="cannot assign"):
         one.version = "2"  # pyright: ignore[reportAttributeAccessIssue]
-    assert pickle.loads(pickle.dumps(one)) == one and len(repr(prompt_set("imagenet"))) < 300
+    assert pickle.loads(pickle.dumps(one)) == one
+    assert len(repr(prompt_set("imagenet"))) < 300
 
 
 def test_the_asset_is_read_once() -> None:
-    prompts._asset.cache_clear()
-    prompt_set("dtd"), prompt_set("kitti"), prompt_sets()
-    assert prompts._asset.cache_info().misses == 1
+    prompts._read_asset.cache_clear()
+    prompt_set("dtd")
+    prompt_set("kitti")
+    prompt_sets()
+    assert prompts._read_asset.cache_info().misses == 1
 
 
 def test_patterns_multiply() -> None:
@@ -162,17 +157,23 @@ def test_patterns_multiply() -> None:
 
 
 def test_lists() -> None:
-    assert render(("cat", "a {curly} {}"), ["a {}.", str.upper, lambda name: f"my {name}"]) == (
-        ["cat", "a {curly} {}"],
-        [["a cat.", "CAT", "my cat"], ["a a {curly} {}.", "A {CURLY} {}", "my a {curly} {}"]],
+    labels, rendered = render(
+        ("cat", "a {curly} {}"), ["a {}.", str.upper, lambda name: f"my {name}"]
     )
-    assert render(["cat"], ["{other} {0} {}"]) == (
-        ["cat"],
-        [["{other} {0} cat"]],
-    )  # other braces are text
-    assert render(["cat"]) == (["cat"], [["a photo of a cat."]]) and TEMPLATES == (
-        "a photo of a {}.",
-    )
+    assert labels == ["cat", "a {curly} {}"]
+    assert rendered == [
+        ["a cat.", "CAT", "my cat"],
+        ["a a {curly} {}.", "A {CURLY} {}", "my a {curly} {}"],
+    ]
+
+
+def test_other_braces_are_text() -> None:
+    assert render(["cat"], ["{other} {0} {}"]) == (["cat"], [["{other} {0} cat"]])
+
+
+def test_templates_by_default() -> None:
+    assert render(["cat"]) == (["cat"], [["a photo of a cat."]])
+    assert TEMPLATES == ("a photo of a {}.",)
 
 
 def test_several_names_of_a_class() -> None:
@@ -182,13 +183,16 @@ def test_several_names_of_a_class() -> None:
     )
 
 
-def test_whole_captions() -> None:
-    labels, rendered = render({"x": ["A cat sits.", "Two cats."], "y": ["A dog."]}, ["{}"])
-    assert labels == ["x", "y"] and rendered == [["A cat sits.", "Two cats."], ["A dog."]]
+@pytest.mark.parametrize("templates", [None, ["{}"], WHOLE_PROMPTS])
+def test_whole_prompts(templates: Any) -> None:
+    names = {"x": ["A cat sits.", "Two {} cats."], "y": "A {dog}."}
+    labels, rendered = render(names, templates)
+    assert labels == ["x", "y"]
+    assert rendered == [["A cat sits.", "Two {} cats."], ["A {dog}."]]
 
 
 def test_templates_of_each_class() -> None:
-    own = {"dog": ["my {}"], "cat": ("a {}", str.title), "unused": ["{}"]}
+    own: Templates = {"dog": ["my {}"], "cat": ("a {}", str.title), "unused": ["{}"]}
     assert render(["cat", "dog"], own) == (["cat", "dog"], [["a cat", "Cat"], ["my dog"]])
 
 
@@ -208,11 +212,8 @@ def test_templates_of_a_set() -> None:
     [
         ([], r"templates must be a list .*; not \[\]"),
         ({}, r"templates must be a list .*; not {}"),
-        (None, "templates must be a list .*; not None"),
-        (
-            "a photo of a {}.",
-            r"\(a single one too is put in a list\).* name of a prompt set; not 'a photo of a {}.'",
-        ),
+        (7, "templates must be a list .*; not 7"),
+        ("a photo of a {}.", r"\(a single one too is put in a list\).*; not 'a photo of a {}.'"),
         ("a photo", "'a photo' is no prompt set"),
         (["a {}", "a photo", "{} and {}", 5], r"one {} each .*; not \['a photo', '{} and {}', 5\]"),
         ({"a", "{}"}, "templates must be a list .*; not {'"),
@@ -223,15 +224,25 @@ def test_templates_of_a_set() -> None:
     ],
 )
 def test_bad_templates(templates: Any, message: str) -> None:
-    for check in (check_templates, lambda templates: render(["cat", "dog"], templates)):
-        with pytest.raises(errors.ConfigError, match=message):
-            check(templates)
+    with pytest.raises(errors.ConfigError, match=message):
+        check_templates(templates)
+    with pytest.raises(errors.ConfigError, match=message):
+        render(["cat", "dog"], templates)
 
 
-def test_checked_templates_can_be_checked_again() -> None:
-    for templates in (["{}", str.upper], "imagenet", {"cat": ["a {}"]}):
-        once = check_templates(templates)
-        assert check_templates(once) == once
+def test_only_rendering_does_without_templates() -> None:
+    nothing: Any = None
+    with pytest.raises(errors.ConfigError, match="templates must be a list .*; not None"):
+        check_templates(nothing)
+
+
+@pytest.mark.parametrize("templates", [["{}", str.upper], "imagenet", {"cat": ["a {}"]}])
+def test_checked_templates_can_be_checked_again(templates: Any) -> None:
+    once = check_templates(templates)
+    assert check_templates(once) == once
+
+
+def test_the_name_of_a_set_stands_for_its_templates() -> None:
     assert check_templates("imagenet") == prompt_set("imagenet").templates
 
 
@@ -243,10 +254,9 @@ def test_a_class_without_templates() -> None:
 @pytest.mark.parametrize(
     ("answer", "shown"), [(None, "None"), ("", "''"), (" ", "' '"), (["a cat"], r"\['a cat'\]")]
 )
-def test_a_function_must_return_a_text(answer, shown) -> None:
-    with pytest.raises(
-        errors.ConfigError, match=f"must return a text that is not empty, not {shown} for 'cat'"
-    ):
+def test_a_function_must_return_a_text(answer: Any, shown: str) -> None:
+    message = f"must return a text that is not empty, not {shown} for 'cat'"
+    with pytest.raises(errors.ConfigError, match=message):
         render(["cat"], [lambda name: answer])
 
 
@@ -277,7 +287,7 @@ def test_a_function_must_return_a_text(answer, shown) -> None:
         ),
     ],
 )
-def test_bad_class_names(class_names, message: str) -> None:
+def test_bad_class_names(class_names: Any, message: str) -> None:
     with pytest.raises(errors.ConfigError, match=message):
         render(class_names)
 
