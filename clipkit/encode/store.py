@@ -332,5 +332,3 @@ def _write(features: Features, path: Path, made_of: dict[str, Any]) -> None:
     if features.labels is not None:
         tensors["labels"] = features.labels
     write_weights(tensors, path)
-
-digest = fingerprint

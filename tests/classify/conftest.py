@@ -9,7 +9,7 @@ from torch import Tensor
 from clipkit import CLIP, ImageClassifier
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.toy_classifier import NAMES, toy_features, toy_model
-from tests.helpers.toy_data import colour_folders
+from tests.helpers.toy_data import color_folders
 
 
 @pytest.fixture(scope="session")
@@ -27,7 +27,7 @@ def classifier(toy: CLIP) -> ImageClassifier:
 @pytest.fixture(scope="session")
 def color_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder with two images in each of four folders named by colors."""
-    return colour_folders(tmp_path_factory.mktemp("images"), each=2)
+    return color_folders(tmp_path_factory.mktemp("images"), each=2)
 
 
 @pytest.fixture(scope="session")

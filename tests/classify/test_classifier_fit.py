@@ -23,7 +23,7 @@ from tests.helpers.toy_classifier import (
     head_logits,
     state_of,
 )
-from tests.helpers.toy_data import picture
+from tests.helpers.toy_data import two_colors
 
 Few = tuple[Tensor, Tensor]
 
@@ -201,7 +201,7 @@ def test_what_cannot_work_is_said_before_anything_is_encoded(
     toy: CLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     classifier = ImageClassifier.zero_shot(toy, NAMES)
-    two = [picture((200, 30, 30), (30, 30, 200), seed) for seed in range(2)]
+    two = [two_colors((200, 30, 30), (30, 30, 200), seed) for seed in range(2)]
     monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded in vain"))
     wrong: Any = "best"
     with pytest.raises(ConfigError, match="method must be one of"):

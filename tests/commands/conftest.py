@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from clipkit import CLIP, Tokenizer
-from tests.helpers.toy_data import caption_table, colour_folders, toy_config
+from tests.helpers.toy_data import caption_table, color_folders, toy_config
 
 
 @pytest.fixture
@@ -14,7 +14,7 @@ def toy(tmp_path: Path, small_tokenizer: Tokenizer) -> Path:
     """Return a folder with a small model, class folders and captioned images."""
     torch.manual_seed(0)
     CLIP(toy_config(), small_tokenizer).save_pretrained(tmp_path / "start")
-    colour_folders(tmp_path / "images", each=5)
+    color_folders(tmp_path / "images", each=5)
     caption_table(tmp_path / "captioned")
     return tmp_path
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from clipkit import CLIP, ImageClassifier, Pairs, read_folder
 from clipkit.classify import metrics
 from clipkit.cli import main
-from tests.helpers.toy_data import colour_folders
+from tests.helpers.toy_data import color_folders
 
 
 def zero_shot(toy: Path, names: list[str] | None) -> ImageClassifier:
@@ -45,7 +45,7 @@ def expected_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
 def test_the_figures_of_a_classifier(
     toy: Path, start: list[str], capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    unseen = color_folders(toy / "unseen", each=3, seed=700)
     pairs = read_folder(unseen)
     classifier = zero_shot(toy, pairs.class_names)
     options = start
@@ -77,7 +77,7 @@ def test_the_figures_of_a_classifier(
 def test_the_top_5_of_more_than_five_classes(
     toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    unseen = color_folders(toy / "unseen", each=3, seed=700)
     for name in ("other", "another"):
         shutil.copytree(unseen / "dark_red", unseen / name)
     pairs = read_folder(unseen)

@@ -11,7 +11,7 @@ from PIL import Image
 from clipkit import CLIP, ImageClassifier, LinearHead, read_folder, sample_shots
 from clipkit.classify.few_shot import METHODS
 from clipkit.cli import main
-from tests.helpers.toy_data import colour_folders
+from tests.helpers.toy_data import color_folders
 
 
 def test_fit_tells_what_it_made(
@@ -33,7 +33,7 @@ def test_fit_tells_what_it_made(
 def test_classify_uses_what_fit_made(
     toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
 ) -> None:
-    unseen = colour_folders(toy / "unseen", each=3, seed=700)
+    unseen = color_folders(toy / "unseen", each=3, seed=700)
     out = str(toy / "out")
     assert main(["fit", str(toy / "images"), "-o", out, *start]) == 0
     capsys.readouterr()

@@ -9,12 +9,12 @@ import pytest
 
 from clipkit.data.labelled import Pairs, read_folder, read_table
 from clipkit.errors import DataError
-from tests.helpers.toy_data import colour_folders
+from tests.helpers.toy_data import color_folders
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return colour_folders(tmp_path_factory.mktemp("colours"), each=5)
+    return color_folders(tmp_path_factory.mktemp("colours"), each=5)
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from clipkit.data.labelled import read_folder
 from clipkit.data.pictures import ImageSet, list_images
 from clipkit.errors import DataError
 from tests.helpers.noise import make_preprocess, noise
-from tests.helpers.toy_data import colour_folders
+from tests.helpers.toy_data import color_folders
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of twelve images in four folders, beside what only looks like an image."""
-    folder = colour_folders(tmp_path_factory.mktemp("colours"), each=3)
+    folder = color_folders(tmp_path_factory.mktemp("colours"), each=3)
     (folder / "blue" / "00.png").rename(folder / "blue" / "00.PNG")
     (folder / "blue" / "notes.txt").write_text("not an image")
     (folder / "folder.png").mkdir()
@@ -59,7 +59,7 @@ def add_hidden(folder: Path) -> None:
 @pytest.mark.parametrize("root", ["images", ".cache/images", "__MACOSX"])
 def test_hidden_files_and_folders_are_left_out(tmp_path: Path, root: str) -> None:
     """They are told by the names below the root: the root itself may be hidden."""
-    folder = colour_folders(tmp_path / root, each=2)
+    folder = color_folders(tmp_path / root, each=2)
     before = list_images(folder)
     add_hidden(folder)
     assert len(before) == 8
@@ -70,7 +70,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path, root: str) -> Non
 
 
 def test_every_kind_of_hidden_name_counts_by_itself(tmp_path: Path) -> None:
-    folder = colour_folders(tmp_path / "images", each=1)
+    folder = color_folders(tmp_path / "images", each=1)
     before = list_images(folder)
     for name in HIDDEN:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)

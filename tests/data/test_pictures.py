@@ -27,7 +27,7 @@ from clipkit.encode.embed import embed_images
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError
 from tests.helpers.noise import as_tensor, noise
-from tests.helpers.toy_data import colour_folders, toy_config, within
+from tests.helpers.toy_data import color_folders, toy_config, within
 
 
 @pytest.fixture(scope="module")
@@ -39,7 +39,7 @@ def model() -> CLIP:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of twelve images in four folders, beside what only looks like an image."""
-    folder = colour_folders(tmp_path_factory.mktemp("colours"), each=3)
+    folder = color_folders(tmp_path_factory.mktemp("colours"), each=3)
     (folder / "blue" / "00.png").rename(folder / "blue" / "00.PNG")
     (folder / "blue" / "notes.txt").write_text("not an image")
     (folder / "folder.png").mkdir()

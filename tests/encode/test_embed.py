@@ -23,7 +23,7 @@ from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError, TokenizerError
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.models import make_small_tokenizer
-from tests.helpers.toy_data import picture, toy_config
+from tests.helpers.toy_data import toy_config, two_colors
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +34,9 @@ def model(small_tokenizer: Tokenizer) -> CLIP:
 
 @pytest.fixture(scope="module")
 def images() -> list[Image.Image]:
-    return [picture((20 * i, 0, 90), (0, 25 * i, 30), seed=i, size=(30 + i, 40)) for i in range(7)]
+    return [
+        two_colors((20 * i, 0, 90), (0, 25 * i, 30), seed=i, size=(30 + i, 40)) for i in range(7)
+    ]
 
 
 @pytest.fixture(scope="module")

@@ -23,7 +23,7 @@ from clipkit.encode import store
 from clipkit.encode.embed import embed_images
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ConfigError, CorruptCheckpointError, DataError
-from tests.helpers.toy_data import picture, toy_config
+from tests.helpers.toy_data import toy_config, two_colors
 from tests.helpers.toy_extraction import (
     BROKEN,
     IMAGES,
@@ -200,7 +200,7 @@ def fingerprints(lists: list[list[Any]], batch_size: int) -> list[str]:
 def test_other_images_are_told_apart(folder: Path) -> None:
     """By name, order, number or pixels. Only the first, the middle and the last are prepared."""
     files = [file for file in list_images(folder) if file.stem != f"{BROKEN:02}"][:6]
-    images = [picture((9 * i, 0, 0), (0, 0, 9 * i), seed=i) for i in range(6)]
+    images = [two_colors((9 * i, 0, 0), (0, 0, 9 * i), seed=i) for i in range(6)]
     pixels = [torch.full((3, 32, 32), i / 9) for i in range(6)]
     halves = [image.bfloat16() for image in pixels]
     lists: list[list[Any]] = [

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipkit import CLIP, ImageClassifier, Tokenizer
-from tests.helpers.toy_data import COLOURS, picture, toy_config
+from tests.helpers.toy_data import COLORS, toy_config, two_colors
 
 NAMES = ["blue", "dark red", "green", "white"]  # in the order of the folders
 RAGGED = {
@@ -53,8 +53,8 @@ class ColoredImages(Dataset[Any]):
         return len(self.labels)
 
     def __getitem__(self, index: int) -> Any:
-        color = COLOURS[NAMES[self.labels[index]]]
-        image = picture(color, color, seed=index)
+        color = COLORS[NAMES[self.labels[index]]]
+        image = two_colors(color, color, seed=index)
         return (image, self.labels[index]) if self.labeled else image
 
 

@@ -11,7 +11,7 @@ from torch.utils.data import Dataset
 from clipkit import CLIP
 from clipkit.data.pictures import list_images
 from clipkit.encode.embed import Features
-from tests.helpers.toy_data import picture, toy_config
+from tests.helpers.toy_data import toy_config, two_colors
 
 IMAGES = 14
 BROKEN = 5  # the index of one that cannot be read
@@ -21,7 +21,7 @@ CHUNK = 4  # images: four chunks, the last of two
 def make_images(folder: Path) -> Path:
     """Fill a folder with images of different sizes, one of them broken."""
     for i in range(IMAGES):
-        image = picture((17 * i, 0, 90), (0, 16 * i, 30), seed=i, size=(30 + i, 40))
+        image = two_colors((17 * i, 0, 90), (0, 16 * i, 30), seed=i, size=(30 + i, 40))
         image.save(folder / f"{i:02}.png")
     (folder / f"{BROKEN:02}.png").write_bytes(b"broken")
     return folder
