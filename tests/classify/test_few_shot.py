@@ -176,8 +176,11 @@ def test_inputs_of_other_kinds_and_modes(fit: Callable[..., Any], method: str) -
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("default", [torch.float64, torch.bfloat16])
-def test_fits_do_not_follow_torchs_default_dtype(method: str, default: torch.dtype) -> None:
-    features, labels = draw(3, 3, 0, 3, 3, 1)
+@pytest.mark.parametrize("counts", [(3, 2, 0, 3, 2, 1), (1,) * 6])
+def test_fits_do_not_follow_torchs_default_dtype(
+    method: str, default: torch.dtype, counts: tuple[int, ...]
+) -> None:
+    features, labels = draw(*counts)
     expected, chosen = fit_head(features, labels, ZERO_SHOT, method, **NEEDED[method])
     before = torch.get_default_dtype()
     torch.set_default_dtype(default)
