@@ -32,6 +32,6 @@ def unseen(tmp_path_factory: pytest.TempPathFactory) -> Pairs:
 @pytest.fixture
 def place(tmp_path: Path, model: CLIP) -> Path:
     """Return a folder with what a run needs: class folders, and a model to start from."""
-    color_folders(tmp_path / "pictures", each=6)
+    color_folders(tmp_path / "images", each=6)
     model.save_pretrained(tmp_path / "start")
     return tmp_path

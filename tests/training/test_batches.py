@@ -186,7 +186,9 @@ def test_a_broken_image_is_skipped_named_and_replaced(
     assert len(batch.names) == 20
     assert Counter(batch.names)[str(pairs.files[2])] == 3  # for itself and for both
     assert torch.bincount(batch.inputs[1]).tolist() == [5, 5, 5, 5]
-    counts = [sum(name in reason for reason in batch.skipped) for name in ("broken", "lost.png")]
+    counts = [
+        sum(name in reason for reason in batch.skipped) for name in ("broken.png", "lost.png")
+    ]
     assert counts == [1, 2]
 
 

@@ -1,4 +1,4 @@
-"""The contrastive losses against float64 NumPy and against cases whose value is known, in one piece and in tiles."""
+"""The contrastive losses against float64 NumPy and known cases, in one piece and in tiles."""
 
 import math
 from typing import Any
@@ -46,7 +46,7 @@ def test_equals_the_oracle(n: int, log_scale: float) -> None:
 
 
 def test_rows_and_columns_both_count() -> None:
-    """Two texts alike: each image still finds its own, but one text cannot tell; swapping the two changes nothing."""
+    """Two texts are alike: each image finds its own, but one text cannot tell. Swapping is free."""
     images, texts = torch.eye(3), torch.eye(3)
     texts[1] = texts[0]
     scale = torch.tensor(math.log(10.0))
@@ -58,9 +58,8 @@ def test_rows_and_columns_both_count() -> None:
 @pytest.mark.parametrize("n", [2, 5])
 def test_known_values(n: int) -> None:
     pairs = torch.eye(n)
-    loss = clip_loss(
-        pairs, pairs, torch.tensor(1.0)
-    )  # each finds its own at logit e, the others at 0
+    # Each finds its own at the logit e, the others at 0.
+    loss = clip_loss(pairs, pairs, torch.tensor(1.0))
     assert loss.item() == pytest.approx(math.log(1 + (n - 1) * math.exp(-math.e)), rel=1e-6)
     alike = torch.ones(n, 4)
     assert clip_loss(alike, alike, torch.tensor(3.0)).item() == pytest.approx(math.log(n), rel=1e-6)
@@ -99,7 +98,7 @@ def test_gradients_equal_finite_differences_of_the_oracle() -> None:
 
 
 def test_the_scale_stops_at_100_and_can_come_back() -> None:
-    """A loop that clips the parameter itself leaves it at float32(log 100), where its gradient must not be lost."""
+    """A loop that clips the parameter leaves it at float32(log 100), with a gradient still."""
     images, texts = some_features()
 
     def loss_and_gradient(log_scale: float) -> tuple[float, float]:
@@ -130,7 +129,7 @@ def test_is_computed_in_float32(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize(
-    "images, texts, shapes",
+    ("images", "texts", "shapes"),
     [
         (torch.ones(4, 3), torch.ones(5, 3), r"\(4, 3\) and \(5, 3\)"),
         (torch.ones(4, 3), torch.ones(4, 2), r"\(4, 3\) and \(4, 2\)"),
@@ -167,7 +166,7 @@ def test_tiles_equal_float64(noise: float, monkeypatch: pytest.MonkeyPatch) -> N
             logits = leaves[2].exp() * a @ b.T
             loss = -(logits.log_softmax(0) + logits.log_softmax(1)).diagonal().mean() / 2
         else:
-            loss = clip_loss(*leaves)
+            loss = clip_loss(leaves[0], leaves[1], leaves[2])
         loss.backward()
         return [loss.detach(), *(leaf.grad for leaf in leaves)]  # pyright: ignore[reportReturnType]
 
@@ -188,12 +187,12 @@ def sigmoid_oracle(images: Any, texts: Any, log_scale: float, bias: float) -> fl
     return total / n
 
 
-@pytest.mark.parametrize("log_scale, bias", [(math.log(10), -10.0), (1.0, 0.0), (3.0, -2.0)])
+@pytest.mark.parametrize(("log_scale", "bias"), [(math.log(10), -10.0), (1.0, 0.0), (3.0, -2.0)])
 @pytest.mark.parametrize("n", [1, 6])
 def test_sigmoid_equals_the_oracle(n: int, log_scale: float, bias: float) -> None:
     inputs = [*some_features(n), torch.tensor(log_scale), torch.tensor(bias)]
     leaves = [value.clone().requires_grad_() for value in inputs]
-    loss = sigmoid_loss(*leaves[:3], logit_bias=leaves[3])
+    loss = sigmoid_loss(leaves[0], leaves[1], leaves[2], logit_bias=leaves[3])
     assert loss.shape == () and loss.dtype == torch.float32
     assert loss.item() == pytest.approx(
         sigmoid_oracle(inputs[0], inputs[1], log_scale, bias), rel=5e-6
@@ -207,10 +206,10 @@ def test_sigmoid_equals_the_oracle(n: int, log_scale: float, bias: float) -> Non
             for d in (1e-5, -1e-5)
         ]
         gradient = leaves[which].grad
-        assert gradient is not None and gradient.item() == pytest.approx(
-            (values[0] - values[1]) / 2e-5, rel=1e-4
-        )
-    assert leaves[0].grad is not None and leaves[1].grad is not None
+        assert gradient is not None
+        assert gradient.item() == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4)
+    assert leaves[0].grad is not None
+    assert leaves[1].grad is not None
 
 
 def test_the_default_bias_is_siglips() -> None:
@@ -223,4 +222,5 @@ def test_the_parameter_is_clipped_in_place() -> None:
     for start, end in ((9.0, math.log(100)), (1.0, 1.0)):
         parameter = torch.nn.Parameter(torch.tensor(start))
         clip_logit_scale_(parameter)
-        assert parameter.item() == pytest.approx(end) and parameter.requires_grad
+        assert parameter.item() == pytest.approx(end)
+        assert parameter.requires_grad

@@ -1,4 +1,7 @@
-"""Activations computed twice must give what activations kept give: features, gradients, statistics, random numbers."""
+"""Activations computed twice give what activations kept give.
+
+That is: the same features, gradients, statistics and random numbers.
+"""
 
 import copy
 from collections.abc import Callable
@@ -9,13 +12,13 @@ from torch import Tensor, nn
 
 from clipkit import CLIP
 from clipkit.training.losses import clip_loss
-from clipkit.training.recompute import cached_features, recompute_blocks, recompute
+from clipkit.training.recompute import cached_features, keep_blocks, recompute, recompute_blocks
+
+Encode = Callable[[CLIP, Tensor], Tensor]
 
 
-def train(
-    model: CLIP, encode: Callable[[CLIP, Tensor], Tensor], images: Tensor
-) -> tuple[list[Tensor], list[Tensor]]:
-    """Features, gradients and buffers after one backward pass in training mode; a copy of the model is used."""
+def train(model: CLIP, encode: Encode, images: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+    """Return features with gradients, and buffers, of a copy after one step in training mode."""
     model = copy.deepcopy(model).train()
     features = encode(model, images)
     texts = torch.randn(features.shape, generator=torch.Generator().manual_seed(3))
@@ -28,9 +31,10 @@ def images_for(model: CLIP, n: int = 7) -> Tensor:
     return torch.randn(n, 3, *model.visual.resolution, generator=torch.Generator().manual_seed(0))
 
 
-def assert_same(model: CLIP, ours: Callable[..., Tensor], plain: Callable[..., Tensor]) -> None:
+def assert_same_training(model: CLIP, ours: Encode, plain: Encode) -> None:
     images = images_for(model)
-    (found, buffers), (expected, kept) = train(model, ours, images), train(model, plain, images)
+    found, buffers = train(model, ours, images)
+    expected, kept = train(model, plain, images)
     assert len(found) == len(expected) > 10
     for x, y in zip(found, expected, strict=True):
         torch.testing.assert_close(x, y, rtol=1e-5, atol=1e-6)
@@ -43,7 +47,7 @@ def test_cached_features_have_the_gradients_of_chunks(clip: CLIP, chunk: int) ->
     if chunk == 1:
         clip = copy.deepcopy(clip)
         clip.visual.eval()
-    assert_same(
+    assert_same_training(
         clip,
         lambda m, x: cached_features(m.encode_image, x, chunk),
         lambda m, x: torch.cat([m.encode_image(part) for part in x.split(chunk)]),
@@ -51,7 +55,7 @@ def test_cached_features_have_the_gradients_of_chunks(clip: CLIP, chunk: int) ->
 
 
 def test_cached_features_equal_the_whole_batch_without_batch_norm(vit: CLIP) -> None:
-    assert_same(
+    assert_same_training(
         vit, lambda m, x: cached_features(m.encode_image, x, 2), lambda m, x: m.encode_image(x)
     )
 
@@ -61,10 +65,34 @@ def test_blocks_recomputed(clip: CLIP) -> None:
         recompute_blocks(model)
         return model.encode_image(images)
 
-    assert_same(clip, encode, lambda m, x: m.encode_image(x))
+    assert_same_training(clip, encode, lambda m, x: m.encode_image(x))
 
 
-def test_a_copy_of_a_checkpointed_model_runs_its_own_weights(vit: CLIP) -> None:
+def test_blocks_of_both_towers_are_recomputed(clip: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Text blocks are called with named inputs, which must come through."""
+    calls: list[object] = []
+    plain = recompute
+
+    def count(function: Callable[..., Tensor], *inputs: object, **named: object) -> Tensor:
+        calls.append(function)
+        return plain(function, *inputs, **named)
+
+    monkeypatch.setattr("clipkit.training.recompute.recompute", count)
+    model = copy.deepcopy(clip)
+    tokens = torch.tensor([[598, 1, 599], [598, 2, 599]])
+    expected = model.encode_text(tokens)
+    recompute_blocks(model)
+    assert torch.equal(model.encode_text(tokens), expected)
+    assert len(calls) == 2
+    model.encode_image(images_for(model, 2))
+    assert len(calls) > 3
+    done = len(calls)
+    keep_blocks(model)
+    model.encode_text(tokens)
+    assert len(calls) == done
+
+
+def test_a_copy_of_a_recomputing_model_runs_its_own_weights(vit: CLIP) -> None:
     model = copy.deepcopy(vit)
     recompute_blocks(model)
     other = copy.deepcopy(model)
@@ -76,24 +104,26 @@ def test_a_copy_of_a_checkpointed_model_runs_its_own_weights(vit: CLIP) -> None:
 
 
 def test_random_numbers_are_drawn_alike() -> None:
-    noisy = nn.Sequential(nn.Linear(4, 4), nn.Dropout(0.5))
+    linear = nn.Linear(4, 4)
+    noisy = nn.Sequential(linear, nn.Dropout(0.5))
     x = torch.ones(3, 4, requires_grad=True)
     out = recompute(noisy, x)
     out.sum().backward()
-    kept = (out.detach() != 0).float() * 2  # what dropout scales by
+    kept = (out.detach() != 0).float() * 2  # dropout scales by it
     assert x.grad is not None
-    torch.testing.assert_close(x.grad, kept @ noisy[0].weight.detach())  # pyright: ignore[reportArgumentType]
+    torch.testing.assert_close(x.grad, kept @ linear.weight.detach())
 
 
 def test_less_is_kept_until_the_backward_pass(vit: CLIP) -> None:
     def kept(encode: Callable[[Tensor], Tensor]) -> int:
         sizes: dict[int, int] = {}
-        with torch.autograd.graph.saved_tensors_hooks(
-            lambda x: (
-                sizes.update({x.untyped_storage().data_ptr(): x.untyped_storage().nbytes()}) or x
-            ),
-            lambda x: x,
-        ):
+
+        def pack(x: Tensor) -> Tensor:
+            storage = x.untyped_storage()
+            sizes[storage.data_ptr()] = storage.nbytes()
+            return x
+
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda x: x):
             encode(images_for(vit, 16))
         return sum(sizes.values())
 

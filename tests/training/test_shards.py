@@ -1,38 +1,43 @@
-"""clipkit.training.batches: pictures and captions as a stream of tar shards."""
+"""Images and captions as a stream of tar shards."""
 
 import io
 import json
 import sys
 import tarfile
+from collections.abc import Callable
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
 
 from clipkit import distributed
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import DataError
 from clipkit.tokenizer import Tokenizer
-from clipkit.training.batches import TRIES
+from clipkit.training.batches import TRIES, Augment, Batch
 from clipkit.training.shards import ShardBatches
 from tests.helpers.toy_data import assert_same_batches, take, toy_config, within
 
-# webdataset leaves it to the garbage collector to close a shard that it has not read to the end
+# webdataset leaves it to the garbage collector to close a shard that it has not read to the end.
 pytestmark = pytest.mark.filterwarnings(r"ignore:unclosed file .*\.tar'>:ResourceWarning")
 
 PREPROCESS = Preprocess((32, 32), toy_config().preprocess)
+File = tuple[str, bytes]
+Make = Callable[..., ShardBatches]
 
 
-def png(colour, size: Any = (40, 40)) -> bytes:
+def png(color: Any) -> bytes:
     file = io.BytesIO()
-    Image.new("RGB", size, colour).save(file, "png")
+    Image.new("RGB", (40, 40), color).save(file, "png")
     return file.getvalue()
 
 
-def write_shard(path: Path, *files: tuple[str, bytes]) -> None:
+def write_shard(path: Path, files: list[File]) -> None:
     with tarfile.open(path, "w") as tar:
         for name, content in files:
             info = tarfile.TarInfo(name)
@@ -40,88 +45,94 @@ def write_shard(path: Path, *files: tuple[str, bytes]) -> None:
             tar.addfile(info, io.BytesIO(content))
 
 
-def sample(name: str, text: str, colour=(9, 9, 9)) -> tuple[tuple[str, bytes], tuple[str, bytes]]:
-    return (f"{name}.png", png(colour)), (f"{name}.txt", text.encode())
+def sample(name: str, text: str, color: Any = (9, 9, 9)) -> list[File]:
+    return [(f"{name}.png", png(color)), (f"{name}.txt", text.encode())]
+
+
+def names_of(batches: list[Batch]) -> list[list[str]]:
+    return [list(batch.names) for batch in batches]
 
 
 @pytest.fixture(scope="module")
 def shards(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """Two shards of six good samples each, all different."""
+    """Return two shards of six good samples each, all different."""
     pytest.importorskip("webdataset")
     folder = tmp_path_factory.mktemp("shards")
     for shard in range(2):
-        files = [
-            f
-            for i in range(6)
-            for f in sample(f"{shard}{i}", f"number {shard}{i}", (40 * i, 0, 200 * shard))
-        ]
-        write_shard(folder / f"{shard:02}.tar", *files)
+        files: list[File] = []
+        for i in range(6):
+            files += sample(f"{shard}{i}", f"number {shard}{i}", (40 * i, 0, 200 * shard))
+        write_shard(folder / f"{shard:02}.tar", files)
     return str(folder / "{00..01}.tar")
 
 
 @pytest.fixture
-def stream(small_tokenizer: Tokenizer):
+def stream(small_tokenizer: Tokenizer) -> Make:
     pytest.importorskip("webdataset")
 
-    def stream(urls, batch_size: int = 4, **options: Any) -> ShardBatches:
-        options = {"buffer": 8} | options
-        return ShardBatches(str(urls), batch_size, PREPROCESS, small_tokenizer, **options)
+    def stream(urls: Path | str, batch_size: int = 4, **options: Any) -> ShardBatches:
+        options = {"buffer": 8, "preprocess": PREPROCESS} | options
+        return ShardBatches(str(urls), batch_size, tokenizer=small_tokenizer, **options)
 
     return stream
 
 
-def test_shards_give_pictures_with_their_own_captions(
-    stream, shards, small_tokenizer: Tokenizer
+def test_shards_give_images_with_their_own_captions(
+    stream: Make, shards: str, small_tokenizer: Tokenizer
 ) -> None:
     with within(60):
         batches = take(stream(shards, augment=None), 12)
     for batch in batches:
-        assert batch.inputs[0].shape == (4, 3, 32, 32) and not batch.skipped
+        assert batch.inputs[0].shape == (4, 3, 32, 32)
+        assert not batch.skipped
         for image, tokens, name in zip(*batch.inputs, batch.names, strict=True):
+            color = (40 * int(name[1]), 0, 200 * int(name[0]))
             assert torch.equal(tokens, small_tokenizer(f"number {name}")[0])
-            assert torch.equal(
-                image,
-                PREPROCESS(Image.new("RGB", (40, 40), (40 * int(name[1]), 0, 200 * int(name[0])))),
-            )
+            assert torch.equal(image, PREPROCESS(Image.new("RGB", (40, 40), color)))
     assert len({name for batch in batches for name in batch.names}) == 12
 
 
-def test_json_captions_and_types_of_pictures(
-    stream, tmp_path: Path, small_tokenizer: Tokenizer
+def test_json_captions_and_types_of_images(
+    stream: Make, tmp_path: Path, small_tokenizer: Tokenizer
 ) -> None:
     jpeg = io.BytesIO()
     Image.new("RGB", (20, 20), "red").save(jpeg, "jpeg")
+    several = json.dumps({"captions": ["one", "two"], "id": 3}).encode()
     write_shard(
         tmp_path / "s.tar",
-        *[
+        [
             ("a.JPG", jpeg.getvalue()),
-            ("a.json", json.dumps({"captions": ["one", "two"], "id": 3}).encode()),
+            ("a.json", several),
+            ("b.json", b'{"text": "three"}'),
+            ("b.png", png("blue")),
         ],
-        *[("b.json", b'{"text": "three"}'), ("b.png", png("blue"))],
     )
     with within(60):
         batches = take(stream(tmp_path / "s.tar"), 20)
     drawn = {
-        (n, tuple(t.tolist())) for b in batches for n, t in zip(b.names, b.inputs[1], strict=True)
+        (name, tuple(tokens.tolist()))
+        for batch in batches
+        for name, tokens in zip(batch.names, batch.inputs[1], strict=True)
     }
     rows = [tuple(row.tolist()) for row in small_tokenizer(["one", "two", "three"])]
     assert drawn == {("a", rows[0]), ("a", rows[1]), ("b", rows[2])}
 
 
-def test_unusable_samples_are_skipped_and_named(stream, tmp_path: Path) -> None:
-    good = [f for i in range(8) for f in sample(f"good{i}", "fine")]
+def test_unusable_samples_are_skipped_and_named(stream: Make, tmp_path: Path) -> None:
+    good = [file for i in range(8) for file in sample(f"good{i}", "fine")]
+    red = png("red")
     bad = [
-        *[("broken.png", png("red")[:50]), ("broken.txt", b"x")],
-        *[("mute.png", png("red"))],
+        *[("broken.png", red[:50]), ("broken.txt", b"x")],
+        *[("mute.png", red)],
         *[("blind.txt", b"x")],
-        *[("latin.png", png("red")), ("latin.txt", b"\xff\xfe")],
-        *[("blank.png", png("red")), ("blank.txt", b"  ")],
-        *[("list.png", png("red")), ("list.json", b'["x"]')],
-        *[("none.png", png("red")), ("none.json", b'{"captions": []}')],
-        *[("null.png", png("red")), ("null.json", b'{"caption": null}')],
-        *[("torn.png", png("red")), ("torn.json", b'{"caption": ')],
+        *[("latin.png", red), ("latin.txt", b"\xff\xfe")],
+        *[("blank.png", red), ("blank.txt", b"  ")],
+        *[("list.png", red), ("list.json", b'["x"]')],
+        *[("none.png", red), ("none.json", b'{"captions": []}')],
+        *[("null.png", red), ("null.json", b'{"caption": null}')],
+        *[("torn.png", red), ("torn.json", b'{"caption": ')],
     ]
-    write_shard(tmp_path / "s.tar", *good, *bad)
+    write_shard(tmp_path / "s.tar", [*good, *bad])
     with within(60):
         batches = take(stream(tmp_path / "s.tar"), 25)
     assert {name[:4] for batch in batches for name in batch.names} == {"good"}
@@ -130,37 +141,41 @@ def test_unusable_samples_are_skipped_and_named(stream, tmp_path: Path) -> None:
         assert f"s.tar, {name}: " in reasons
 
 
-def test_shards_are_drawn_from_seed_and_step(stream, shards) -> None:
+def test_shards_are_drawn_from_seed_and_step(stream: Make, shards: str) -> None:
     with within(60):
         first = take(stream(shards, seed=1), 6)
         assert_same_batches(first, take(stream(shards, seed=1), 6))
         for other in (take(stream(shards, seed=2), 6), take(stream(shards, seed=1), 6, start=6)):
-            assert [batch.names for batch in other] != [batch.names for batch in first]
+            assert names_of(other) != names_of(first)
 
 
-def test_ranks_and_workers_draw_for_themselves(
-    stream, shards, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_workers_draw_for_themselves(stream: Make, shards: str) -> None:
     with within(60):
         batches = take(stream(shards, workers=2), 8)
         assert_same_batches(batches, take(stream(shards, workers=2), 8))
         alone = take(stream(shards), 4)
-    even, odd = ([list(batch.names) for batch in batches[i::2]] for i in (0, 1))
-    assert even != odd and even == [list(batch.names) for batch in alone]
+    even = names_of(batches[0::2])
+    assert even != names_of(batches[1::2])
+    assert even == names_of(alone)
+
+
+def test_ranks_draw_for_themselves(
+    stream: Make, shards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
-    draws = []
+    draws: list[list[list[str]]] = []
     for rank in range(2):
         monkeypatch.setattr(distributed, "rank", lambda rank=rank: rank)
-        iterator = stream(shards)(0)
         with within(60):
-            draws.append([list(batch.names) for batch in islice(iterator, 6)])
-    assert draws[0] != draws[1] and {len(names) for names in sum(draws, [])} == {2}
+            draws.append(names_of(take(stream(shards), 6)))
+    assert draws[0] != draws[1]
+    assert {len(names) for draw in draws for names in draw} == {2}
 
 
 def test_a_worker_need_not_know_the_other_ranks(
-    stream, shards, monkeypatch: pytest.MonkeyPatch
+    stream: Make, shards: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A spawned worker process has not joined them: what it needs was asked before."""
+    """A spawned worker process has not joined them. It gets what it needs from its parent."""
     monkeypatch.setattr(distributed, "world_size", lambda: 2)
     monkeypatch.setattr(distributed, "rank", lambda: 1)
     source = stream(shards)
@@ -170,27 +185,47 @@ def test_a_worker_need_not_know_the_other_ranks(
     assert_same_batches(expected, list(islice(iterator, 3)))
 
 
-def test_shards_without_a_usable_sample_end_in_an_error(stream, tmp_path: Path) -> None:
-    write_shard(tmp_path / "mute.tar", *[(f"{i}.png", png("red")) for i in range(10)])
-    write_shard(tmp_path / "empty.tar")
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("mute", "samples in a row cannot be used.*mute.tar, [0-9]: it needs an image and a cap"),
+        ("empty", "shards in a row hold no samples.*empty.tar"),
+        ("junk", "shards in a row hold no samples.*"),
+        ("missing", "shards in a row hold no samples.*missing.tar"),
+    ],
+)
+def test_shards_without_a_usable_sample_end_in_an_error(
+    stream: Make, tmp_path: Path, name: str, message: str
+) -> None:
+    write_shard(tmp_path / "mute.tar", [(f"{i}.png", png("red")) for i in range(10)])
+    write_shard(tmp_path / "empty.tar", [])
     (tmp_path / "junk.tar").write_bytes(b"junk" * 1000)
-    for name, message in {
-        "mute": f"{TRIES} samples in a row cannot be used.*mute.tar, [0-9]: it needs a picture and a caption",
-        "empty": f"{TRIES} shards in a row hold no samples.*empty.tar",
-        "junk": f"{TRIES} shards in a row hold no samples.*",
-        "missing": f"{TRIES} shards in a row hold no samples.*missing.tar",
-    }.items():
-        with pytest.raises(DataError, match=message), within(30):
-            take(stream(tmp_path / f"{name}.tar"), 1)
+    with pytest.raises(DataError, match=f"{TRIES} {message}"), within(30):
+        take(stream(tmp_path / f"{name}.tar"), 1)
 
 
-def test_small_good_shards_among_broken_ones_suffice(stream, tmp_path: Path) -> None:
+def test_small_good_shards_among_broken_ones_suffice(stream: Make, tmp_path: Path) -> None:
     """While the buffer fills, more shards fail than the limit allows in a row."""
-    write_shard(tmp_path / "0.tar", *sample("only", "text"))
+    write_shard(tmp_path / "0.tar", sample("only", "text"))
     with within(60):
         batches = take(stream(tmp_path / "{0..2}.tar", buffer=3 * TRIES), 2)
     assert {name for batch in batches for name in batch.names} == {"only"}
     assert any("1.tar" in reason for reason in batches[0].skipped)
+
+
+def mean_color(image: Image.Image) -> Tensor:
+    """Preprocess an image to its mean color, (3, 1, 1)."""
+    return torch.from_numpy(np.array(image)).double().mean(dim=(0, 1)).view(3, 1, 1)
+
+
+@pytest.mark.parametrize("augment", [Augment(0.5), None])
+def test_any_function_preprocesses_images(
+    stream: Make, shards: str, augment: Augment | None
+) -> None:
+    with within(60):
+        (batch,) = take(stream(shards, preprocess=mean_color, augment=augment), 1)
+    colors = [(40 * int(name[1]), 0, 200 * int(name[0])) for name in batch.names]
+    assert batch.inputs[0].flatten(1).tolist() == [list(color) for color in colors]
 
 
 def test_without_webdataset_the_remedy_is_named(
@@ -201,6 +236,15 @@ def test_without_webdataset_the_remedy_is_named(
         ShardBatches("x.tar", 2, PREPROCESS, small_tokenizer)(0)
 
 
-def test_refuses_impossible_shard_options(small_tokenizer: Tokenizer) -> None:
-    with pytest.raises(DataError, match="workers .* not -1"):
-        ShardBatches("x.tar", 2, PREPROCESS, small_tokenizer, workers=-1)
+@pytest.mark.parametrize(
+    ("batch_size", "workers", "message"),
+    [
+        (2, -1, "workers .* not -1"),
+        (0, 0, "batch_size must be an integer of at least 1, not 0"),
+    ],
+)
+def test_refuses_impossible_options(
+    small_tokenizer: Tokenizer, batch_size: int, workers: int, message: str
+) -> None:
+    with pytest.raises(DataError, match=message):
+        ShardBatches("x.tar", batch_size, PREPROCESS, small_tokenizer, workers=workers)
