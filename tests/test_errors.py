@@ -1,6 +1,5 @@
 """Test that the errors form the tree that is drawn, and that old programs still catch them."""
 
-import builtins
 from collections.abc import Callable
 
 import pytest
@@ -42,7 +41,7 @@ def test_each_error_has_the_bases_that_are_drawn(name: str) -> None:
 def test_each_error_is_a_clipkit_error_and_a_builtin(name: str) -> None:
     assert issubclass(DEFINED[name], errors.ClipkitError)
     if name != "ClipkitError":
-        assert issubclass(DEFINED[name], (builtins.ValueError, builtins.RuntimeError))
+        assert issubclass(DEFINED[name], (ValueError, RuntimeError, OSError))
 
 
 def test_the_front_door_has_the_root() -> None:

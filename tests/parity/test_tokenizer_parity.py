@@ -22,7 +22,8 @@ BLOCKS = [
     (0xE0000, 0xE007F),
 ]  # fmt: skip
 SNIPPETS = [
-    *"""a photo of 123 don't it's 'ſ 'S 'LL <| |> </w> < ſ İ Σ ΟΔΟΣ ß ﬁ ＦＵＬＬ “q” ‘s ’s é مرحبا""".split(),
+    *"""a photo of 123 don't it's 'ſ 'S 'LL <| |> </w> < ſ İ Σ ΟΔΟΣ ß ﬁ""".split(),
+    *"ＦＵＬＬ “q” ‘s ’s é مرحبا".split(),
     *"&amp; &amp;amp; &lt;b&gt; &#39; &#x1F600; &#28; &#xD800; &nbsp; &eacute; &AMP".split(),
     *"schÃ¶n â€™ Ã© ðŸ˜€".split(),  # UTF-8 read as something else
     *("\x1b[31m", "\r\n", "\n", "\t", "\u2028", "\x85", "\x1c", "\xa0", "\u3000", "\u200d"),
