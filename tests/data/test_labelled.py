@@ -14,7 +14,7 @@ from tests.helpers.toy_data import color_folders
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return color_folders(tmp_path_factory.mktemp("colours"), each=5)
+    return color_folders(tmp_path_factory.mktemp("colors"), each=5)
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from tests.helpers.toy_data import color_folders
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of twelve images in four folders, beside what only looks like an image."""
-    folder = color_folders(tmp_path_factory.mktemp("colours"), each=3)
+    folder = color_folders(tmp_path_factory.mktemp("colors"), each=3)
     (folder / "blue" / "00.png").rename(folder / "blue" / "00.PNG")
     (folder / "blue" / "notes.txt").write_text("not an image")
     (folder / "folder.png").mkdir()
@@ -26,8 +26,8 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_folders_are_listed_with_the_folders_in_them_in_order(folder: Path) -> None:
     names = [str(path.relative_to(folder)) for path in list_images(str(folder))]
     assert names == [
-        f"{colour}/{i:02}.{'PNG' if (colour, i) == ('blue', 0) else 'png'}"
-        for colour in ("blue", "dark_red", "green", "white")
+        f"{color}/{i:02}.{'PNG' if (color, i) == ('blue', 0) else 'png'}"
+        for color in ("blue", "dark_red", "green", "white")
         for i in range(3)
     ]
 

@@ -39,7 +39,7 @@ def model() -> CLIP:
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Return a folder of twelve images in four folders, beside what only looks like an image."""
-    folder = color_folders(tmp_path_factory.mktemp("colours"), each=3)
+    folder = color_folders(tmp_path_factory.mktemp("colors"), each=3)
     (folder / "blue" / "00.png").rename(folder / "blue" / "00.PNG")
     (folder / "blue" / "notes.txt").write_text("not an image")
     (folder / "folder.png").mkdir()
