@@ -16,6 +16,7 @@ ClipkitError
 ├── ImageError (ValueError)               an image cannot be read or its values are out of range
 ├── DataError (ValueError)                a data set cannot be read or used
 ├── TrainingError (RuntimeError)          training cannot go on
+├── OutputError (OSError)                 a file or folder cannot be written
 └── ExportError (RuntimeError)            an exported file does not compute what the classifier does
 
 OpenAI's `clip` package raises RuntimeError for an unknown model and for a text that is too long.
@@ -86,6 +87,10 @@ class DataError(ClipkitError, ValueError):
 
 class TrainingError(ClipkitError, RuntimeError):
     """Report training that cannot go on, as with a loss that is no longer finite."""
+
+
+class OutputError(ClipkitError, OSError):
+    """Report a file or folder that cannot be written. `errno` is the system's, if it had one."""
 
 
 class ExportError(ClipkitError, RuntimeError):

@@ -8,7 +8,7 @@ import pytest
 from safetensors import safe_open
 
 from clipkit.checkpoints.weights import read_weights
-from clipkit.files import replacing, replacing_all, sha256, write_weights
+from clipkit.files import replacing, replacing_folder, sha256, write_weights
 from tests.helpers.models import assert_same_weights
 from tests.helpers.weight_files import STATE
 
@@ -67,24 +67,12 @@ def test_an_error_inside_replaces_nothing(error: BaseException, tmp_path: Path) 
     assert list(tmp_path.iterdir()) == [tmp_path / "a"]
 
 
-def test_replacing_all_at_once(tmp_path: Path) -> None:
-    (tmp_path / "a").write_text("old")
-    with replacing_all(tmp_path, ["a", "b"]) as partials:
-        for name, partial in partials.items():
-            partial.write_text(f"new {name}")
-        assert (tmp_path / "a").read_text() == "old"
-    assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {
-        "a": "new a",
-        "b": "new b",
-    }
-
-
 def test_an_error_in_one_of_many_replaces_none(tmp_path: Path) -> None:
     (tmp_path / "a").write_text("old")
     with (
         pytest.raises(OSError, match="no space left"),
-        replacing_all(tmp_path, ["a", "b"]) as partials,
+        replacing_folder(tmp_path) as fresh,
     ):
-        partials["a"].write_text("new")
+        (fresh / "a").write_text("new")
         raise OSError("no space left")
     assert {path.name: path.read_text() for path in tmp_path.iterdir()} == {"a": "old"}

@@ -17,7 +17,8 @@ MODULES = {
 # The floors of the house, the ground floor first. A name stands for all modules below it. An import
 # goes to a lower floor, or stays in its own room.
 FLOORS = [
-    {"clipkit.errors", "clipkit.files", "clipkit.distributed", "clipkit.byte_pairs"},
+    {"clipkit.errors"},
+    {"clipkit.files", "clipkit.distributed", "clipkit.byte_pairs"},
     {"clipkit.config", "clipkit.tokenizer", "clipkit.prompts"},
     {"clipkit.data"},
     {"clipkit.models"},
@@ -92,7 +93,7 @@ def test_imports_form_no_circle() -> None:
 
 def test_rooms_have_no_code_in_their_init() -> None:
     for module, path in MODULES.items():
-        if path.name == "__init__.py" and module != "clipkit":
+        if path.name == "__init__.py" and module not in ("clipkit", "clipkit.files"):
             assert list(imports_of(path.read_text("utf-8"))) == [], module
 
 
@@ -119,4 +120,4 @@ def test_the_walk_sees_imports_wherever_they_stand() -> None:
         "clipkit.cli",
         "clipkit.clip",
     ]
-    assert place_of("clipkit.models.layers") == (3, "clipkit.models")
+    assert place_of("clipkit.models.layers") == (4, "clipkit.models")

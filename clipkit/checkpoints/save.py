@@ -14,7 +14,7 @@ from clipkit.checkpoints.documents import CONFIG, MERGES, OPEN_CLIP_CONFIG
 from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
-from clipkit.files import replacing_all, write_weights
+from clipkit.files import check_output, replacing_folder, write_weights
 from clipkit.tokenizer import Tokenizer
 
 FolderLayout = Literal["clipkit", "open_clip", "transformers"]
@@ -43,8 +43,9 @@ def save_checkpoint(
         config: the architecture and the preprocessing.
         weights: by canonical name.
         tokenizer: the one that belongs to the weights; None for CLIP's own.
-        folder: made if it does not exist. Files of the same names are replaced together, once all
-            their successors are whole.
+        folder: made if it does not exist. A model that is there is replaced as one: a process that
+            is killed at any moment leaves the old one or the new one. Other files in the folder, a
+            README for instance, stay as they are.
         layout: "clipkit"; or "open_clip" or "transformers" for those libraries.
         dtype: of the floating-point weights on disk; as they are if not given.
         preprocess: plain data that describes a preprocessing other than the config's.
@@ -54,6 +55,7 @@ def save_checkpoint(
     Raises:
         ConfigError: if the layout cannot hold the model, or if the folder has weights that `load`
             would take instead.
+        OutputError: if the folder cannot be written.
 
     Example:
         checkpoint = load_checkpoint("ViT-B/32")
@@ -69,14 +71,15 @@ def save_checkpoint(
     weight_file, names = _FORMATS[layout]
     texts = _texts(config, tokenizer, layout, preprocess)
     check_dtype(dtype)
+    check_output(folder, "folder")
     _refuse_other_weights(folder, weight_file)
     cast = dict(weights)
     if dtype is not None:
         cast = {key: cast_weight(key, value, dtype) for key, value in weights.items()}
-    with replacing_all(folder, [weight_file, *texts]) as partials:
-        write_weights(layouts.from_canonical(cast, names), partials[weight_file])
+    with replacing_folder(folder, owned=[MERGES]) as fresh:
+        write_weights(layouts.from_canonical(cast, names), fresh / weight_file)
         for name, text in texts.items():
-            partials[name].write_text(text + "\n", "utf-8")
+            (fresh / name).write_text(text + "\n", "utf-8")
 
 
 def _texts(

@@ -1,13 +1,15 @@
-"""Write files whole or not at all, and identify them by their digests."""
+"""Write files whole or not at all."""
 
-import hashlib
+import contextlib
 import os
 import uuid
-from collections.abc import Generator, Iterable, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Generator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 
 from torch import Tensor
+
+from clipkit.files.output import check_output, typed_write_errors
 
 
 def write_weights(
@@ -23,7 +25,7 @@ def write_weights(
         metadata: more entries for the file's header.
 
     Raises:
-        OSError: if the file cannot be written. One that was there is then still there.
+        OutputError: if the file cannot be written. One that was there is then still there.
 
     Example:
         write_weights(model.state_dict(), "model.safetensors", {"step": "100"})
@@ -54,41 +56,23 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Path, None, None]:
 
     An error inside leaves what was at `path` as it was. Missing folders are made.
 
+    Raises:
+        OutputError: if the file cannot be written, with the reason and a remedy. It takes the place
+            of what the system, safetensors and torch.save raise then.
+
     Example:
         with replacing("notes.txt") as partial:
             partial.write_text("whole or not at all")
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        yield partial
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
-
-
-@contextmanager
-def replacing_all(
-    folder: str | os.PathLike[str], names: Iterable[str]
-) -> Generator[dict[str, Path], None, None]:
-    """Give a path to write to for each name. At the end they replace those in `folder` together.
-
-    All files are whole before the first is replaced. An error inside leaves the folder as it was.
-
-    Example:
-        with replacing_all("model", ["config.json", "merges.txt"]) as partials:
-            partials["config.json"].write_text("{}")
-            partials["merges.txt"].write_text("")
-    """
-    with ExitStack() as stack:
-        yield {name: stack.enter_context(replacing(Path(folder) / name)) for name in names}
-
-
-def sha256(path: str | os.PathLike[str]) -> str:
-    """Return a file's SHA-256 digest in lower-case hexadecimal."""
-    digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while chunk := file.read(1 << 20):
-            digest.update(chunk)
-    return digest.hexdigest()
+    check_output(path)
+    # A part of the name is enough to recognize it, and a longer one might be too long.
+    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+    with typed_write_errors(path, partial):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            yield partial
+            os.replace(partial, path)
+        finally:
+            with contextlib.suppress(OSError):
+                partial.unlink(missing_ok=True)
