@@ -1,4 +1,4 @@
-"""What the parity tests share: peers that print no progress bars, and folders that are gone after each test."""
+"""Keep the peers' progress bars quiet, and leave no large folders behind."""
 
 import shutil
 from collections.abc import Iterator
@@ -15,6 +15,6 @@ def _no_progress_bars() -> None:
 
 @pytest.fixture
 def folder(tmp_path: Path) -> Iterator[Path]:
-    """An empty folder; pytest would keep the gigabytes of three runs."""
+    """Return an empty folder; pytest would keep the gigabytes of three runs."""
     yield tmp_path
     shutil.rmtree(tmp_path)
