@@ -1,28 +1,33 @@
 """Programs written for OpenAI's package run with nothing changed but the import."""
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
 
 import clipkit as clip
+from clipkit.models.layers import Transformer
+from tests.helpers.models import RESNET, VIT, random_clip
 
 
 @pytest.fixture(scope="module")
-def picture(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("pictures") / "CLIP.png"
+def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("photos") / "CLIP.png"
     pixels = np.random.default_rng(0).integers(0, 256, (80, 120, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(path)
     return path
 
 
-def test_first_program_of_their_readme(picture: Path) -> None:
+def test_first_program_of_their_readme(photo: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocess = clip.load("tiny", device=device)
 
-    image = preprocess(Image.open(picture)).unsqueeze(0).to(device)
+    image = preprocess(Image.open(photo)).unsqueeze(0).to(device)
     text = clip.tokenize(["a diagram", "a dog", "a cat"]).to(device)
 
     with torch.no_grad():
@@ -33,14 +38,17 @@ def test_first_program_of_their_readme(picture: Path) -> None:
         probs = logits_per_image.softmax(dim=-1).cpu().numpy()
 
     assert text.shape == (3, 77)
-    assert image_features.shape == (1, 256) and text_features.shape == (3, 256)
-    assert logits_per_image.shape == (1, 3) and torch.equal(logits_per_text, logits_per_image.T)
-    assert probs.shape == (1, 3) and abs(probs.sum() - 1) < 1e-3
+    assert image_features.shape == (1, 256)
+    assert text_features.shape == (3, 256)
+    assert logits_per_image.shape == (1, 3)
+    assert torch.equal(logits_per_text, logits_per_image.T)
+    assert probs.shape == (1, 3)
+    assert abs(probs.sum() - 1) < 1e-3
 
 
-def test_zero_shot_program_of_their_readme(picture: Path) -> None:
+def test_zero_shot_program_of_their_readme(photo: Path) -> None:
     model, preprocess = clip.load("tiny", "cpu")
-    image_input = preprocess(Image.open(picture)).unsqueeze(0)
+    image_input = preprocess(Image.open(photo)).unsqueeze(0)
     text_inputs = torch.cat([clip.tokenize(f"a photo of a {c}") for c in ("snake", "frog", "ship")])
     with torch.no_grad():
         image_features = model.encode_image(image_input)
@@ -51,28 +59,36 @@ def test_zero_shot_program_of_their_readme(picture: Path) -> None:
     similarity = (model.logit_scale.exp() * image_features @ text_features.T).softmax(dim=-1)
     values, indices = similarity[0].topk(3)
     assert torch.allclose(similarity, logits.softmax(dim=-1), atol=1e-5)
-    assert values[0] >= values[1] >= values[2] and sorted(indices.tolist()) == [0, 1, 2]
+    assert values.tolist() == sorted(values.tolist(), reverse=True)
+    assert sorted(indices.tolist()) == [0, 1, 2]
+
+
+class Images(Dataset[tuple[Tensor, int]]):
+    """Four images of two classes, preprocessed when they are asked for."""
+
+    def __init__(self, preprocess: Any) -> None:
+        self.preprocess = preprocess
+
+    def __len__(self) -> int:
+        return 4
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image = Image.new("RGB", (70, 90), (10 * index, 0, 0))
+        return self.preprocess(image), index % 2
 
 
 def test_linear_probe_program_of_their_readme() -> None:
     model, preprocess = clip.load("tiny", "cpu")
-    data = [(Image.new("RGB", (70, 90), (10 * n, 0, 0)), n % 2) for n in range(4)]
-
-    class Pictures(torch.utils.data.Dataset):
-        def __len__(self) -> int:
-            return len(data)
-
-        def __getitem__(self, index: int) -> tuple[torch.Tensor, int]:
-            return preprocess(data[index][0]), data[index][1]
-
+    all_features: list[Tensor] = []
+    all_labels: list[Tensor] = []
     with torch.no_grad():
-        batches = [
-            (model.encode_image(i), labels)
-            for i, labels in torch.utils.data.DataLoader(Pictures(), batch_size=3)
-        ]
-    features = torch.cat([features for features, _ in batches]).cpu().numpy()
-    assert features.shape == (4, 256) and features.dtype == np.float32
-    assert torch.cat([labels for _, labels in batches]).tolist() == [0, 1, 0, 1]
+        for images, labels in DataLoader(Images(preprocess), batch_size=3):
+            all_features.append(model.encode_image(images))
+            all_labels.append(labels)
+    features = torch.cat(all_features).cpu().numpy()
+    assert features.shape == (4, 256)
+    assert features.dtype == np.float32
+    assert torch.cat(all_labels).tolist() == [0, 1, 0, 1]
 
 
 def test_available_models() -> None:
@@ -97,6 +113,11 @@ def test_load_takes_their_arguments(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_load_refuses_jit() -> None:
+    with pytest.raises(ValueError, match=r"TorchScript.*use torch\.compile"):
+        clip.load("tiny", "cpu", jit=True)
+
+
 def test_tokenize_takes_their_arguments() -> None:
     assert clip.tokenize("a dog").shape == (1, 77)
     tokens = clip.tokenize(["a dog", "hello world!"], 20, True)
@@ -109,47 +130,51 @@ def test_tokenize_takes_their_arguments() -> None:
 
 def test_attributes_of_the_embedded_model() -> None:
     model, preprocess = clip.load("tiny", "cpu")
-    assert isinstance(model.visual, torch.nn.Module)
-    assert (model.visual.input_resolution, model.visual.output_dim) == (96, 256)
-    assert (model.context_length, model.vocab_size, model.dtype) == (77, 49408, torch.float32)
-    assert isinstance(model.logit_scale, torch.nn.Parameter) and model.logit_scale.shape == ()
     size = model.visual.input_resolution
+    assert isinstance(size, int)
+    assert size == 96
+    assert isinstance(model.visual, torch.nn.Module)
+    assert model.visual.output_dim == 256
+    assert (model.context_length, model.vocab_size) == (77, 49408)
+    assert model.dtype == torch.float32
+    assert isinstance(model.logit_scale, torch.nn.Parameter)
+    assert model.logit_scale.shape == ()
     assert preprocess(Image.new("RGB", (100, 80))).shape == (3, size, size)
     images = torch.randn(2, 3, size, size)
     torch.testing.assert_close(model.visual(images.type(model.dtype)), model.encode_image(images))
-    assert (
-        sum(int(np.prod(p.shape)) for p in model.parameters()) > 1_000_000
-    )  # as their notebook counts them
+    counted = sum(int(np.prod(p.shape)) for p in model.parameters())  # as their notebook does
+    assert counted > 1_000_000
 
 
-def test_attributes_of_a_vit(vit: clip.CLIP, tmp_path: Path) -> None:
-    vit.save_pretrained(str(tmp_path))
+def test_attributes_of_a_vit(tmp_path: Path) -> None:
+    random_clip(VIT).save_pretrained(str(tmp_path))
     model, _ = clip.load(str(tmp_path), "cpu")
-    assert (model.visual.input_resolution, model.visual.output_dim) == (48, 32)
+    visual: Any = model.visual
+    assert (visual.input_resolution, visual.output_dim) == (48, 32)
     assert (model.context_length, model.vocab_size) == (16, 600)
-    assert model.visual.conv1.weight.shape == (96, 3, 16, 16) and model.visual.proj.shape == (
-        96,
-        32,
-    )
-    assert model.visual.positional_embedding.shape == (
-        10,
-        96,
-    ) and model.visual.class_embedding.shape == (96,)
-    assert len(model.visual.transformer.resblocks) == 2
+    assert visual.conv1.weight.shape == (96, 3, 16, 16)
+    assert visual.proj.shape == (96, 32)
+    assert visual.positional_embedding.shape == (10, 96)
+    assert visual.class_embedding.shape == (96,)
+    assert isinstance(visual.transformer, Transformer)
+    assert len(visual.transformer.resblocks) == 2
 
 
-def test_feature_map_of_a_resnet(resnet: clip.CLIP, tmp_path: Path) -> None:
-    resnet.save_pretrained(str(tmp_path))
-    for name, channels, size in (("tiny", 1024, 96), (str(tmp_path), 512, 64)):
-        model, _ = clip.load(name, "cpu")
-        images = torch.randn(2, 3, size, size)
-        with torch.no_grad():
-            pooled = model.encode_image(images)
-            pool, model.visual.attnpool = model.visual.attnpool, torch.nn.Identity()
-            feature_map = model.encode_image(images)
-            again = pool(feature_map)  # without gradients too, which another kernel computes
-        assert feature_map.shape == (2, channels, size // 32, size // 32)
-        torch.testing.assert_close(again, pooled)
+@pytest.mark.parametrize("name, channels, size", [("tiny", 1024, 96), ("resnet", 512, 64)])
+def test_feature_map_of_a_resnet(name: str, channels: int, size: int, tmp_path: Path) -> None:
+    if name == "resnet":
+        random_clip(RESNET).save_pretrained(tmp_path)
+        name = str(tmp_path)
+    model, _ = clip.load(name, "cpu")
+    images = torch.randn(2, 3, size, size)
+    pool = model.visual.get_submodule("attnpool")
+    with torch.no_grad():
+        pooled = model.encode_image(images)
+        model.visual.attnpool = torch.nn.Identity()
+        feature_map = model.encode_image(images)
+        again = pool(feature_map)  # without gradients too, which another kernel computes
+    assert feature_map.shape == (2, channels, size // 32, size // 32)
+    torch.testing.assert_close(again, pooled)
 
 
 def test_float_and_half() -> None:
@@ -157,30 +182,29 @@ def test_float_and_half() -> None:
     images, tokens = torch.randn(1, 3, 96, 96), clip.tokenize(["a dog", "a cat"])
     with torch.no_grad():
         expected, scale = model(images, tokens)[0], model.logit_scale.exp()
-        assert model.half() is model and model.dtype == torch.float16
+        assert model.half() is model
+        assert model.dtype == torch.float16
         assert model.encode_image(images).dtype == torch.float16  # whatever dtype the images have
         assert model.encode_text(tokens).dtype == torch.float16
-        torch.testing.assert_close(
-            model(images.half(), tokens)[0].float(), expected, atol=0.3, rtol=0
-        )
-        assert model.float() is model and model.dtype == torch.float32
-        # The weights are stored in half precision and so survive; the temperature, in float32, is rounded by half().
+        found = model(images.half(), tokens)[0].float()
+        torch.testing.assert_close(found, expected, atol=0.3, rtol=0)
+        assert model.float() is model
+        assert model.dtype == torch.float32
+        # The weights are stored in half precision, so they survive. The temperature is in float32,
+        # and half() rounds it.
         cosines = model(images, tokens)[0] / model.logit_scale.exp()
         torch.testing.assert_close(cosines, expected / scale, atol=1e-5, rtol=0)
 
 
 def test_fine_tuning_step() -> None:
-    """What everyone copies: load with jit=False, to float32, cross-entropy both ways."""
+    """Everyone copies this: load with jit=False, to float32, cross-entropy both ways."""
     model, _ = clip.load("tiny", device="cpu", jit=False)
     model = model.float()
-    logits_per_image, logits_per_text = model(
-        torch.randn(2, 3, 96, 96), clip.tokenize(["a dog", "a cat"])
-    )
+    images, tokens = torch.randn(2, 3, 96, 96), clip.tokenize(["a dog", "a cat"])
+    logits_per_image, logits_per_text = model(images, tokens)
     truth, loss = torch.arange(2), torch.nn.CrossEntropyLoss()
     ((loss(logits_per_image, truth) + loss(logits_per_text, truth)) / 2).backward()
     for name, parameter in model.named_parameters():
-        assert (
-            parameter.requires_grad
-            and parameter.grad is not None
-            and parameter.grad.isfinite().all()
-        ), name
+        assert parameter.requires_grad, name
+        assert parameter.grad is not None, name
+        assert parameter.grad.isfinite().all(), name
