@@ -5,11 +5,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import clipkit
+from clipkit import cli
 from clipkit.cli import COMMANDS, main, make_parser
 
 README = Path(__file__).parents[1] / "README.md"
@@ -111,6 +113,18 @@ def test_a_folder_that_cannot_be_written_exits_with_2_and_one_line(
     assert len(lines) == 1
     assert lines[0].startswith("clipkit: ")
     assert str(tmp_path / "file") in lines[0]
+
+
+def test_an_error_of_the_disk_exits_with_2_and_one_line(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fail() -> int:
+        raise OSError(28, "No space left on device")
+
+    models = replace(next(command for command in COMMANDS if command.name == "models"), run=fail)
+    monkeypatch.setattr(cli, "COMMANDS", (models,))
+    assert main(["models"]) == 2
+    assert capsys.readouterr().err == "clipkit: [Errno 28] No space left on device\n"
 
 
 def test_models_lists_every_name(capsys: pytest.CaptureFixture[str]) -> None:
