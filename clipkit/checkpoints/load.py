@@ -2,6 +2,10 @@
 
 A name leads to a weight file and the JSON beside it. The weights are read safely, renamed to
 canonical names and checked against the config.
+
+Weights from a path of the caller's are copied into memory, so whatever happens to the file later
+(torch.save over it, for one) changes no model. Only the files of the hub's cache, of OpenAI's
+archives and the embedded checkpoint stay mapped, because nothing rewrites those in place.
 """
 
 import os
@@ -63,9 +67,11 @@ def load_checkpoint(
         name: "tiny", a published name, a hub id, a folder or a weight file. A local folder with
             weights comes before a published name or hub id of the same spelling (see
             `clipkit.checkpoints.source.resolve`).
-        config: what the weights are, a CLIPConfig or the published name of the same architecture.
-            It overrules what the checkpoint says of itself.
-        activation: of both towers, for weights without a config.
+        config: what the weights are, a CLIPConfig or the name of the same architecture (see
+            `published_config`: "ViT-B-32" has GELU, "ViT-B/32" QuickGELU). It overrules what the
+            checkpoint says of itself.
+        activation: of both towers, for weights without a config, or with a config whose name
+            leaves it open ("RN50").
         head_width: of the image tower, for weights without a config.
         resolution: (height, width) or one side in pixels. Position embeddings are resampled if it
             is not the checkpoint's own.
@@ -98,32 +104,61 @@ def load_checkpoint(
     stored = read_weights(source.weights)
     try:
         weights = layouts.to_canonical(stored)
-        stated = _stated_config(source, stored, weights, config)
+        stated = _stated_config(source, stored, weights, config, activation)
         decided = _decide_config(stated, source, weights, activation, head_width)
         _check_weights(decided, weights)
         if resolution is not None:
             decided, weights = _resize(decided, weights, resolution)
+        if not source.is_constant:
+            weights = _copy_mapped(weights, stored)
     except CheckpointError as error:
         raise type(error)(f"{source.weights}: {error}") from error
     tokenizer = _read_tokenizer(source.merges, decided)
     return Checkpoint(decided, weights, tokenizer, source.weights, source.preprocess)
 
 
-def published_config(name: str) -> CLIPConfig:
-    """Return the architecture of a published name or of "tiny".
+def _copy_mapped(weights: dict[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the weights that still lie in the memory of those in the file.
+
+    The file's bytes go straight into the copies. What renaming has joined is a copy already.
+    """
+    in_file = {value.untyped_storage().data_ptr() for value in stored.values()}
+    return {
+        key: value.clone(memory_format=torch.contiguous_format)
+        if value.untyped_storage().data_ptr() in in_file
+        else value
+        for key, value in weights.items()
+    }
+
+
+def published_config(name: str, activation: Activation | None = None) -> CLIPConfig:
+    """Return the architecture that a name means, or that of "tiny".
+
+    The spelling tells whose name it is, since two libraries give other meanings to like names:
+
+    - with open_clip's hyphens ("ViT-B-32") it is open_clip's architecture, which has GELU;
+      "ViT-B-32-quickgelu" has QuickGELU;
+    - with OpenAI's slash ("ViT-B/32", "ViT-L/14@336px") it is OpenAI's, which has QuickGELU;
+    - with a tag ("ViT-B-32/laion2b_s34b_b79k", "RN50/openai"), or as a hub id, it is that
+      checkpoint's;
+    - "RN50" and the like are spelled alike in both. They need `activation`, or "RN50/openai",
+      "RN50-quickgelu" (both QuickGELU) in their place.
+
+    Args:
+        name: in any of these forms.
+        activation: settles what a name leaves open. It changes no name that is clear.
 
     Raises:
         UnknownModelError: for any other name.
+        ConfigError: for a name that means two architectures. The message lists the choices.
 
     Example:
-        >>> published_config("ViT-B/32").embed_dim
-        512
+        >>> published_config("ViT-B/32").text.activation
+        'quick_gelu'
+        >>> published_config("ViT-B-32").text.activation
+        'gelu'
     """
-    if name == "tiny":
-        known = resolve(name).config
-    else:
-        row = registry.find(name)
-        known = None if row is None else row.config
+    known = resolve(name).config if name == "tiny" else registry.architecture(name, activation)
     if known is None:
         raise registry.unknown(name)
     return known
@@ -134,6 +169,7 @@ def _stated_config(
     stored: Mapping[str, Tensor],
     weights: Mapping[str, Tensor],
     config: str | CLIPConfig | None,
+    activation: Activation | None,
 ) -> CLIPConfig | None:
     """Return the config that is stated somewhere, or None if nobody knows.
 
@@ -143,12 +179,12 @@ def _stated_config(
         source: where the weights came from.
         stored: the weights as the file names them.
         weights: the same by canonical name.
-        config: what the caller gave.
+        config, activation: what the caller gave.
     """
     if isinstance(config, CLIPConfig):
         return config
     if config is not None:
-        return published_config(config)
+        return published_config(config, activation)
     row = source.row
     if source.config is not None:
         if row is not None:
@@ -203,7 +239,7 @@ def _published_names_of_the_same_shape(weights: Mapping[str, Tensor]) -> list[st
     shapes = infer.from_shapes(weights, "gelu", head_width=1, text_head_width=1)
     unknown = ("activation", "head_width", "preprocess")
     return [
-        row.name
+        registry.clear_name(row)
         for row in registry.MODELS.values()
         if not infer.differences(row.config, shapes, ignore=unknown)
     ]

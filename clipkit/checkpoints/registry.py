@@ -11,8 +11,15 @@ import re
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
-from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
+from clipkit.config import (
+    Activation,
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    ViTConfig,
+)
+from clipkit.errors import ConfigError, UnknownModelError, UnsupportedCheckpointError
 
 OPENAI_ARCHIVES = "https://openaipublic.azureedge.net/clip/models/{sha256}/{file}"
 
@@ -229,9 +236,34 @@ def _spelling(name: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in name.lower())
 
 
-_BY_SPELLING = {_spelling(key): row for row in _ROWS for key in (row.name, row.hub)} | {
-    "vit-l-14-336": MODELS["ViT-L/14@336px"]  # open_clip's name for it
+_OPENAI_ROWS = [row for row in _ROWS if row.openai]
+_BY_SPELLING = (
+    {_spelling(key): row for row in _ROWS for key in (row.name, row.hub)}
+    | {"vit-l-14-336": MODELS["ViT-L/14@336px"]}  # open_clip's name for it
+    | {f"{_spelling(row.name)}-openai": row for row in _OPENAI_ROWS}
+    | {"vit-l-14-336-openai": MODELS["ViT-L/14@336px"]}
+)
+
+# open_clip's architectures by their names there, without the activation. "-quickgelu" after the
+# name means QuickGELU, and GELU is the default (open_clip, src/open_clip/model_configs).
+_ARCHITECTURES = {
+    "rn50": RN50,
+    "rn101": RN101,
+    "rn50x4": RN50X4,
+    "rn50x16": RN50X16,
+    "rn50x64": RN50X64,
+    "vit-b-32": B32,
+    "vit-b-32-256": B32_256,
+    "vit-b-16": B16,
+    "vit-b-16-plus-240": B16_PLUS,
+    "vit-l-14": L14,
+    "vit-l-14-336": L14_336,
+    "vit-h-14": H14,
+    "vit-h-14-378": H14_378,
+    "vit-g-14": G14,
+    "vit-bigg-14": BIGG14,
 }
+_QUICK = "-quickgelu"
 
 
 def find(name: str) -> Model | None:
@@ -242,6 +274,37 @@ def find(name: str) -> Model | None:
         'timm/vit_base_patch32_clip_224.openai'
     """
     return _BY_SPELLING.get(_spelling(name))
+
+
+def architecture(name: str, activation: Activation | None = None) -> CLIPConfig | None:
+    """Return the architecture of a name; see `clipkit.checkpoints.load.published_config`."""
+    spelling = _spelling(name.removeprefix("hf-hub:"))
+    quick = _ARCHITECTURES.get(spelling.removesuffix(_QUICK))
+    if quick is None or "/" in name or "@" in name:
+        row = find(name.removeprefix("hf-hub:"))
+        return None if row is None else row.config
+    if spelling.endswith(_QUICK):
+        return quick
+    if isinstance(quick.vision, ViTConfig):
+        return _gelu(quick)
+    if activation is None:
+        raise ConfigError(
+            f"{name!r} is OpenAI's name of a model with QuickGELU in its text tower, and "
+            f"open_clip's name of one with GELU: say '{name}/openai' or '{name}{_QUICK}' for "
+            f"QuickGELU, '{name}' with activation='gelu' for GELU, or give a CLIPConfig"
+        )
+    return _gelu(quick) if activation == "gelu" else quick
+
+
+def clear_name(row: Model) -> str:
+    """Return a name of a published model that means one architecture only.
+
+    Example:
+        >>> clear_name(MODELS["RN50"])
+        'RN50/openai'
+    """
+    is_ambiguous = row.openai is not None and isinstance(row.config.vision, ResNetConfig)
+    return f"{row.name}/openai" if is_ambiguous else row.name
 
 
 def unknown(name: str) -> UnknownModelError:

@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -48,6 +48,8 @@ class Source:
         merges: the merge table of a tokenizer that belongs to the weights.
         row: the registry's row of a published model.
         preprocess: what clipkit's own layout says of a preprocessing beside the config.
+        is_constant: whether nothing rewrites the weight file in place. That holds for the hub's
+            cache, which names files by their content, and for the embedded checkpoint.
     """
 
     weights: Path
@@ -55,6 +57,7 @@ class Source:
     merges: Path | None = None
     row: registry.Model | None = None
     preprocess: dict[str, Any] | None = None
+    is_constant: bool = False
 
 
 def resolve(
@@ -126,7 +129,7 @@ def _find_local(name: str | os.PathLike[str], ignore_config: bool) -> Source | N
     Raises `CheckpointNotFoundError` for the path of nothing.
     """
     if name == "tiny":
-        return _in_folder(EMBEDDED, ignore_config)
+        return replace(_in_folder(EMBEDDED, ignore_config), is_constant=True)
     spelled = os.fspath(name)
     try:
         path = Path(spelled).expanduser()
@@ -195,7 +198,7 @@ def _on_hub(
     if weights.name in SHARDS:
         for shard in shard_names(weights):
             find((shard,))
-    return _source(weights, stated, row)
+    return replace(_source(weights, stated, row), is_constant=True)
 
 
 def _document_on_hub(find: Find, row: registry.Model | None, needs_config: bool) -> str | None:
@@ -227,7 +230,7 @@ def _from_openai(
         path = hub.fetch_url(address, digest, cache_dir, local_files_only=local_files_only)
     except DownloadError as error:
         raise DownloadError(f"{failure}\nOpenAI's own archive was tried too: {error}") from error
-    return Source(path, row=row)
+    return Source(path, row=row, is_constant=True)
 
 
 def _in_folder(folder: Path, ignore_config: bool) -> Source:

@@ -29,7 +29,7 @@ from tests.helpers.openai_style import two_rows_of_tokens
 
 
 @pytest.mark.parametrize("write", [write_clipkit, write_open_clip, write_transformers])
-def test_what_was_read_is_neither_changed_nor_copied(
+def test_what_was_read_is_neither_changed_nor_kept(
     vit: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, write: Write
 ) -> None:
     write(vit, tmp_path)
@@ -51,14 +51,9 @@ def test_what_was_read_is_neither_changed_nor_copied(
     assert all(torch.equal(seen[name], value) for name, value in copies.items())
     assert not any(value.requires_grad for value in seen.values())
 
+    # The file is the caller's, who may write over it, so no weight stays in its memory.
     read_at = {value.data_ptr() for value in seen.values()}
-    copied = {name for name, value in model.state_dict().items() if value.data_ptr() not in read_at}
-    if write is write_transformers:  # fused and transposed weights do not lie on disk as such
-        assert copied
-        assert all("proj" in name for name in copied)
-        assert all("in_proj" in name or "proj" in name.split(".")[-1] for name in copied)
-    else:
-        assert copied == set()
+    assert not read_at & {value.data_ptr() for value in model.state_dict().values()}
     resized = CLIP.from_pretrained(tmp_path, resolution=64, device="cpu")
     assert resized.visual.resolution == (64, 64)
     assert all(torch.equal(seen[name], value) for name, value in copies.items())
