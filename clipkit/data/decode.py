@@ -1,5 +1,6 @@
 """Read image files as upright PIL images with 8 bits per channel."""
 
+import io
 import os
 from typing import IO, TYPE_CHECKING
 
@@ -10,8 +11,9 @@ from clipkit.errors import ImageError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-# The endings by which images are found in folders.
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm"}
+# What Pillow opens and is no raster image: EPS would start Ghostscript, the others need a program
+# beside Pillow or hold no pixels. A file of any other name could be one of them.
+_NO_RASTER = {"EPS", "WMF", "BUFR", "GRIB", "HDF5", "MPEG"}
 
 # The EXIF tag of the orientation, and PIL's name for the turn that undoes each of its values
 # (CIPA DC-008, section 4.6.4). The value 1 is upright.
@@ -30,13 +32,46 @@ _EXIF_TURNS = {
 _TRANSPARENT_MODES = {"P", "PA", "LA", "La", "RGBA", "RGBa"}
 
 
-def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
+def raster_formats() -> list[str]:
+    """Return the names of the raster formats that Pillow opens, with those of its plug-ins.
+
+    A plug-in, such as pillow-heif's for HEIC, adds its own when it is registered.
+    """
+    from PIL import Image
+
+    Image.init()
+    return [name for name in Image.OPEN if name not in _NO_RASTER]
+
+
+def image_suffixes() -> set[str]:
+    """Return the endings of file names, in lower case, by which images are found in folders.
+
+    Example:
+        ".jpg" in image_suffixes(), ".avif" in image_suffixes()  # (True, True)
+    """
+    from PIL import Image
+
+    # MPO files, several JPEGs in one, are opened as JPEG and have no entry of their own.
+    formats = {*raster_formats(), "MPO"}
+    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+
+
+def is_encoded(image: object) -> bool:
+    """Return whether this is an image file's bytes, or an open file that has them."""
+    return isinstance(image, bytes | bytearray) or hasattr(image, "read")
+
+
+def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "Image":
     """Decode an image, turn it upright, and reduce it to 8 bits per channel.
 
-    Transparent parts become white. 16-bit gray is scaled to 8 bits.
+    Transparent parts become white. 16-bit gray is scaled to 8 bits. An image that was opened from a
+    file is turned as its EXIF says. One that was made from another, by `rotate` for instance, still
+    has the other's EXIF in Pillow, which says nothing about it.
 
     Args:
-        image: a path, an open file or a PIL image. It is left as it is, and left open.
+        image: a path, the bytes of a file, an open file, or a PIL image. It is left as it is, and
+            left open. Vector graphics such as EPS are refused, since Pillow would start another
+            program.
 
     Returns:
         A PIL image in mode L, RGB or CMYK. Reading it again changes nothing.
@@ -53,8 +88,8 @@ def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)
-        opened = Image.open(image)
-        with opened:
+        file = io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
+        with Image.open(file, formats=raster_formats()) as opened:
             return _eight_bit(opened)
     except MemoryError:
         raise
@@ -64,6 +99,11 @@ def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
         raise ImageError(
             f"cannot find {_describe(image)}. Check its spelling and the working directory"
         ) from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(
+            f"{_describe(image)} is larger than Pillow opens by default: {error}. If you trust it, "
+            "set PIL.Image.MAX_IMAGE_PIXELS to its number of pixels"
+        ) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageError(
             f"cannot read {_describe(image)}: {error}. Is it complete, and of a type that Pillow "
@@ -71,7 +111,7 @@ def read_image(image: "Image | str | os.PathLike[str] | IO[bytes]") -> "Image":
         ) from error
 
 
-def _describe(image: "Image | str | os.PathLike[str] | IO[bytes]") -> str:
+def _describe(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> str:
     """Return words that name an image in an error message."""
     from PIL.Image import Image
 
@@ -79,6 +119,8 @@ def _describe(image: "Image | str | os.PathLike[str] | IO[bytes]") -> str:
         return f"the PIL image (mode {image.mode}, size {image.size})"
     if isinstance(image, str | os.PathLike):
         return f"the image at the path {os.fspath(image)!r}"
+    if isinstance(image, bytes | bytearray):
+        return f"the image in {len(image):,} bytes"
     return "the image in the open file"
 
 
@@ -110,6 +152,8 @@ def _scale_16_bit_gray(image: "Image") -> "Image":
     from PIL import Image
 
     levels = np.asarray(image).astype(np.int32)
+    if image.format is None and levels.size and 0 <= levels.min() and levels.max() <= 255:
+        return Image.fromarray(levels.astype(np.uint8))  # 8-bit gray in an array of integers
     if levels.min() < 0 or levels.max() > 65535:
         raise ImageError(
             f"its integers run from {levels.min()} to {levels.max()}, but 16-bit gray is 0-65535. "
@@ -139,6 +183,8 @@ def _upright(image: "Image") -> "Image":
     """
     from PIL.Image import Transpose
 
+    if image.format is None:  # made from another image, whose EXIF it may still have
+        return image
     try:
         turn = _EXIF_TURNS.get(image.getexif().get(_EXIF_ORIENTATION, 1))
     except MemoryError:

@@ -3,7 +3,7 @@
 import hashlib
 import os
 import struct
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
@@ -18,13 +18,14 @@ from torch.utils.data import (
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from clipkit.data.decode import IMAGE_SUFFIXES, read_image
+from clipkit.data.decode import image_suffixes, is_encoded, read_image
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 
-# What gives images: a folder, with the folders in it; a list or a data set of paths, PIL images or
-# tensors, or of tuples (image, label, ...); or a DataLoader of prepared batches.
-Images: TypeAlias = "str | os.PathLike[str] | Sequence[Any] | Dataset[Any] | DataLoader[Any]"
+# What gives images: a folder, with the folders in it; a list, a column of a table, a set, a
+# generator or a data set of paths, PIL images, files' bytes or tensors, or of tuples
+# (image, label, ...) or mappings with "image" and "label"; or a DataLoader of prepared batches.
+Images: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Dataset[Any] | DataLoader[Any]"
 Transform: TypeAlias = Callable[[Any], Tensor]  # from an image, as an item has it, to (3, H, W)
 _Merge: TypeAlias = Callable[[list[Any]], Any]  # from samples to a batch of them
 Chunk: TypeAlias = tuple[int, int]  # the position of its first image, and of the next chunk's
@@ -80,11 +81,12 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
         files = list_images("photos")
     """
     found: list[Path] = []
+    suffixes = image_suffixes()
     for parent, folders, files in os.walk(check_folder(folder)):
         folders[:] = [name for name in folders if not is_hidden(name)]  # os.walk enters these only
         for name in files:
             path = Path(parent, name)
-            if path.suffix.lower() in IMAGE_SUFFIXES and not is_hidden(name) and path.is_file():
+            if path.suffix.lower() in suffixes and not is_hidden(name) and path.is_file():
                 found.append(path)
     return sorted(found)
 
@@ -143,15 +145,16 @@ class ImageSet(Dataset[Item]):
         workers: int = 0,
     ) -> None:
         if isinstance(images, DataLoader):
-            order = _order_of_loader(images, transform)
-            source: Any = images.dataset
-            merge = cast(_Merge, images.collate_fn)
-            batch_size = images.batch_size or batch_size
-            workers = images.num_workers
+            loader = cast("DataLoader[Any]", images)
+            order = _order_of_loader(loader, transform)
+            source = cast(_Indexed, loader.dataset)
+            merge = cast(_Merge, loader.collate_fn)
+            batch_size = loader.batch_size or batch_size
+            workers = loader.num_workers
         elif transform is None:
             raise ConfigError("images that are not prepared by a DataLoader need a transform")
         else:
-            source = list_images(images) if isinstance(images, str | os.PathLike) else images
+            source = _as_indexed(images)
             order = range(len(source))
             merge = cast(_Merge, default_collate)
         if not order or batch_size < 1 or workers < 0:
@@ -159,7 +162,7 @@ class ImageSet(Dataset[Item]):
                 f"encoding needs at least one image, and there are {len(order)} in {images!r:.99}; "
                 f"a positive batch_size, not {batch_size}; and workers from 0, not {workers}"
             )
-        self.source = cast(_Indexed, source)
+        self.source = source
         self.transform = transform
         self.workers = workers
         self.chunks = _chunks_of(order, batch_size)
@@ -236,6 +239,38 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     return flat.view(uint8).numpy().data
 
 
+def _as_indexed(images: Images) -> _Indexed:
+    """Return what `images` holds, by its place from 0, in the order in which it is iterated.
+
+    A column of a table looks things up by its labels, and a set or a generator by nothing at all.
+    Only a data set, which may be larger than memory, is asked for each item when it is needed.
+
+    Raises:
+        ConfigError: for a single image, a table of several columns, or what holds no items.
+    """
+    if isinstance(images, str | os.PathLike):
+        return list_images(images)
+    if is_encoded(images) or hasattr(images, "getbands"):
+        raise ConfigError(f"a single image goes in a list, [image], not {images!r:.99} by itself")
+    given: object = images
+    if isinstance(given, Mapping) or hasattr(given, "columns"):
+        raise ConfigError(
+            f"a {type(images).__name__} holds more than images: pass the images alone, such as its "
+            ".values() or the column of a table"
+        )
+    if isinstance(images, list | tuple | Tensor | Dataset):
+        return cast(_Indexed, images)
+    by_label = hasattr(images, "iloc")  # as a column of pandas
+    if not by_label and hasattr(images, "__getitem__") and hasattr(images, "__len__"):
+        return cast(_Indexed, images)
+    if isinstance(images, Iterable):
+        return list(cast("Iterable[Any]", images))
+    raise ConfigError(
+        "images must be a folder, a list or another collection, a data set or a DataLoader, not "
+        f"{images!r:.99}"
+    )
+
+
 def _order_of_loader(loader: DataLoader[Any], transform: Transform | None) -> list[int]:
     """Return the indices of a DataLoader's images in its order, or raise `ConfigError`."""
     batches = cast("Sequence[list[int]] | None", loader.batch_sampler)
@@ -274,6 +309,8 @@ def _is_path(value: Any) -> bool:
 
 def _split(item: Any) -> tuple[Any, Any]:
     """Return the image of an item, and its label if that is an integer or a tensor."""
+    if isinstance(item, Mapping):  # as data sets of the hub have them
+        item = _as_row(cast("Mapping[str, Any]", item))
     row = _as_sequence(item)
     if row is None:
         return item, None
@@ -283,11 +320,22 @@ def _split(item: Any) -> tuple[Any, Any]:
     return image, None
 
 
+def _as_row(item: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return the image of a mapping, and its label if it has one."""
+    image = next((item[key] for key in ("image", "img") if key in item), None)
+    if image is None:
+        raise DataError(
+            f"a mapping must have its image under 'image' or 'img', not {sorted(item)!r:.99}"
+        )
+    label = item.get("label")
+    return (image,) if label is None else (image, label)
+
+
 def _is_readable(image: Any) -> bool:
     """Return whether this is read from a file, which may be broken, however late."""
     from PIL.Image import Image
 
-    return isinstance(image, str | os.PathLike | Image)
+    return isinstance(image, str | os.PathLike | Image) or is_encoded(image)
 
 
 def _prepare(image: Any, transform: Transform) -> Tensor:
@@ -329,6 +377,10 @@ def _bytes_of_item(item: Any) -> bytes:
         return f"{item} {size}\0".encode(errors="surrogateescape")
     if isinstance(item, Tensor):
         return bytes(tensor_bytes(item))
+    if isinstance(item, bytes | bytearray):
+        return bytes(item)
+    if is_encoded(item):
+        return b""  # an open file has no name, and its bytes would have to be read twice
     try:
         return np.asarray(item).tobytes()
     except _UNREADABLE:

@@ -20,7 +20,7 @@ gives the same bits as open_clip's. The differences are deliberate:
 
 import os
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal
 
 import numpy as np
 import torch
@@ -28,7 +28,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.config import PreprocessConfig, check_choice
-from clipkit.data.decode import read_image
+from clipkit.data.decode import is_encoded, read_image
 from clipkit.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -77,13 +77,16 @@ class Preprocess:
         check_choice(self, "backend", ("pil", "tensor"))
         object.__setattr__(self, "resolution", tuple(sides))
 
-    def __call__(self, image: "Image | str | os.PathLike[str] | Tensor") -> Tensor:
+    def __call__(
+        self, image: "Image | str | os.PathLike[str] | bytes | IO[bytes] | Tensor"
+    ) -> Tensor:
         """Preprocess one image, or a batch of images that is already a tensor.
 
         Args:
-            image: a PIL image; a path, of which the first frame is taken if there are many; or an
-                RGB tensor (3, h, w) or (N, 3, h, w), uint8 in 0-255 or floating in 0-1, on any
-                device. The tensor is never modified, nor shared.
+            image: a PIL image; a path, the bytes of a file or an open file, of which the first
+                frame is taken if there are many; or an RGB tensor (3, h, w) or (N, 3, h, w), uint8
+                in 0-255 or floating in 0-1, on any device. The tensor is never modified, nor
+                shared.
 
         Returns:
             (3, H, W) float32, contiguous, on the CPU. A tensor stays on its device, and a batch
@@ -97,7 +100,7 @@ class Preprocess:
             return self._from_tensor(image)
         from PIL.Image import Image
 
-        if isinstance(image, Image | str | os.PathLike):
+        if isinstance(image, Image | str | os.PathLike) or is_encoded(image):
             return self._from_image(read_image(image))
         if isinstance(image, np.ndarray):
             raise ImageError(
@@ -106,9 +109,8 @@ class Preprocess:
                 "torch.from_numpy(array).permute(2, 0, 1)"
             )
         raise ImageError(
-            f"Preprocess takes a PIL image, a path or a tensor, not {type(image).__name__}. Open a "
-            "file object or io.BytesIO(data) with PIL.Image.open; preprocess a list item by item "
-            "and torch.stack the results"
+            "Preprocess takes a PIL image, a path, the bytes of a file, an open file or a tensor, "
+            f"not {type(image).__name__}. Preprocess a list item by item, and torch.stack them"
         )
 
     def _from_image(self, image: "Image") -> Tensor:

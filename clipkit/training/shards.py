@@ -18,7 +18,7 @@ import torch
 from torch.utils.data import DataLoader, IterableDataset, get_worker_info
 
 from clipkit import distributed
-from clipkit.data.decode import IMAGE_SUFFIXES
+from clipkit.data.decode import image_suffixes
 from clipkit.data.labelled import captions_of
 from clipkit.data.pictures import Transform
 from clipkit.errors import DataError
@@ -185,7 +185,8 @@ class _Reader:
 
     def _decode(self, fields: dict[str, Any]) -> Sample:
         """Return a sample from its bytes. Raises `ValueError` if it cannot be used."""
-        images = [data for ending, data in fields.items() if f".{ending}" in IMAGE_SUFFIXES]
+        suffixes = image_suffixes()
+        images = [data for ending, data in fields.items() if f".{ending}" in suffixes]
         captions = _captions(fields)
         if not images or not captions:
             raise DataError("it needs an image and a caption")

@@ -55,6 +55,7 @@ def test_a_turned_image_is_turned_once(tmp_path: Path, orientation: int) -> None
 
 def test_an_image_turned_by_its_xmp_is_turned_once() -> None:
     image = noise(31, 20)
+    image.format = "PNG"  # as if it were opened from a file
     image.info["XML:com.adobe.xmp"] = '<rdf:Description tiff:Orientation="6"/>'
     once = read_image(image)
     assert once.size == (20, 31)

@@ -177,7 +177,7 @@ def test_mistakes_are_not_taken_for_broken_images(model: CLIP, folder: Path) -> 
     file = list_images(folder)[0]
     for item, error, message in [
         (torch.randn(3, 32, 32), ImageError, "if they are normalized already"),
-        ({"image": file}, ImageError, "not dict"),
+        ({"photo": file}, DataError, "must have its image under 'image' or 'img'"),
         (KeyError("no column 'image'"), KeyError, "no column"),
         (AssertionError("a bug"), AssertionError, "a bug"),
     ]:

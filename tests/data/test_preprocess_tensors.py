@@ -1,6 +1,5 @@
 """clipkit.data.preprocess: on tensors, close to what it makes of images; and what it refuses."""
 
-import io
 import re
 from collections.abc import Callable
 from typing import Any
@@ -204,7 +203,7 @@ def test_numpy_arrays_are_refused(array: Any) -> None:
         make_preprocess()(array)
 
 
-@pytest.mark.parametrize("other", [b"bytes", [Image.new("RGB", (4, 4))], None, 3, io.BytesIO()])
+@pytest.mark.parametrize("other", [[Image.new("RGB", (4, 4))], None, 3, {"image": 1}])
 def test_other_types_are_refused(other: Any) -> None:
-    with pytest.raises(ImageError, match=f"not {type(other).__name__}. .*Image.open.*torch.stack"):
+    with pytest.raises(ImageError, match=f"not {type(other).__name__}. .*torch.stack"):
         make_preprocess()(other)

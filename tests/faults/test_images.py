@@ -1,0 +1,122 @@
+"""Image files of every kind: which are found, which are opened, which way up, how bright."""
+
+import io
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from clipkit import Preprocess, PreprocessConfig
+from clipkit.data.decode import image_suffixes, read_image
+from clipkit.data.pictures import list_images
+from clipkit.errors import ImageError
+
+PREPROCESS = Preprocess((8, 8), PreprocessConfig())
+
+
+def encoded(image: Image.Image, kind: str) -> bytes:
+    """Return the bytes of an image file."""
+    file = io.BytesIO()
+    image.save(file, kind)
+    return file.getvalue()
+
+
+@pytest.mark.parametrize("suffix", [".avif", ".jfif", ".jpe", ".jp2", ".tga", ".pgm", ".mpo"])
+def test_every_raster_format_of_pillow_is_found_in_folders(suffix: str, tmp_path: Path) -> None:
+    file = tmp_path / f"image{suffix.upper()}"
+    file.write_bytes(b"")
+    assert list_images(tmp_path) == [file]
+
+
+def test_formats_of_plug_ins_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "photo.heic").write_bytes(b"")
+    assert list_images(tmp_path) == []
+    Image.init()
+    monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
+    monkeypatch.setitem(Image.OPEN, "HEIF", Image.OPEN["PNG"])
+    assert list_images(tmp_path) == [tmp_path / "photo.heic"]
+
+
+@pytest.mark.parametrize("suffix", [".eps", ".ps", ".wmf", ".emf", ".mpg", ".pdf"])
+def test_what_is_no_raster_image_is_not_found(suffix: str) -> None:
+    assert suffix not in image_suffixes()
+
+
+def test_eps_is_refused_whatever_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript on it, which runs programs."""
+    started: list[object] = []
+    monkeypatch.setattr("subprocess.check_call", lambda *call, **_: started.append(call))
+    monkeypatch.setattr("subprocess.Popen", lambda *call, **_: started.append(call))
+    file = tmp_path / "photo.jpg"
+    file.write_bytes(encoded(Image.new("RGB", (8, 8)), "EPS"))
+    with pytest.raises(ImageError, match="cannot read the image at the path"):
+        read_image(file)
+    assert started == []
+
+
+def test_bytes_and_open_files_are_images(tmp_path: Path) -> None:
+    data = encoded(Image.new("RGB", (8, 8), "red"), "PNG")
+    expected = PREPROCESS(Image.new("RGB", (8, 8), "red"))
+    assert torch.equal(PREPROCESS(data), expected)
+    assert torch.equal(PREPROCESS(io.BytesIO(data)), expected)
+    (tmp_path / "red.png").write_bytes(data)
+    with (tmp_path / "red.png").open("rb") as file:
+        assert torch.equal(PREPROCESS(file), expected)
+        assert not file.closed
+
+
+def test_broken_bytes_are_named_by_their_number() -> None:
+    with pytest.raises(ImageError, match="cannot read the image in 5 bytes"):
+        PREPROCESS(b"12345")
+
+
+def test_a_large_image_has_a_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
+    data = encoded(Image.new("1", (64, 64)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(ImageError, match="set PIL.Image.MAX_IMAGE_PIXELS"):
+        PREPROCESS(data)
+
+
+@pytest.mark.parametrize("mode", ["int32", "int64"])
+def test_integers_of_8_bits_are_gray_levels(mode: str) -> None:
+    """`Image.fromarray` makes mode I of them, which files use for 16 bits."""
+    levels = np.arange(64).reshape(8, 8) * 4
+    image = Image.fromarray(levels.astype(mode).astype("int32"))
+    assert image.mode == "I"
+    assert np.array_equal(np.asarray(read_image(image)), levels)
+
+
+def test_integers_of_16_bits_are_scaled() -> None:
+    levels = np.arange(64).reshape(8, 8) * 1028
+    image = Image.fromarray(levels.astype("int32"))
+    assert np.array_equal(np.asarray(read_image(image)), np.arange(64).reshape(8, 8) * 4)
+
+
+def test_a_dark_file_of_16_bits_is_dark(tmp_path: Path) -> None:
+    Image.fromarray(np.full((8, 8), 255, np.uint16)).save(tmp_path / "dark.png")
+    assert np.asarray(read_image(tmp_path / "dark.png")).max() == 1
+
+
+def portrait(tmp_path: Path) -> Path:
+    """Write a photo whose EXIF says that it lies on its side."""
+    image = Image.new("RGB", (8, 4), "blue")
+    image.paste("red", (0, 0, 4, 4))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "portrait.png", exif=exif)
+    return tmp_path / "portrait.png"
+
+
+def test_opened_images_are_turned_upright(tmp_path: Path) -> None:
+    upright = read_image(Image.open(portrait(tmp_path)))
+    assert upright.size == (4, 8)
+    assert upright.getpixel((0, 0)) == (255, 0, 0)
+
+
+def test_images_that_were_turned_by_hand_are_not_turned_again(tmp_path: Path) -> None:
+    """Pillow keeps the EXIF of the file on what `rotate` returns."""
+    by_hand = Image.open(portrait(tmp_path)).rotate(-90, expand=True)
+    assert read_image(by_hand).size == (4, 8)
+    assert read_image(by_hand).getpixel((0, 0)) == (255, 0, 0)
