@@ -88,7 +88,9 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)
-        file = io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
+        file: str | os.PathLike[str] | IO[bytes] = (
+            io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
+        )
         with Image.open(file, formats=raster_formats()) as opened:
             return _eight_bit(opened)
     except MemoryError:
