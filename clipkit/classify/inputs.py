@@ -221,7 +221,7 @@ def _extract_with_labels(
         found = _extract(model, numbered, reading)
         assert found.labels is not None  # they are the numbers of the images that can be read
         return SupportSet(found.features, labels.cpu()[found.labels], found.skipped)
-    found = _extract(model, images, reading)
+    found = _extract(model, cast("Images", images), reading)
     _check_count(len(found.paths) + len(found.skipped), labels)
     if found.skipped:  # a DataLoader has an order of its own
         raise DataError(

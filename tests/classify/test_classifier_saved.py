@@ -109,8 +109,8 @@ def test_device_and_dtype_are_passed_on(toy: CLIP, tmp_path: Path) -> None:
     assert {value.dtype for value in half.head.state_dict().values()} == {torch.float32}
     with pytest.raises(ConfigError, match="warp9"):
         ImageClassifier.load(tmp_path, device="warp9")
-    unknown: Any = {"colour": "red"}
-    with pytest.raises(TypeError, match="unexpected keyword argument 'colour'"):
+    unknown: Any = {"color": "red"}
+    with pytest.raises(TypeError, match="unexpected keyword argument 'color'"):
         ImageClassifier.load(tmp_path, **unknown)
 
 
