@@ -91,7 +91,8 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
         file: str | os.PathLike[str] | IO[bytes] = (
             io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
         )
-        with Image.open(file, formats=raster_formats()) as opened:
+        opened = Image.open(file, formats=raster_formats())
+        with opened:
             return _eight_bit(opened)
     except MemoryError:
         raise
