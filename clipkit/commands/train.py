@@ -113,7 +113,7 @@ def finetune(
             lr=lr,
             workers=workers,
         )
-        is_first = distributed.rank() == 0
+        is_first = distributed.is_first()
     finally:
         distributed.stop()
     if is_first:

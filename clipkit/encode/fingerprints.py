@@ -66,11 +66,21 @@ def fingerprint_0_1_0(module: nn.Module, *about: object) -> str:
     It depends on how torch prints modules, and so on the version of torch. Nothing new is written
     with it.
     """
-    digest = hashlib.sha256(repr((*about, module)).encode())
+    digest = hashlib.sha256(repr((*about, _Printed(module))).encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"{name}{value.dtype}".encode())
         digest.update(tensor_bytes(_dense(value)))
     return digest.hexdigest()
+
+
+class _Printed:
+    """Print a module with all that is in it, as torch does, whatever its class prints now."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.module = module
+
+    def __repr__(self) -> str:
+        return nn.Module.__repr__(self.module)
 
 
 def _dense(value: Tensor) -> Tensor:

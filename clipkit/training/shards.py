@@ -132,6 +132,7 @@ class _Reader:
         self.seed = seed
         self.rng = random.Random(seed)
         self.skipped: list[str] = []
+        self.suffixes = image_suffixes()
         # webdataset has no types, and is not known before it runs.
         self.webdataset: Any = importlib.import_module("webdataset")
 
@@ -185,8 +186,7 @@ class _Reader:
 
     def _decode(self, fields: dict[str, Any]) -> Sample:
         """Return a sample from its bytes. Raises `ValueError` if it cannot be used."""
-        suffixes = image_suffixes()
-        images = [data for ending, data in fields.items() if f".{ending}" in suffixes]
+        images = [data for ending, data in fields.items() if f".{ending}" in self.suffixes]
         captions = _captions(fields)
         if not images or not captions:
             raise DataError("it needs an image and a caption")

@@ -107,7 +107,9 @@ def test_a_broken_held_out_image_is_skipped_and_named(
     )
     rest = held.select(range(1, 6))
     assert figures["accuracy"][0] == zero_shot(model, rest).figures["accuracy"]
-    assert capsys.readouterr().err.count(broken.name) == 1
+    told = capsys.readouterr().err
+    assert broken.name in told
+    assert told.count("skipped: ") == 1
 
 
 def test_a_broken_held_out_image_with_a_caption_is_skipped_and_named(
@@ -121,7 +123,9 @@ def test_a_broken_held_out_image_with_a_caption_is_skipped_and_named(
     )
     expected = retrieval(model, held.select(range(1, 4))).figures
     assert {name: before for name, (before, _) in figures.items()} == expected
-    assert capsys.readouterr().err.count(broken.name) == 1
+    told = capsys.readouterr().err
+    assert broken.name in told
+    assert told.count("skipped: ") == 1
 
 
 def test_nothing_to_measure_on_is_found_before_the_training(tmp_path: Path, model: CLIP) -> None:
