@@ -14,7 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
-from clipkit.data.pictures import Images, list_images
+from clipkit.data.decode import is_encoded
+from clipkit.data.pictures import Images, ImageSet
 from clipkit.encode.embed import Features, stream_features
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError, ImageError
@@ -53,10 +54,10 @@ class SupportSet:
 
 
 def is_one_image(given: object) -> bool:
-    """Return whether this is a PIL image, or a path that names no folder."""
+    """Return whether this is a PIL image or an encoded one, or a path that names no folder."""
     if isinstance(given, str | os.PathLike):
         return not Path(cast("str | os.PathLike[str]", given)).is_dir()
-    return hasattr(given, "getbands")  # PIL need not be imported to ask
+    return is_encoded(given) or hasattr(given, "getbands")  # PIL need not be imported to ask
 
 
 def check_path(given: object) -> None:
@@ -241,15 +242,16 @@ class _Numbered(Dataset[Any]):
     """Give each image its number in place of a label."""
 
     def __init__(self, images: Images) -> None:
-        self.images: Any = images
-        if isinstance(images, str | os.PathLike):
-            self.images = list_images(images)
+        # An `ImageSet` knows all forms of collections. Its transform is not used.
+        self.source = ImageSet(images, torch.as_tensor).source
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.source)
 
-    def __getitem__(self, index: int) -> tuple[Any, int]:
-        sample: Any = self.images[index]
+    def __getitem__(self, index: int) -> Any:
+        sample: Any = self.source[index]
+        if isinstance(sample, Mapping):  # as data sets of the hub have them
+            return {**cast("Mapping[str, Any]", sample), "label": index}
         if isinstance(sample, tuple | list):  # with a label of its own
-            sample = cast(Sequence[Any], sample)[0]
+            sample = cast("Sequence[Any]", sample)[0]
         return sample, index

@@ -1,7 +1,7 @@
 """Predict the classes of images: an image tower and a head, with labels."""
 
 import os
-from typing import TYPE_CHECKING, Any, cast, overload
+from typing import IO, TYPE_CHECKING, Any, cast, overload
 
 import torch
 import torch.nn.functional as F
@@ -97,11 +97,12 @@ class Predictor(nn.Module):
         self, images: "Image", *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Prediction: ...
 
-    # A path may name an image or a folder, which no type tells apart.
+    # A path may name an image or a folder, which no type tells apart; and bytes are a collection
+    # of numbers to a type checker.
     @overload
     def predict(
         self,
-        images: str | os.PathLike[str],
+        images: str | os.PathLike[str] | bytes | bytearray | IO[bytes],
         *,
         batch_size: int = 64,
         workers: int = 0,
@@ -120,7 +121,7 @@ class Predictor(nn.Module):
 
     def predict(
         self,
-        images: "Image | Inputs",
+        images: "Image | IO[bytes] | Inputs",
         *,
         batch_size: int = 64,
         workers: int = 0,
@@ -134,8 +135,8 @@ class Predictor(nn.Module):
                 print(prediction.path, prediction.label)
 
         Args:
-            images: the path of an image, or a PIL image; or many: a folder, a list, a data set, or
-                features as `probabilities` takes them.
+            images: the path of an image, a PIL image, or an image file's bytes; or many: a folder,
+                a list, a data set, or features as `probabilities` takes them.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:

@@ -102,6 +102,28 @@ def test_a_data_set_may_come_with_labels(toy: CLIP) -> None:
     assert fit_state(toy, data, shifted) == fit_state(toy, at_once, shifted)
 
 
+class Rows(ColoredImages):
+    """Images in mappings, as data sets of the hub give them."""
+
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return {"image": image, "label": label}
+
+
+def test_collections_of_every_form_take_labels(toy: CLIP, color_folder: Path) -> None:
+    files = sorted(color_folder.rglob("*.png"))
+    labels = [i // 2 for i in range(8)]
+    expected = fit_state(toy, files, labels)
+    assert fit_state(toy, (file for file in files), labels) == expected
+    assert fit_state(toy, np.array([str(file) for file in files]), labels) == expected
+    assert fit_state(toy, [file.read_bytes() for file in files], labels) == expected
+    assert fit_state(toy, files, iter(labels)) == expected
+    shifted = [(i + 1) % 4 for i in labels]
+    features = toy.embed_images(ColoredImages(labels))
+    assert fit_state(toy, Rows(labels), shifted) == fit_state(toy, features, shifted)
+    assert fit_state(toy, Rows(labels)) == fit_state(toy, features, labels)
+
+
 @pytest.fixture
 def partly_broken(color_folder: Path, tmp_path: Path) -> tuple[list[Path], list[int], list[int]]:
     """Return twelve files, their labels, and the positions of the eight that can be read."""

@@ -46,6 +46,15 @@ def test_one_image_gives_one_prediction(classifier: ImageClassifier, color_folde
             assert_close(prediction.probabilities, expected)
 
 
+def test_the_bytes_of_a_file_are_one_image(classifier: ImageClassifier, color_folder: Path) -> None:
+    file = color_folder / "green" / "00.png"
+    expected = classifier.predict(file)
+    prediction = classifier.predict(file.read_bytes())
+    assert isinstance(prediction, Prediction)
+    assert prediction.path is None
+    assert torch.equal(prediction.probabilities, expected.probabilities)
+
+
 @pytest.mark.parametrize("verb", ["predict", "probabilities", "embed", "fit"])
 def test_an_empty_path_is_not_the_working_directory(
     classifier: ImageClassifier,
