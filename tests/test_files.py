@@ -22,8 +22,8 @@ def test_sha256(tmp_path: Path) -> None:
 
 def test_write_and_read_back(tmp_path: Path) -> None:
     path = tmp_path / "new" / "model.safetensors"
-    write_weights({**STATE, "tied": STATE["ids"]}, path)
-    assert_same_weights(read_weights(path), {**STATE, "tied": STATE["ids"]})
+    write_weights({**STATE, "visual.tied": STATE["visual.ids"]}, path)
+    assert_same_weights(read_weights(path), {**STATE, "visual.tied": STATE["visual.ids"]})
     with safe_open(path, "pt") as file:
         assert file.metadata() == {"format": "pt"}
     assert list(path.parent.iterdir()) == [path]

@@ -4,7 +4,6 @@ Each layout has one main document: `open_clip_config.json` for open_clip, and `c
 transformers and for clipkit. clipkit's own says so under "format".
 """
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +17,7 @@ from clipkit.errors import (
     ConfigError,
     CorruptCheckpointError,
 )
+from clipkit.files import read_json
 
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 CONFIG = "config.json"
@@ -113,10 +113,4 @@ def _own_preprocess(values: dict[str, Any]) -> dict[str, Any] | None:
 
 def _parse(path: Path) -> dict[str, Any]:
     """Read a JSON object. Raises `CorruptCheckpointError` if the file holds anything else."""
-    try:
-        values: Any = json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        raise CorruptCheckpointError(f"{path} is not JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise CorruptCheckpointError(f"{path} must hold a JSON object, not {type(values).__name__}")
-    return cast("dict[str, Any]", values)
+    return read_json(path, error=CorruptCheckpointError)

@@ -95,6 +95,33 @@ NOT_PLAIN = {
 }
 
 
+# The last rows of `NOT_PLAIN` are of one tower alone. Beside a whole CLIP such names are a head's.
+_ONE_TOWER = 2
+# Every name of a CLIP begins with one of these, in any layout. `logit_bias` tells another model.
+_TOPS = (
+    "visual.",
+    "visual_projection.",
+    "vision_model.",
+    "text.",
+    "text_model.",
+    *OPENAI_TEXT,
+    "logit_scale",
+    "logit_bias",
+)
+
+
+def is_beside(name: str) -> bool:
+    """Return whether a name, beside both towers of a CLIP, is that of something else.
+
+    Example:
+        >>> is_beside("head.weight"), is_beside("visual.proj")
+        (True, False)
+    """
+    if name.startswith(_TOPS) or IGNORED.fullmatch(name):
+        return False
+    return not any(re.match(pattern, name) for pattern in list(NOT_PLAIN)[:-_ONE_TOWER])
+
+
 def detect(state_dict: Mapping[str, Tensor]) -> Layout:
     """Return the layout that the names are in.
 

@@ -21,9 +21,15 @@ from clipkit.checkpoints import infer, layouts, registry
 from clipkit.checkpoints.resize import resize_positions
 from clipkit.checkpoints.source import Source, resolve
 from clipkit.checkpoints.unpickle import OPENAI_SCALARS
-from clipkit.checkpoints.weights import read_weights
+from clipkit.checkpoints.weights import read_run_config, read_weights
 from clipkit.config import Activation, CLIPConfig, ResNetConfig, ViTConfig
-from clipkit.errors import CheckpointError, ConfigError, StateDictMismatchError
+from clipkit.errors import (
+    CheckpointError,
+    ConfigError,
+    CorruptCheckpointError,
+    StateDictMismatchError,
+)
+from clipkit.files import read_text
 from clipkit.models.build import expected_weights
 from clipkit.tokenizer import Tokenizer
 
@@ -192,6 +198,9 @@ def _stated_config(
         return source.config
     if row is not None:
         return row.config
+    own = source.weights.name == "checkpoint.pt" and read_run_config(source.weights)
+    if own:
+        return CLIPConfig.from_dict(own)
     if OPENAI_SCALARS <= stored.keys():  # all nine of OpenAI's models are alike in this
         return infer.from_shapes(weights, "quick_gelu", 64)
     return None
@@ -271,14 +280,30 @@ def _check_weights(config: CLIPConfig, weights: dict[str, Tensor]) -> None:
     """Raise `StateDictMismatchError` with a diff if these are not the weights of the config.
 
     Counters of batch norms are added where they are missing: old files lack them, and inference
-    never reads them.
+    never reads them. `model.half()` makes them fractions in some programs, so they become integers.
     """
+    _check_layers(config, weights)
+    for key, value in weights.items():
+        if key.endswith("num_batches_tracked") and value.is_floating_point():
+            weights[key] = value.to(torch.int64)
     expected = expected_weights(config)
     for key in expected.keys() - weights.keys():
         if key.endswith("num_batches_tracked"):
             weights[key] = torch.tensor(0)
     if problem := layouts.describe_mismatch(expected, weights):
         raise StateDictMismatchError(problem)
+
+
+def _check_layers(config: CLIPConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise `ConfigError` for more layers than there are weights, before any layer is built."""
+    layers = config.vision.layers
+    stacked = sum(layers) if isinstance(layers, tuple) else layers
+    for tower, count in (("vision", stacked), ("text", config.text.layers)):
+        if count > len(weights):
+            raise ConfigError(
+                f"the config states {count:,} layers of the {tower} tower, and there are "
+                f"{len(weights)} weights in all: it is of other weights, or damaged"
+            )
 
 
 def _resize(
@@ -301,7 +326,8 @@ def _read_tokenizer(merges: Path | None, config: CLIPConfig) -> Tokenizer | None
     """
     if merges is None:
         return None
-    tokenizer = Tokenizer(merges.read_text("utf-8").splitlines(), config.text.context_length)
+    text = read_text(merges, error=CorruptCheckpointError)
+    tokenizer = Tokenizer(text.splitlines(), config.text.context_length)
     if tokenizer.is_default:
         return None
     if tokenizer.vocab_size != config.text.vocab_size:

@@ -18,7 +18,12 @@ from clipkit.checkpoints.documents import (
 )
 from clipkit.checkpoints.weights import shard_names
 from clipkit.config import CLIPConfig
-from clipkit.errors import CheckpointNotFoundError, DownloadError
+from clipkit.errors import (
+    CheckpointNotFoundError,
+    DownloadError,
+    UnsupportedCheckpointError,
+)
+from clipkit.files import settle
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 
@@ -235,9 +240,16 @@ def _from_openai(
 
 def _in_folder(folder: Path, ignore_config: bool) -> Source:
     """Take the first weight file of a known name in a folder, or else the only one."""
+    settle(folder)
     files = _weight_files(folder)
     if files and files[0].name in WEIGHT_FILES:
+        _refuse_adapters(folder)
         return _at_file(files[0], ignore_config)
+    if any((folder / "model" / name).exists() for name in WEIGHT_FILES):
+        return _in_folder(
+            folder / "model", ignore_config
+        )  # a run of `clipkit train` that has ended
+    _refuse_adapters(folder)
     if len(files) != 1:
         held = ", ".join(path.name for path in files) or "no weight file"
         raise CheckpointNotFoundError(
@@ -247,6 +259,20 @@ def _in_folder(folder: Path, ignore_config: bool) -> Source:
     document = OPEN_CLIP_CONFIG if (folder / OPEN_CLIP_CONFIG).exists() else CONFIG
     find = partial(_find_in, folder)
     return _source(files[0], read_documents(find, document, None, ignore_config=ignore_config))
+
+
+def _refuse_adapters(folder: Path) -> None:
+    """Raise `UnsupportedCheckpointError` for a folder of another library, and name the way on."""
+    if (folder / "adapter_config.json").exists() and not (folder / CONFIG).exists():
+        raise UnsupportedCheckpointError(
+            f"{folder} holds an adapter of PEFT, and not the model that it adapts: load both with "
+            "peft, call merge_and_unload(), save the result with save_pretrained and load that"
+        )
+    if (folder / "modules.json").exists():
+        raise UnsupportedCheckpointError(
+            f"{folder} is a folder of sentence-transformers. The CLIP lies in a folder inside of "
+            f"it: load {str(folder / '0_CLIPModel')!r}"
+        )
 
 
 def _at_file(path: Path, ignore_config: bool) -> Source:

@@ -5,6 +5,7 @@ description of one of OpenAI's archives and maps the tensors that it names.
 """
 
 import math
+import os
 import pickle
 import struct
 import zipfile
@@ -14,6 +15,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, BinaryIO, cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,9 +62,20 @@ _HARMLESS = frozenset(
         "torch.serialization._get_layout",
     )
 )
+# The modules of a TorchScript archive, and NumPy's numbers from both of its generations.
+_HARMLESS_BEGINNINGS = (
+    "__torch__.",
+    "torch.jit._pickle.",
+    "numpy.dtype",
+    "numpy.core.multiarray.scalar",
+    "numpy._core.multiarray.scalar",
+)
 # The archive of a plain CLIP has a few thousand modules and tensors. These bounds only stop
 # archives that are made to exhaust us.
 _MAX_NODES = 100_000
+# A state dict with the state of its optimizer takes some 100,000 opcodes.
+_MAX_OPCODES = 2_000_000
+MAX_PICKLE = 64 << 20  # bytes
 _MAX_NAME = 1_000
 
 
@@ -81,6 +94,49 @@ def refuse_unsafe(file: BinaryIO, path: Path) -> None:
         return
 
 
+def _numpy_globals() -> list[Any]:
+    """Return what NumPy's plain numbers are pickled with: two functions and the number types.
+
+    They make a number of the given bytes, and none of them calls anything that a pickle names. An
+    array of objects could; it is made by another function.
+    """
+    kinds = (np.float64, np.float32, np.float16, np.int64, np.int32, np.int16, np.int8, np.bool_)
+    scalar: Any = np.float64(0).__reduce__()[0]
+    found: list[Any] = [np.dtype, *(type(np.dtype(kind)) for kind in kinds)]
+    # NumPy 1 and 2 have the function under these two names. Files of both are read.
+    return [*found, *((scalar, f"numpy.{core}.multiarray.scalar") for core in ("core", "_core"))]
+
+
+NUMPY_GLOBALS = _numpy_globals()
+
+
+def tensor_specs(root: object) -> list["_TensorSpec"]:
+    """Return the descriptions of all tensors in what `InertUnpickler` built.
+
+    Raises:
+        ValueError: if the pickle nests without end.
+    """
+    found: list[_TensorSpec] = []
+    seen: set[int] = set()
+    pending = [root]
+    while pending:
+        node = pending.pop()
+        if id(node) in seen:
+            continue
+        seen.add(id(node))
+        if len(seen) > _MAX_OPCODES:
+            raise ValueError("the pickle nests without end")
+        if isinstance(node, _TensorSpec):
+            found.append(node)
+        elif isinstance(node, dict):
+            pending += dict.values(cast("dict[Any, Any]", node))
+        elif isinstance(node, list | tuple):
+            pending += cast("list[Any]", node)
+        elif isinstance(node, _Inert):
+            pending += [node.state, node.arguments]
+    return found
+
+
 class _Inert:
     """Keep the state of what a pickle builds, and do nothing.
 
@@ -90,9 +146,10 @@ class _Inert:
     """
 
     state: Any = None
+    arguments: tuple[Any, ...] = ()
 
-    def __init__(self, *_: Any) -> None:
-        pass
+    def __init__(self, *arguments: Any) -> None:
+        self.arguments = arguments
 
     def __setstate__(self, state: Any) -> None:
         self.state = state
@@ -108,10 +165,26 @@ class _TensorSpec(_Inert):
         self.stride = stride
 
 
+def _refuse_bytearray(_: object) -> None:
+    """Raise ValueError in place of making room for as many bytes as a pickle announces."""
+    raise ValueError("the pickle holds a bytearray, which weights do not need")
+
+
+def _bytes_left(file: BinaryIO) -> int:
+    """Return how many bytes a file has after its position."""
+    here = file.tell()
+    end = file.seek(0, os.SEEK_END)
+    file.seek(here)
+    return end - here
+
+
 # It derives from the unpickler in pure Python, because the one in C allocates memory for whatever
 # memo index a pickle names.
 class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
     """Build descriptions only: import nothing, and call nothing but the two classes above."""
+
+    dispatch = dict(pickle._Unpickler.dispatch)  # pyright: ignore
+    dispatch[pickle.BYTEARRAY8[0]] = _refuse_bytearray
 
     def __init__(self, file: BinaryIO, path: Path) -> None:
         def readline() -> bytes:
@@ -121,7 +194,18 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
                 raise EOFError("the pickle is cut short")
             return line
 
-        stream: Any = SimpleNamespace(read=file.read, readline=readline)
+        left = _bytes_left(file)
+        opcodes = 0
+
+        def read(size: int) -> bytes:
+            nonlocal opcodes
+            opcodes += size == 1
+            # Python would make room for as many bytes as the pickle announces.
+            if size > left or opcodes > _MAX_OPCODES:
+                raise ValueError("the pickle asks for more than the file holds")
+            return file.read(size)
+
+        stream: Any = SimpleNamespace(read=read, readline=readline)
         super().__init__(stream)
         self.path = path
 
@@ -136,7 +220,7 @@ class InertUnpickler(pickle._Unpickler):  # pyright: ignore[reportPrivateUsage]
             name.endswith("Storage") or isinstance(getattr(torch, name, None), torch.dtype)
         ):
             return _Inert
-        if full in _HARMLESS or full.startswith(("__torch__.", "torch.jit._pickle.")):
+        if full in _HARMLESS or full.startswith(_HARMLESS_BEGINNINGS):
             return _Inert
         raise UnsafeCheckpointError(
             f"{self.path} asks for {full}, which weights do not need; nothing of it was run. If "

@@ -16,20 +16,35 @@ replaces it instead, so a checkpoint may be saved over the file that it was load
 import errno
 import io
 import json
+import math
 import os
 import pickle
 import re
+import stat
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
 from torch import Tensor
 
-from clipkit.checkpoints.unpickle import InertUnpickler, read_torchscript, refuse_unsafe
-from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from clipkit.checkpoints.nesting import entries_of, find_clip
+from clipkit.checkpoints.unpickle import (
+    MAX_PICKLE,
+    NUMPY_GLOBALS,
+    InertUnpickler,
+    read_torchscript,
+    refuse_unsafe,
+    tensor_specs,
+)
+from clipkit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+)
 
 # Training loops put the weights here: Lightning and open_clip first, then the usual names of
 # hand-written loops.
@@ -40,6 +55,33 @@ _PREFIXES = ("module.", "_orig_mod.", "model.")
 _BOOKKEEPING = frozenset(
     "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name "
     "optimizer optimizer_state_dict optimizer_states scaler scheduler step".split()
+)
+
+# Sound files of other formats, told by the bytes at their beginning, from this position on.
+_OTHER_FORMATS = {
+    b"GGUF": (0, "a GGUF file of llama.cpp and its kin"),
+    b"ggml": (0, "a GGML file"),
+    b"lmgg": (0, "a GGML file"),
+    b"\x89HDF\r\n\x1a\n": (0, "an HDF5 file, as Keras writes"),
+    b"TFL3": (4, "a TensorFlow Lite model"),
+    b"\x93NUMPY": (0, "a NumPy array"),
+    b"\x1f\x8b": (0, "compressed with gzip"),
+    b"ustar": (257, "a tar archive"),
+    b"7z\xbc\xaf\x27\x1c": (0, "a 7z archive"),
+    b"\xfd7zXZ\x00": (0, "compressed with xz"),
+    b"\x28\xb5\x2f\xfd": (0, "compressed with zstandard"),
+}
+# These formats have no such bytes.
+_OTHER_SUFFIXES = {
+    ".onnx": "an ONNX graph",
+    ".msgpack": "a Flax checkpoint",
+    ".keras": "a Keras model",
+    ".npz": "an archive of NumPy arrays",
+    ".pt2": "an exported program",
+}
+_OTHER_FORMAT = (
+    "clipkit reads safetensors and what torch.save writes: unpack it, or load it with the program "
+    "that it is for and save the state_dict() of the torch model"
 )
 
 
@@ -66,8 +108,7 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointNotFoundError(f"There is no file {path}")
     if path.is_dir():
         raise CheckpointNotFoundError(f"{path} is a folder; name the weight file in it")
-    with path.open("rb") as file:
-        head = file.read(512)
+    head = _read_head(path)
     kind, read = _recognize(path, head)
     try:
         content = read(path)
@@ -86,11 +127,38 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise _corrupt(path, str(error), "Save the model's state_dict() alone.") from error
 
 
+def read_run_config(path: Path) -> dict[str, Any] | None:
+    """Return the model's config in a checkpoint of `clipkit train`; None for any other file."""
+    with path.open("rb") as file:
+        if file.read(4) != b"PK\x03\x04":
+            return None
+    content: Any = _read_zip(path)
+    identity: Any = content.get("identity") if isinstance(content, dict) else None
+    if isinstance(identity, list) and identity and isinstance(identity[0], dict):
+        return cast("dict[str, Any]", identity[0])
+    return None
+
+
+def _read_head(path: Path) -> bytes:
+    """Return the first bytes of a regular file, which open() alone does not tell from a pipe."""
+    try:
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise CorruptCheckpointError(f"{path} is no regular file: pass the weight file's path")
+        with path.open("rb") as file:
+            return file.read(512)
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error.strerror or error}): give yourself the permission to "
+            "read it, or pass the path of a copy"
+        ) from error
+
+
 def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
     """Find the state dict in what a training loop saved; the argument is never changed.
 
-    It may lie under "state_dict", "model_state_dict" or "model" (also nested). Prefixes that all
-    names share are removed.
+    A whole CLIP is found wherever it lies (see `nesting.find_clip`). Other weights may lie under
+    "state_dict", "model_state_dict" or "model" (also nested), and lose the prefixes that all names
+    share.
 
     Returns:
         The tensors by name. They share memory with those given and require no gradient.
@@ -104,13 +172,16 @@ def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
         >>> list(unwrap_state_dict({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}))
         ['a']
     """
+    clip = find_clip(obj)
+    if clip is not None:
+        return clip
     found = _unwrap(obj)
-    if not isinstance(found, Mapping):
+    if not isinstance(found, dict):
         raise CorruptCheckpointError(
             f"holds a {type(found).__name__}, not a state dict of named tensors"
         )
     state: dict[str, Tensor] = {}
-    for name, value in cast("Mapping[Any, Any]", found).items():
+    for name, value in entries_of(cast("object", found)):
         if name in _BOOKKEEPING:
             continue
         if not isinstance(name, str) or not isinstance(value, Tensor):
@@ -126,10 +197,10 @@ def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
 def _unwrap(obj: object) -> object:
     """Return the innermost mapping under the names that training loops give to the weights."""
     for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
-        if not isinstance(obj, Mapping):
+        if not isinstance(obj, dict):
             return obj
-        wrapper = cast("Mapping[Any, Any]", obj)
-        inner = (wrapper[key] for key in _WRAPPERS if isinstance(wrapper.get(key), Mapping))
+        wrapper = cast("dict[Any, Any]", obj)
+        inner = (wrapper[key] for key in _WRAPPERS if isinstance(dict.get(wrapper, key), dict))
         obj = next(inner, wrapper)
     return obj
 
@@ -187,6 +258,13 @@ def _recognize(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
         raise _corrupt(
             path, "is a git-lfs pointer, not the weights", "Fetch them with `git lfs pull`."
         )
+    for magic, (start, name) in _OTHER_FORMATS.items():
+        if head[start : start + len(magic)] == magic:
+            raise UnsupportedCheckpointError(f"{path} is {name}. {_OTHER_FORMAT}")
+    if path.suffix.lower() in _OTHER_SUFFIXES:
+        raise UnsupportedCheckpointError(
+            f"{path} is {_OTHER_SUFFIXES[path.suffix.lower()]}, by its name. {_OTHER_FORMAT}"
+        )
     if head.lstrip()[:1] == b"<":
         raise _corrupt(path, "is a web page, not a checkpoint: the address or the access was wrong")
     if head.startswith(b"PK\x03\x04"):
@@ -221,10 +299,12 @@ def _read_shards(path: Path) -> dict[str, Tensor]:
 def _read_zip(path: Path) -> Any:
     """Read a zip file by torch.save, or a TorchScript archive, which has `constants.pkl` too."""
     with zipfile.ZipFile(path) as archive:
+        _refuse_odd_members(archive, path)
         pickle_name = _pickle_name(archive)
         records = _records_below(archive, pickle_name.removesuffix("data.pkl"))
         pickled = archive.read(pickle_name)
         if "constants.pkl" not in records:
+            _check_tensors(InertUnpickler(io.BytesIO(pickled), path).load(), records)
             # torch takes a file called *.safetensors for one, unless it gets the open file, and it
             # maps only files that it gets by name.
             return _torch_load(path, io.BytesIO(pickled), mmap=path.suffix != ".safetensors")
@@ -232,6 +312,34 @@ def _read_zip(path: Path) -> Any:
             raise ValueError("written on a machine of the other byte order")
         root_module = InertUnpickler(io.BytesIO(pickled), path).load()
     return dict(read_torchscript(path, records, root_module))
+
+
+def _refuse_odd_members(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise ValueError for what torch would read and we would not see.
+
+    torch takes names that differ in case for one, and expands what is compressed.
+    """
+    names = [info.filename.lower() for info in archive.infolist()]
+    if len(set(names)) < len(names):
+        raise ValueError("two records of one name")
+    for info in archive.infolist():
+        if info.file_size > path.stat().st_size:
+            raise ValueError(
+                f"the record {info.filename} is compressed; save the weights anew with torch.save"
+            )
+        if info.filename.endswith("/data.pkl") and info.file_size > MAX_PICKLE:
+            raise ValueError(f"the pickle of {info.file_size:,} bytes is too large for weights")
+
+
+def _check_tensors(root: object, records: dict[str, zipfile.ZipInfo]) -> None:
+    """Raise ValueError for a tensor that claims more numbers than its record holds."""
+    for spec in tensor_specs(root):
+        _, dtype, key, *_ = spec.storage
+        held = records[f"data/{key}"].file_size // getattr(dtype, "itemsize", 1)
+        if not all(type(n) is int and n >= 0 for n in (*spec.size, *spec.stride, spec.offset)):
+            raise ValueError("a tensor without a shape")
+        if math.prod(spec.size) > held:
+            raise ValueError(f"a tensor of shape {spec.size} reaches beyond its record data/{key}")
 
 
 def _pickle_name(archive: zipfile.ZipFile) -> str:
@@ -276,7 +384,7 @@ def _torch_load(path: Path, pickles: BinaryIO, *, mmap: bool) -> Any:
         mmap: map the tensors.
     """
     try:
-        with path.open("rb") as file:
+        with path.open("rb") as file, torch.serialization.safe_globals(NUMPY_GLOBALS):
             return torch.load(
                 path if mmap else file, map_location="cpu", weights_only=True, mmap=mmap
             )

@@ -15,7 +15,7 @@ from tests.helpers.repositories import Contents, write
     ("text", "error", "message"),
     [
         (b'{"format": "clip', CorruptCheckpointError, r"config\.json is not JSON"),
-        (b"\xff\xfe", CorruptCheckpointError, r"config\.json is not JSON"),
+        (b"\xff\xfe", CorruptCheckpointError, r"config\.json is not text in UTF-8"),
         (b'["clipkit"]', CorruptCheckpointError, r"config\.json must hold a JSON object, not list"),
         (b'{"format": "clipkit"}', ConfigError, "missing"),
         (

@@ -59,12 +59,12 @@ def test_missing_unexpected_and_misshapen_weights(vit: CLIP, tmp_path: Path, wri
     state[bias] = torch.zeros(5)
     endings = ("ln_post.weight", "post_layernorm.weight")
     del state[next(name for name in state if name.endswith(endings))]
-    write_weights(state | {"extra": torch.zeros(2, 3)}, path)
+    write_weights(state | {"visual.extra": torch.zeros(2, 3)}, path)
     with pytest.raises(StateDictMismatchError, match="weights do not fit the model") as caught:
         CLIP.from_pretrained(tmp_path, device="cpu")
     assert str(caught.value).splitlines()[1:] == [
         "  - visual.ln_post.weight (96,)",
-        "  + extra (2, 3)",
+        "  + visual.extra (2, 3)",
         "  ! text.ln_final.bias is (5,), the model has (64,)",
     ]
 

@@ -56,7 +56,7 @@ CYCLE["model"] = CYCLE
         ({"state_dict": {}}, "holds no tensors"),
         ({"w": torch.ones(1), "note": "hello"}, "entry 'note' that is a str"),
         ({1: torch.ones(1)}, "entry 1 "),
-        (CYCLE, "entry 'model' that is a dict"),
+        (CYCLE, "nests without end"),
     ],
 )
 def test_no_state_dict(obj: Any, message: str, tmp_path: Path) -> None:

@@ -129,10 +129,10 @@ STATE = {
     "visual.proj": torch.randn(4, 8).t(),
     "token_embedding.weight": torch.tensor([[float("nan"), -0.0, float("inf")]]),
     "logit_scale": torch.tensor(4.6052, dtype=torch.float64),
-    "empty": torch.zeros(0, 3),
-    "ids": torch.arange(5),
-    "bf": torch.randn(3).bfloat16(),
-    "mask": torch.tensor([True, False]),
+    "visual.empty": torch.zeros(0, 3),
+    "visual.ids": torch.arange(5),
+    "visual.bf": torch.randn(3).bfloat16(),
+    "visual.mask": torch.tensor([True, False]),
 }
 
 
