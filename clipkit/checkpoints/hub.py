@@ -5,6 +5,8 @@ whole one belongs. `HF_HUB_OFFLINE=1`, `HF_ENDPOINT`, `HF_HOME` and the other va
 huggingface_hub work as everywhere.
 """
 
+import contextlib
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -180,6 +182,14 @@ def _download_error(
     )
 
 
+def _remove_abandoned(path: Path) -> None:
+    """Remove what killed downloads left beside `path`. One that goes on was written to just now."""
+    for partial in path.parent.glob(f"{path.name}.*.partial"):
+        with contextlib.suppress(OSError):
+            if time.time() - partial.stat().st_mtime > 3600:
+                partial.unlink()
+
+
 def fetch_url(
     url: str, digest: str, cache_dir: str | Path | None = None, *, local_files_only: bool = False
 ) -> Path:
@@ -213,6 +223,7 @@ def fetch_url(
     if local_files_only or HF_HUB_OFFLINE:
         raise DownloadError(f"Offline, and no good copy of {url} at {path}.{damaged} {_GO_OFFLINE}")
     path.parent.mkdir(parents=True, exist_ok=True)
+    _remove_abandoned(path)
     try:
         # It writes to a temporary name beside `path`, and moves that when the digest is right.
         download_url_to_file(url, str(path), hash_prefix=digest.lower())

@@ -77,8 +77,8 @@ def find_clip(content: object) -> dict[str, Tensor] | None:
 
 def entries_of(mapping: object) -> list[tuple[Any, Any]]:
     """Return the entries of a dict from a pickle, which may have an attribute called `items`."""
-    method: Any = dict.items
-    return list(method(mapping))
+    plain = cast("Any", dict)
+    return list(plain.items(mapping))
 
 
 def _tensors(outer: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
@@ -95,7 +95,7 @@ def _tensors(outer: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
         elif isinstance(value, dict):
             pending += [
                 (f"{name}.{key}" if name else str(key), depth + 1, inner)
-                for key, inner in reversed(entries_of(value))
+                for key, inner in reversed(entries_of(cast("object", value)))
                 if isinstance(key, str | int) and isinstance(inner, Tensor | dict)
             ]
 

@@ -132,11 +132,10 @@ def read_run_config(path: Path) -> dict[str, Any] | None:
     with path.open("rb") as file:
         if file.read(4) != b"PK\x03\x04":
             return None
-    content: Any = _read_zip(path)
-    identity: Any = content.get("identity") if isinstance(content, dict) else None
-    if isinstance(identity, list) and identity and isinstance(identity[0], dict):
-        return cast("dict[str, Any]", identity[0])
-    return None
+    try:
+        return dict(_read_zip(path)["identity"][0])
+    except (LookupError, TypeError, ValueError):
+        return None
 
 
 def _read_head(path: Path) -> bytes:

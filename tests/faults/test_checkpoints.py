@@ -17,6 +17,7 @@ from torch import Tensor
 
 import clipkit
 from clipkit import CLIP
+from clipkit.checkpoints import hub
 from clipkit.errors import (
     CheckpointError,
     ClipkitError,
@@ -250,3 +251,14 @@ def test_an_attribute_called_items_is_no_method(state: State, tmp_path: Path) ->
     torch.save({"state_dict": Odd()}, tmp_path / "odd.pt")
     loaded, _ = clipkit.load(tmp_path / "odd.pt", config=VIT, device="cpu")
     assert_same_weights(loaded.state_dict(), state)
+
+
+# Kind X13: what a killed download left.
+def test_an_abandoned_download_is_removed_and_a_live_one_stays(tmp_path: Path) -> None:
+    for name, age in (("old", 7200), ("live", 0)):
+        partial = tmp_path / f"ViT-B-32.pt.{name}.partial"
+        partial.touch()
+        written = partial.stat().st_mtime - age
+        os.utime(partial, (written, written))
+    hub._remove_abandoned(tmp_path / "ViT-B-32.pt")
+    assert [path.name for path in tmp_path.iterdir()] == ["ViT-B-32.pt.live.partial"]
