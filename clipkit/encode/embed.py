@@ -218,7 +218,8 @@ def prepare_images(
         ConfigError: if there is no transform, or as `ImageSet`.
         DataError: as `ImageSet`.
     """
-    if transform is None and not isinstance(images, DataLoader):
+    given: object = images
+    if transform is None and not isinstance(given, DataLoader):
         transform = getattr(model, "preprocess", None)
         if transform is None:
             raise ConfigError(
