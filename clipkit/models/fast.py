@@ -10,8 +10,7 @@ from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
 from clipkit.models.resnet import Bottleneck, ModifiedResNet
 
-# Pixels of a batch that a ResNet takes at once, so that its feature maps stay in a CPU's cache: 5
-# images of RN50.
+# Pixels that a ResNet takes at once. Its feature maps then stay in a CPU's cache: 5 images of RN50.
 CACHED_PIXELS = 300_000
 
 
@@ -33,8 +32,7 @@ def make_fast(visual: nn.Module, text: nn.Module, *, compile: bool = False) -> t
     if isinstance(visual, ModifiedResNet):
         done += _simplify_resnet(visual)
     if compile:
-        # With CUDA graphs on CUDA. Packed weights would be opaque to the compiler, so the rest is
-        # left.
+        # On CUDA with CUDA graphs. The compiler cannot see through packed weights: there are none.
         visual.compile(mode="reduce-overhead" if device.type == "cuda" else None)
         return (*done, "image tower compiled")
     if isinstance(visual, ModifiedResNet) and device.type == "cpu":

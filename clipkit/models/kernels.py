@@ -7,6 +7,7 @@ use, they see plain tensors alone, and `F.linear` does the work wherever they wi
 
 import functools
 import platform
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,20 +21,27 @@ from clipkit.errors import ConfigError
 
 Fused = Literal["none", "gelu", "swish"]  # oneDNN's names for the activations that it can fuse
 
+# Private functions of torch, and what stands in for one that another version lacks.
+_Ask = Callable[[], object]
+_torch_c = torch._C  # pyright: ignore[reportPrivateUsage]
+_is_transforming: _Ask = getattr(_torch_c, "_are_functorch_transforms_active", lambda: False)
+_is_dispatching: _Ask = getattr(dispatch, "is_in_torch_dispatch_mode", lambda: False)
+_is_hooked_everywhere: _Ask = getattr(torch_module, "_has_any_global_hook", lambda: True)
+
 
 def values_are_known(x: Tensor) -> bool:
     """Return whether code may look at the values of `x`.
 
     It may not while a graph is recorded (by torch.compile, torch.export, torch.jit.trace or
-    torch.fx), which would then
-    hold for this input alone, nor where there are none: in fake and meta tensors, and under vmap.
+    torch.fx), which would then hold for this input alone. Nor may it where there are none: in fake
+    and meta tensors, and under vmap.
     """
     return (
         type(x) in (Tensor, nn.Parameter)
         and not x.is_meta
         and not torch.compiler.is_compiling()
         and not torch.jit.is_tracing()  # pyright: ignore[reportPrivateImportUsage]
-        and not torch._C._are_functorch_transforms_active()  # pyright: ignore[reportPrivateUsage]
+        and not _is_transforming()
     )
 
 
@@ -68,7 +76,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Whether oneDNN's private op may compute this product, and is the faster kernel for it.
+    """Return whether oneDNN's private op may compute this product, and is the faster kernel for it.
 
     Gradients, autocast, subclasses of Tensor and whatever watches torch's calls (FlopCounterMode)
     know nothing of the op. `torch.backends.mkldnn.flags(enabled=False)` switches it off.
@@ -81,7 +89,7 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and weight.is_cpu
         and values_are_known(x)
         and not torch.is_autocast_enabled("cpu")
-        and not dispatch.is_in_torch_dispatch_mode()
+        and not _is_dispatching()
         and torch.backends.mkldnn.enabled
         and _onednn_is_faster()
         and _onednn_agrees(torch.float32, packed=False)
@@ -89,17 +97,15 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    """Whether calling the layer does more than its class's `forward`."""
+    """Return whether calling the layer does more than its class's `forward`."""
     if layer._forward_hooks or layer._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
         return True
-    if torch_module._has_any_global_hook():  # pyright: ignore[reportPrivateUsage]
-        return True
-    return "forward" in vars(layer)
+    return bool(_is_hooked_everywhere()) or "forward" in vars(layer)
 
 
 @functools.cache
 def _onednn_is_faster() -> bool:
-    """Whether oneDNN multiplies float32 matrices faster than MKL does here, as on AMD.
+    """Return whether oneDNN multiplies float32 matrices faster than MKL does here, as on AMD.
 
     The vendor decides. A measurement would fall out by chance at times, and two runs would not give
     the same bits.
@@ -113,7 +119,7 @@ def _onednn_is_faster() -> bool:
 
 @functools.cache
 def _onednn_agrees(dtype: torch.dtype, packed: bool) -> bool:
-    """Whether oneDNN's private ops are there, and give `F.linear`'s values for this dtype.
+    """Return whether oneDNN's private ops are there, and give `F.linear`'s values for this dtype.
 
     Another version of torch may lack them, or have changed them.
     """
@@ -132,20 +138,21 @@ def _onednn_agrees(dtype: torch.dtype, packed: bool) -> bool:
             torch.allclose(_onednn_linear(x, used, bias, name).double(), value, 0, tolerance)
             for name, value in expected.items()
         )
-    except (
-        AttributeError,
-        RuntimeError,
-        TypeError,
-    ):  # no such op, not for this dtype, other arguments
+    # There is no such op, it does not take this dtype, or it takes other arguments.
+    except (AttributeError, RuntimeError, TypeError):
         return False
 
 
 def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: Fused) -> Tensor:
+    """Return the activation of `F.linear(x, weight, bias)` by oneDNN's private op."""
     return torch.ops.mkldnn._linear_pointwise(x, weight, bias, activation, [], "none")
 
 
 class PackedWeight(nn.Parameter):
-    """A weight (out, in) in oneDNN's own order. Torch by itself can neither copy nor pickle one."""
+    """Hold a weight (out, in) in oneDNN's own order.
+
+    Torch by itself can neither copy nor pickle one.
+    """
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         memo[id(self)] = PackedWeight(self.data.clone(), requires_grad=False)
@@ -174,6 +181,7 @@ def pack(weight: Tensor) -> PackedWeight:
 def _packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: Fused
 ) -> Tensor:
+    """Return `_onednn_linear` of a packed weight, or refuse what such a weight cannot do."""
     if torch.is_grad_enabled() and x.requires_grad:
         raise ConfigError(
             "a model from optimize() has no gradients: take those of the model that it is a copy of"
@@ -186,7 +194,9 @@ def _packed_linear(
 
 
 class PackedLinear(nn.Module):
-    """A linear layer with a packed weight, and the activation that follows it. For inference alone.
+    """Apply a linear layer with a packed weight, and the activation that follows it.
+
+    It is for inference alone.
 
     Args:
         weight: (out, in).
@@ -213,9 +223,8 @@ class PackedLinear(nn.Module):
 class Patches(nn.Conv2d):
     """Embed the square patches of images.
 
-    This is a convolution, computed as one product of all patches with the weight.
-
-    With another `stride`, which some set for denser maps, it is the ordinary convolution.
+    This is a convolution, computed as one product of all patches with the weight. With another
+    `stride`, which some set for denser maps, it is the ordinary convolution.
 
     Args:
         channels: of the images.

@@ -1,9 +1,8 @@
 """The parts that the vision and the text transformer share: attention, blocks, and their stack.
 
 A pooled tower keeps one token of each sample. Its last block therefore computes only keys and
-values of the other tokens:
-one query attends to all of them, and one token passes the MLP. The skipped work could not have
-reached the output, so the result is exact.
+values of the other tokens: one query attends to all of them, and one token passes the MLP. The
+skipped work could not have reached the output, so the result is exact.
 """
 
 import torch
@@ -33,7 +32,9 @@ ACTIVATIONS: dict[Activation, type[nn.Module]] = {"quick_gelu": QuickGELU, "gelu
 
 
 class Attention(nn.Module):
-    """Multi-head attention, batch first, with one projection for queries, keys and values together.
+    """Let tokens attend to tokens with several heads, batch first.
+
+    One projection makes queries, keys and values together.
 
     Args:
         width: W of each token, the heads' widths together.
@@ -52,7 +53,7 @@ class Attention(nn.Module):
     def forward(
         self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
     ) -> Tensor:
-        """Let tokens attend to tokens.
+        """Return what each token gathers from the tokens that it attends to.
 
         Args:
             x: (N, L, W); or with a `tree`, its P nodes (P, W).
@@ -131,7 +132,7 @@ def pick(x: Tensor, at: Tensor | int) -> Tensor:
 
 
 class MLP(nn.Module):
-    """Two linear layers with an activation between them."""
+    """Apply two linear layers with an activation between them."""
 
     def __init__(self, width: int, hidden: int, activation: Activation) -> None:
         super().__init__()
@@ -146,7 +147,7 @@ class MLP(nn.Module):
 
 
 class ResidualAttentionBlock(nn.Module):
-    """A pre-norm transformer block."""
+    """Add to each token what attention and then an MLP make of the normed tokens."""
 
     def __init__(
         self, width: int, num_heads: int, mlp_width: int, activation: Activation, causal: bool
@@ -179,7 +180,7 @@ def _keep(x: Tensor, at: Tensor | int | None, tree: Prefixes | None) -> Tensor:
 
 
 class Transformer(nn.Module):
-    """A stack of blocks, batch first.
+    """Apply a stack of blocks, batch first.
 
     Args:
         width: W of each token.
@@ -248,7 +249,7 @@ class Transformer(nn.Module):
 
 
 class ImageTower(nn.Module):
-    """The attributes that both image towers have.
+    """Hold the attributes that both image towers have.
 
     Attributes:
         resolution: (height, width) of the input in pixels.

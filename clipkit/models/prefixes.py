@@ -6,7 +6,7 @@ Sorted rows stand one after another like words in a dictionary: each begins with
 before it and goes on with tokens of its own. The own tokens become the nodes of a tree, numbered
 from the first row to the last. A node may attend to itself and to the tokens before it in its row;
 these are its ancestors in the tree. Norms, projections and MLPs work token by token, so they run
-once per node and without padding. For attention, neighbouring nodes are gathered into small groups,
+once per node and without padding. For attention, neighboring nodes are gathered into small groups,
 and each group also holds the ancestors of its nodes.
 """
 
@@ -27,7 +27,7 @@ GROUP = 48
 
 @dataclass(frozen=True)
 class Prefixes:
-    """A tree of P nodes with R leaves.
+    """Hold a tree of P nodes with R leaves.
 
     Attributes:
         ids: (P,) the token of each node.
@@ -101,15 +101,16 @@ def grow(rows: Integers, device: torch.device) -> Prefixes:
     owners, positions = _find_nodes(rows, lengths, own)
     paths = _trace_paths(rows, owners, positions)
     groups, filled = _pad(_gather_groups(rows, own, positions, paths))
-    tree = (
-        rows[owners, positions],
-        positions,
-        paths[np.arange(len(rows)), lengths - 1],
-        groups,
-        _see(groups, filled, owners, positions, paths)[:, None],  # (G, S, S) -> (G, 1, S, S)
-        _find_places(groups, filled, len(owners)),
-    )
-    return Prefixes(*(torch.from_numpy(array).to(device) for array in tree))
+    mask = _see(groups, filled, owners, positions, paths)
+    arrays = {
+        "ids": rows[owners, positions],
+        "positions": positions,
+        "leaves": paths[np.arange(len(rows)), lengths - 1],
+        "groups": groups,
+        "mask": mask[:, None],  # (G, S, S) -> (G, 1, S, S)
+        "places": _find_places(groups, filled, len(owners)),
+    }
+    return Prefixes(**{name: torch.from_numpy(array).to(device) for name, array in arrays.items()})
 
 
 def _count_tokens(rows: Integers) -> tuple[Integers, Integers]:
@@ -136,8 +137,7 @@ def _trace_paths(rows: Integers, owners: Integers, positions: Integers) -> Integ
     """Return the node of each row at each position, (R, L)."""
     paths = np.zeros(rows.shape, np.int64)
     paths[owners, positions] = np.arange(len(owners))
-    # A position that is not a row's own is shared with the row before: its node is the latest one
-    # there.
+    # What is not a row's own it shares with the row before, so its node is the latest one there.
     return np.maximum.accumulate(paths, axis=0)
 
 

@@ -16,7 +16,7 @@ EXPANSION = 4  # a bottleneck's output channels over its width
 
 
 class Bottleneck(nn.Module):
-    """A residual block of three convolutions.
+    """Apply three convolutions, and add the input.
 
     All have stride 1, and an average pool strides instead (1904.11486).
 
