@@ -33,8 +33,7 @@ class CLIP(nn.Module):
     """Turn images and texts into vectors of one space, of width D = `config.embed_dim`.
 
     Args:
-        config: what to build. The weights are drawn as in the paper; `from_pretrained` loads
-            published ones.
+        config: what to build. Its weights are drawn as in the paper.
         tokenizer: the one that belongs to the weights; CLIP's own if not given.
 
     Attributes:
