@@ -92,6 +92,13 @@ def test_blocks_of_both_towers_are_recomputed(clip: CLIP, monkeypatch: pytest.Mo
     assert len(calls) == done
 
 
+def test_named_inputs_come_through() -> None:
+    x = torch.ones(2, 3, requires_grad=True)
+    bias = torch.arange(4.0)
+    found = recompute(nn.functional.linear, x, torch.ones(4, 3), bias=bias)
+    assert torch.equal(found, 3 + bias.expand(2, 4))
+
+
 def test_a_copy_of_a_recomputing_model_runs_its_own_weights(vit: CLIP) -> None:
     model = copy.deepcopy(vit)
     recompute_blocks(model)
