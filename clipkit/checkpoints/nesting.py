@@ -18,7 +18,7 @@ from clipkit.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 _LOG = logging.getLogger("clipkit")
 
-# Every plain CLIP has the first, in OpenAI's names or in transformers'.
+# The names by which both towers are found, in OpenAI's names or in transformers'.
 _IMAGE = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
 _TEXT = (
     "token_embedding.weight",
@@ -28,8 +28,8 @@ _TEXT = (
 # These bounds only stop files that are made to exhaust us.
 _MAX_DEPTH = 16
 _MAX_ENTRIES = 200_000
-# An average of weights is named beside the weights that it is of. `clipkit train` keeps both in
-# its checkpoint, and its model is the average where there is one.
+# The keys of a checkpoint of `clipkit train`. It may hold the weights and their moving average;
+# the model of the run is the average then.
 _OWN_TRAINING = frozenset(("config", "identity", "task", "optimizers", "average"))
 
 
@@ -71,7 +71,8 @@ def find_clip(content: object) -> dict[str, Tensor] | None:
         if name.startswith(prefix)
     }
     found = {name: value for name, value in inside.items() if not is_beside(name)}
-    _report(prefix, [name for name in tensors if name.removeprefix(prefix) not in found])
+    taken = {f"{prefix}{name}" for name in found}
+    _report(prefix, [name for name in tensors if name not in taken])
     return {name: value.detach() for name, value in found.items()}
 
 

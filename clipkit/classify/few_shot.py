@@ -204,7 +204,8 @@ def check_options(method: str, given: Mapping[str, object]) -> None:
         given: options of `fit_head` by name; None stands for one that is not given.
     """
     check_method(method)
-    for name, value in given.items():
+    for name, given_value in given.items():
+        value = _plain(given_value)
         if value is None:
             continue
         takers = [other for other in METHODS if name in _options_of(other)]

@@ -90,7 +90,7 @@ class Predictor(nn.Module):
         reading = Reading(batch_size, workers, progress)
         features, _ = features_and_paths(self.model, images_or_features, reading)
         with torch.no_grad():
-            return self.head(features.to(self.model.device)).softmax(dim=-1).cpu()
+            return self.head(features.float().to(self.model.device)).softmax(dim=-1).cpu()
 
     @overload
     def predict(

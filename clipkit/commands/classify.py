@@ -99,6 +99,8 @@ def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
 
 
 def _matches(pattern: str) -> list[Path]:
+    if not pattern:
+        return []  # Path("") would be the working directory
     path = Path(pattern)
     if path.is_dir():
         return list_images(path)

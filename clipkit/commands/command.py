@@ -35,11 +35,18 @@ class Command:
     run: Callable[..., int]
 
 
+def path_of(text: str) -> Path:
+    """Return the path that an argument names. An empty one would become the working directory."""
+    if not text:
+        raise argparse.ArgumentTypeError("an empty text names no path; '.' is this folder")
+    return Path(text)
+
+
 def add_class_folders(parser: argparse.ArgumentParser) -> None:
     """Add the argument for a folder of class folders."""
     parser.add_argument(
         "data",
-        type=Path,
+        type=path_of,
         metavar="FOLDERS",
         help="a folder with one folder of images for each class, named like the class",
     )
@@ -47,7 +54,7 @@ def add_class_folders(parser: argparse.ArgumentParser) -> None:
 
 def add_out(parser: argparse.ArgumentParser, help: str) -> None:
     """Add the option for the folder to write."""
-    parser.add_argument("-o", "--out", type=Path, required=True, metavar="DIR", help=help)
+    parser.add_argument("-o", "--out", type=path_of, required=True, metavar="DIR", help=help)
 
 
 def add_model(parser: argparse.ArgumentParser) -> None:
@@ -70,7 +77,7 @@ def add_classifier(parser: argparse.ArgumentParser) -> None:
     """Add the choice of a fitted classifier."""
     parser.add_argument(
         "--classifier",
-        type=Path,
+        type=path_of,
         metavar="DIR",
         help="a folder that `clipkit fit` or `clipkit finetune` wrote, in place of a model",
     )

@@ -7,13 +7,13 @@ import torch
 
 from clipkit import CLIP, RunConfig, distributed
 from clipkit import train as train_model
-from clipkit.commands.command import DONE, Command, add_device, add_out, add_workers
+from clipkit.commands.command import DONE, Command, add_device, add_out, add_workers, path_of
 from clipkit.training.run import finetune_from
 
 
 def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", type=Path, metavar="CONFIG.json", help="the fields of clipkit.RunConfig"
+        "config", type=path_of, metavar="CONFIG.json", help="the fields of clipkit.RunConfig"
     )
     add_device(parser)
 
@@ -30,7 +30,7 @@ def train(*, config: Path, device: str | None) -> int:
 def _add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "data",
-        type=Path,
+        type=path_of,
         metavar="DATA",
         help="a .csv or .jsonl of paths and captions, a folder with one, or class folders",
     )

@@ -82,13 +82,17 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
     """
     found: list[Path] = []
     suffixes = image_suffixes()
-    for parent, folders, files in os.walk(check_folder(folder)):
+    for parent, folders, files in os.walk(check_folder(folder), onerror=_refuse_unreadable):
         folders[:] = [name for name in folders if not is_hidden(name)]  # os.walk enters these only
         for name in files:
             path = Path(parent, name)
             if path.suffix.lower() in suffixes and not is_hidden(name) and path.is_file():
                 found.append(path)
     return sorted(found)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(f"a folder cannot be listed, so its images would be missing: {error}")
 
 
 class Item(NamedTuple):
@@ -368,6 +372,8 @@ def _labels_in(others: Sequence[Any], count: int) -> Tensor | None:
 
 def _bytes_of_item(item: Any) -> bytes:
     """Return what tells an item of a list from others: path and size of its file, or pixels."""
+    if isinstance(item, Mapping):
+        item = _as_row(cast("Mapping[str, Any]", item))
     row = _as_sequence(item)
     if row is not None:
         return b"".join(map(_bytes_of_item, row))
@@ -382,6 +388,8 @@ def _bytes_of_item(item: Any) -> bytes:
     if is_encoded(item):
         return b""  # an open file has no name, and its bytes would have to be read twice
     try:
-        return np.asarray(item).tobytes()
+        array = np.asarray(item)
     except _UNREADABLE:
         return b""
+    # An array of objects holds nothing but their addresses, which differ from run to run.
+    return repr(item).encode() if array.dtype == object else array.tobytes()

@@ -117,8 +117,8 @@ def embed_images(
     with closing(stream):  # its worker processes end when an error does
         for part in stream:
             if part.skipped:
-                _, problem = part.skipped[0]
-                raise ImageError(problem)
+                name, problem = part.skipped[0]
+                raise ImageError(problem if name in problem else f"image {name}: {problem}")
             parts.append(part)
     return join(parts).features
 

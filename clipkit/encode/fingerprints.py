@@ -1,35 +1,13 @@
 """Know models again by fingerprints of their weights."""
 
 import hashlib
+import inspect
 from collections.abc import Iterable
 from typing import Any, cast
 
 from torch import Tensor, nn
 
 from clipkit.data.pictures import tensor_bytes
-
-# Attributes by which modules with the same weights compute different things. Only these are looked
-# at, since a new version of torch may add others to its modules.
-_SETTINGS = (
-    "approximate",
-    "ceil_mode",
-    "dilation",
-    "end_dim",
-    "eps",
-    "groups",
-    "heads",
-    "kernel_size",
-    "mode",
-    "negative_slope",
-    "num_heads",
-    "output_size",
-    "padding",
-    "padding_mode",
-    "scale_factor",
-    "size",
-    "start_dim",
-    "stride",
-)
 
 
 def fingerprint(module: nn.Module, *about: object) -> str:
@@ -51,8 +29,7 @@ def fingerprint(module: nn.Module, *about: object) -> str:
     """
     digest = hashlib.sha256(repr(about).encode())
     for name, inner in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
-        settings = [(key, _plain(vars(inner)[key])) for key in _SETTINGS if key in vars(inner)]
-        digest.update(repr((name, type(inner).__name__, settings)).encode())
+        digest.update(repr((name, type(inner).__name__, _settings(inner))).encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         value = _dense(value)
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
@@ -88,10 +65,19 @@ def _dense(value: Tensor) -> Tensor:
     return value.to_dense() if value.is_mkldnn else value
 
 
-def _plain(value: Any) -> Any:
-    """Return a setting in a form that prints alike everywhere."""
+def _settings(module: nn.Module) -> list[tuple[str, Any]]:
+    """Return the plain values by which modules with the same weights may compute otherwise.
+
+    They are the arguments that the module was made with, as far as it keeps them. A new version of
+    torch may add other attributes.
+    """
+    arguments = inspect.signature(type(module).__init__).parameters
+    kept = [(name, vars(module)[name]) for name in sorted(arguments) if name in vars(module)]
+    return [(name, value) for name, value in kept if _is_plain(value)]
+
+
+def _is_plain(value: object) -> bool:
+    """Return whether a value prints alike everywhere: a number, a text, or a tuple of such."""
     if isinstance(value, tuple | list):
-        return tuple(map(_plain, cast("tuple[Any, ...]", value)))
-    if isinstance(value, bool | int | float | str | None):
-        return value
-    return type(value).__name__
+        return all(map(_is_plain, cast("tuple[object, ...]", value)))
+    return isinstance(value, bool | int | float | str | None)

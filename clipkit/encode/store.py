@@ -313,9 +313,15 @@ def _read(path: str | os.PathLike[str]) -> tuple[Features, dict[str, Any]]:
         raise DataError(
             f"{path} was not written by extract_features, and is left as it is: name another file"
         )
-    info: dict[str, Any] = json.loads(tensors[_INFO].numpy().tobytes())
-    skipped = [(name, problem) for name, problem in info["skipped"]]
-    features = Features(tensors["features"], tensors.get("labels"), info["paths"], skipped)
+    try:
+        info: dict[str, Any] = json.loads(tensors[_INFO].numpy().tobytes())
+        skipped = [(name, problem) for name, problem in info["skipped"]]
+        features = Features(tensors["features"], tensors.get("labels"), info["paths"], skipped)
+        is_sound = len(features.features) == len(features.paths) and "made_of" in info
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise DataError(f"{path} is damaged: {error!r}. Delete it and make it again") from error
+    if not is_sound:
+        raise DataError(f"{path} is damaged: its parts do not match. Delete it and make it again")
     return features, info
 
 

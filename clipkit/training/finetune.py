@@ -165,7 +165,7 @@ def finetune(
     start = ImageClassifier.zero_shot(model, names, templates)
     _fit_head(start, pairs, workers, shared=stage is not None and distributed.group() is not None)
     classifier = _tune(start, stage, alpha)
-    classifier.provenance |= _about(stage, epochs, alpha)
+    classifier.provenance |= _about(stage, alpha)
     if distributed.is_first():
         classifier.save(out)
     return classifier
@@ -248,15 +248,10 @@ def _train(task: CLIP | Task, stage: _Stage, start: CLIP, *about: object) -> CLI
     return trainer.fit()
 
 
-def _about(stage: _Stage | None, epochs: int | None, alpha: float) -> dict[str, Any]:
+def _about(stage: _Stage | None, alpha: float) -> dict[str, Any]:
     """Return what is to be known about how a classifier was fine-tuned."""
-    about: dict[str, Any] = {"method": "finetune", "alpha": alpha}
-    if stage is None:
-        about["epochs"] = 0
-    else:
-        about["epochs"] = _EPOCHS if epochs is None else epochs
-        about["steps"] = stage.config.steps
-    return about
+    steps = 0 if stage is None else stage.config.steps
+    return {"method": "finetune", "alpha": alpha, "steps": steps}
 
 
 def finetune_captions(

@@ -47,6 +47,11 @@ class Log:
                 self.board.add_scalar(name, value, step)
             self.board.flush()
 
+    def close(self) -> None:
+        """Close the events of TensorBoard, whose writer is a thread with an open file."""
+        if self.board is not None:
+            self.board.close()
+
 
 def _open_board(folder: Path, step: int) -> Any:
     """Return a TensorBoard writer that goes on behind `step`; None where it is not installed."""
@@ -74,7 +79,7 @@ class Reporter:
         self._log = Log(folder, step) if first else None
         # None shows the bar on a terminal alone.
         self._bar = tqdm(total=steps, initial=step, disable=None if first else True, unit="step")
-        self._told: set[str] = set()
+        self._known_reasons: set[str] = set()
         self._images = 0
         self._started = time.perf_counter()
 
@@ -83,13 +88,15 @@ class Reporter:
 
     def __exit__(self, *error: object) -> None:
         self._bar.close()
+        if self._log is not None:
+            self._log.close()
 
     def count(self, images: int, skipped: Sequence[str]) -> None:
         """Note one step of this process, and tell once of each image that was skipped, and why."""
         self._images += images * distributed.world_size()
-        for reason in set(skipped) - self._told:
+        for reason in set(skipped) - self._known_reasons:
             self._bar.write(f"skipped: {reason}", file=sys.stderr)
-        self._told.update(skipped)
+        self._known_reasons.update(skipped)
 
     def images_per_second(self) -> float:
         """Return the pace of all processes together since the last row."""

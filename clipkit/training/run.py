@@ -70,6 +70,8 @@ class RunConfig:
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and may_be_none):
                 raise ConfigError(f"RunConfig.{name} must be a text, not {value!r}")
+            if value == "":
+                raise ConfigError(f"RunConfig.{name} is empty; '.' is the folder of the file")
         if not isinstance(self.model, str | CLIPConfig | None):
             raise ConfigError(
                 f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}"
@@ -104,8 +106,8 @@ class RunConfig:
 
 def _read_json(path: Path) -> dict[str, Any]:
     try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError) as error:
+        values = json.loads(path.read_text("utf-8-sig"))
+    except (OSError, ValueError, RecursionError) as error:
         raise ConfigError(f"cannot read {path} as JSON: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(f"{path} must hold a JSON object, not {values!r}")
@@ -181,22 +183,22 @@ def _make_evaluate(config: RunConfig) -> Evaluate | None:
     if config.evaluate is None:
         return None
     held_out = read_folder(Path(config.evaluate))
-    told: set[str] = set()
+    known: set[str] = set()
 
     def evaluate(model: CLIP) -> dict[str, float]:
         found = zero_shot(model, held_out, templates=config.templates, workers=config.workers)
-        _tell_skipped(found, told)
+        _tell_skipped(found, known)
         return found.figures
 
     return evaluate
 
 
-def _tell_skipped(evaluation: Evaluation, told: set[str]) -> None:
+def _tell_skipped(evaluation: Evaluation, known: set[str]) -> None:
     """Write on stderr which images could not be read, each once."""
     from tqdm import tqdm
 
-    problems = [problem for _, problem in evaluation.skipped if problem not in told]
-    told.update(problems)
+    problems = [problem for _, problem in evaluation.skipped if problem not in known]
+    known.update(problems)
     if distributed.is_first():
         for problem in problems:
             tqdm.write(f"skipped: {problem}", file=sys.stderr)  # above a bar, if there is one
@@ -235,11 +237,11 @@ def finetune_from(
         ConfigError: if an option is impossible, or would be ignored.
     """
     training, rest = _hold_out(read_pairs(data), held_out)
-    told: set[str] = set()
+    known: set[str] = set()
     # The start is measured first, so that data without any sound image ends before the training.
     if training.class_names:
         before = zero_shot(model, rest, workers=workers)
-        _tell_skipped(before, told)
+        _tell_skipped(before, known)
         classifier = finetune(
             model,
             training,
@@ -256,7 +258,7 @@ def finetune_from(
     else:
         _refuse_class_options(head_only, blocks)
         before = retrieval(model, rest, workers=workers)
-        _tell_skipped(before, told)
+        _tell_skipped(before, known)
         tuned = finetune_captions(
             model,
             training,

@@ -344,3 +344,13 @@ def test_chunks_and_batches_cover_all_in_order(
         (5, 10): [[5, 6], [7, 8], [9]],
         (10, 12): [[10, 11]],
     }
+
+
+def test_items_are_known_again_in_another_process(tmp_path: Path) -> None:
+    """The digest is made of what items are, and not of where they lie in memory."""
+    file = tmp_path / "a.png"
+    Image.new("RGB", (4, 4)).save(file)
+    rows: list[Any] = [{"image": str(file)}, (str(file), None), (str(file), "cat"), {"img": file}]
+    first = ImageSet(rows, lambda image: torch.zeros(3, 4, 4)).fingerprint()
+    copies: list[Any] = [dict(rows[0]), (str(file), None), (str(file), "cat"), dict(rows[3])]
+    assert ImageSet(copies, lambda image: torch.zeros(3, 4, 4)).fingerprint() == first

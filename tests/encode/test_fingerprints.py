@@ -94,6 +94,20 @@ def test_every_dtype_and_shape_has_bytes() -> None:
     assert len(fingerprint(module)) == 64
 
 
+@pytest.mark.parametrize(
+    "one, other",
+    [
+        (nn.ELU(1.0), nn.ELU(5.0)),
+        (nn.Softmax(0), nn.Softmax(1)),
+        (nn.Hardtanh(0, 1), nn.Hardtanh(0, 2)),
+        (nn.AvgPool2d(3, 1, 1), nn.AvgPool2d(3, 1, 1, count_include_pad=False)),
+        (nn.Upsample(8, mode="bilinear"), nn.Upsample(8, mode="bilinear", align_corners=True)),
+    ],
+)
+def test_settings_without_weights_tell_modules_apart(one: nn.Module, other: nn.Module) -> None:
+    assert fingerprint(one) != fingerprint(other)
+
+
 def test_torch_may_print_modules_in_other_words(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
