@@ -118,8 +118,11 @@ def finetune(
         distributed.stop()
     if is_first:
         _print_before_and_after(figures)
-        folder = str(out / "model")
-        print(f"Saved to {out}; load the model with clipkit.load({folder!r}).")
+        if "accuracy" in figures:  # of a classifier, whose model alone would lack the fitted head
+            print(f"Saved to {out}; go on with: clipkit classify --classifier {out} IMAGE ...")
+        else:
+            folder = str(out / "model")
+            print(f"Saved to {out}; load the model with clipkit.load({folder!r}).")
     return DONE
 
 
