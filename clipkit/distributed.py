@@ -2,11 +2,14 @@
 
 import atexit
 import os
+from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
+
+from clipkit.errors import ClipkitError
 
 T = TypeVar("T")
 ANY_CARD = torch.device("cuda")  # it has no index, and so equals none of "cuda:0", "cuda:1", ...
@@ -90,6 +93,40 @@ def gather_objects(value: T) -> list[T]:
     if group() is not None:
         dist.all_gather_object(values, value)
     return values
+
+
+def in_all(action: Callable[[], T]) -> T:
+    """Return what an action gives in this process, and raise in all processes if it fails in one.
+
+    Otherwise the others would wait for ever for the one that failed. Every process must call it.
+
+    Raises:
+        what the action raised, where it failed. Elsewhere the same error if it is a ClipkitError,
+        and a RuntimeError that tells of it if it is any other.
+
+    Example:
+        state = in_all(lambda: read_state(path))
+    """
+    failure: Exception | None = None
+    value: T | None = None
+    try:
+        value = action()
+    except Exception as error:
+        failure = error
+    failures = gather_objects(None if failure is None else _for_others(failure))
+    if failure is not None:
+        raise failure
+    for other in failures:
+        if other is not None:
+            raise other
+    return cast(T, value)
+
+
+def _for_others(error: Exception) -> Exception:
+    """Return an error that can be sent to other processes, which may know fewer classes."""
+    if isinstance(error, ClipkitError):
+        return type(error)(str(error))
+    return RuntimeError(f"process {rank()} failed: {error!r}")
 
 
 def gather(x: Tensor, group: dist.ProcessGroup | None) -> Tensor:

@@ -3,20 +3,27 @@
 import csv
 import json
 import os
-from collections.abc import Sequence
+import reprlib
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
 
-from clipkit.data.pictures import check_folder, is_hidden, list_images
-from clipkit.errors import DataError
-from clipkit.prompts import TEMPLATES, Templates, render
+from clipkit.data.folders import check_folder, is_hidden, list_images
+from clipkit.errors import ConfigError, DataError
+from clipkit.files import address_scheme, check_file
+from clipkit.prompts import TEMPLATES, Templates, as_words, render
 
 PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
 TABLES = ("captions.csv", "captions.tsv", "captions.jsonl", "metadata.csv", "metadata.jsonl")
+
+_SHORT = reprlib.Repr()  # for messages: rows may be long, or nest deeply
+_SHORT.maxstring = 80
 
 
 @dataclass(frozen=True, repr=False)
@@ -84,9 +91,11 @@ class Pairs:
 
 
 def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) -> Pairs:
-    """Read a folder of class folders: `root/golden_retriever/*.jpg` is "golden retriever".
+    """Read a folder of class folders: the images in `root/golden_retriever/` are of that class.
 
-    Hidden files and folders are left out, as in `list_images`, and so are folders without images.
+    The class names are the folders' own. Captions have spaces in place of their underscores: "a
+    photo of a golden retriever." Hidden files and folders are left out, as in `list_images`, and so
+    are folders without images.
 
     Args:
         root: the folder.
@@ -97,7 +106,8 @@ def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) 
 
     Raises:
         DataError: if there is no such folder, or no folder with an image in it.
-        ConfigError: if `render` refuses the templates, or two folders are of one class name.
+        ConfigError: if `render` refuses the templates, or the names of two folders differ in
+            underscores and spaces alone.
 
     Example:
         pairs = read_folder("photos", ["a photo of a {}."])
@@ -106,10 +116,11 @@ def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) 
     for folder in sorted(check_folder(root).glob("*/")):
         files = [] if is_hidden(folder.name) else list_images(folder)
         if files:
-            found.append((folder.name.replace("_", " "), files))
+            found.append((folder.name, files))
     if not found:
         raise DataError(f"{root} holds no folders of images: one folder for each class is needed")
     class_names, prompts = render([name for name, _ in found], templates)
+    _refuse_names_alike(class_names, root)
     return Pairs(
         files=[file for _, files in found for file in files],
         captions=[own for own, (_, files) in zip(prompts, found, strict=True) for _ in files],
@@ -118,14 +129,28 @@ def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) 
     )
 
 
+def _refuse_names_alike(class_names: Sequence[str], root: str | os.PathLike[str]) -> None:
+    """Raise `ConfigError` if prompts would have the same name for two classes."""
+    counts = Counter(map(as_words, class_names))
+    alike = [name for name in class_names if counts[as_words(name)] > 1]
+    if alike:
+        raise ConfigError(
+            f"the folders {' and '.join(map(repr, alike))} of {root} differ in underscores and "
+            "spaces alone: rename one, or move their images into one"
+        )
+
+
 def read_table(table: str | os.PathLike[str]) -> Pairs:
     """Read a table of captions: a `.csv` or `.tsv` with a header, or a `.jsonl`.
 
     Each row has a path, relative to the table, and one or more captions. The columns have names
-    from `PATH_COLUMNS` and `CAPTION_COLUMNS`. Rows with the same path become one image.
+    from `PATH_COLUMNS` and `CAPTION_COLUMNS`, in any case. Rows with the same path become one
+    image. A table whose header shows tabs, commas or semicolons is read by them, whatever the
+    file's name ends with.
 
     Raises:
-        DataError: if the file is missing, it is no such table, or a row lacks a path or a caption.
+        DataError: if the file is missing, it is no such table, or a row lacks a path or a caption,
+            or has an address in place of a path.
 
     Example:
         pairs = read_table("photos/captions.csv")
@@ -137,12 +162,13 @@ def read_table(table: str | os.PathLike[str]) -> Pairs:
         captions = captions_of(record)
         # A caption with commas and without quotes spills over into a column without a name.
         spilled = isinstance(record, dict) and None in record
-        if not path or not isinstance(path, str) or not captions or spilled:
+        if not isinstance(path, str) or not path.strip() or not captions or spilled:
             raise DataError(
                 f"row {number} of {table} needs a path (a column named {', '.join(PATH_COLUMNS)}) "
                 f"and a caption ({', '.join(CAPTION_COLUMNS)}), in quotes if there are commas in "
-                f"it, but is {record!r}"
+                f"it, but is {_SHORT.repr(record)}"
             )
+        _check_path(path, table, number)
         captions_of_paths.setdefault(path, []).extend(captions)
     if not captions_of_paths:
         raise DataError(f"{table} holds no rows under its header")
@@ -150,17 +176,58 @@ def read_table(table: str | os.PathLike[str]) -> Pairs:
     return Pairs(files, list(captions_of_paths.values()))
 
 
+def _check_path(path: str, table: Path, number: int) -> None:
+    """Raise `DataError` if the path of a row is an address, or no path at all."""
+    if "\0" in path:
+        raise DataError(f"row {number} of {table} has a null byte in its path {path!r}")
+    scheme = address_scheme(path)
+    if scheme is not None and not os.path.exists(table.parent / path):
+        raise DataError(
+            f"row {number} of {table} has an address ({scheme}:) in place of a path, {path!r}: "
+            "download the images, and write their paths"
+        )
+
+
 def _read_records(table: Path) -> list[Any]:
     """Return the rows of a table, dicts if all is well with them."""
-    if table.suffix not in (".csv", ".tsv", ".jsonl"):
+    suffix = table.suffix.lower()
+    if suffix not in (".csv", ".tsv", ".jsonl"):
         raise DataError(f"{table} is no .csv, .tsv or .jsonl file")
     try:
+        check_file(table)
         with table.open(encoding="utf-8-sig", newline="") as file:
-            if table.suffix == ".jsonl":
+            if suffix == ".jsonl":
                 return [_parse(line) for line in file if line.strip()]
-            return list(csv.DictReader(file, delimiter="\t" if table.suffix == ".tsv" else ","))
+            return _read_rows(file, "\t" if suffix == ".tsv" else ",")
     except (OSError, ValueError, csv.Error) as error:
         raise DataError(f"cannot read {table}: {error}") from error
+
+
+def _read_rows(lines: Iterator[str], usual: str) -> list[dict[str | Any, str | Any]]:
+    """Return the rows under a header, with its names in lower case.
+
+    Args:
+        lines: of the table.
+        usual: what separates columns, if the header does not show anything else.
+    """
+    header = next(lines, "")
+    for delimiter in (usual, "\t", ",", ";"):
+        plain = {_plain(name) for row in csv.reader([header], delimiter=delimiter) for name in row}
+        if plain & {*PATH_COLUMNS} and plain & {*CAPTION_COLUMNS}:
+            break
+    else:
+        delimiter = usual
+    reader = csv.DictReader(
+        chain([header], lines),
+        delimiter=delimiter,
+        skipinitialspace=f"{delimiter} " in header,  # as between "path, caption"
+    )
+    reader.fieldnames = [_plain(name) for name in reader.fieldnames or []]
+    return list(reader)
+
+
+def _plain(name: str) -> str:
+    return name.strip().lower()
 
 
 def _parse(line: str) -> Any:
@@ -170,7 +237,7 @@ def _parse(line: str) -> Any:
     """
     try:
         return json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return line
 
 
@@ -179,7 +246,11 @@ def _value(record: Any, columns: Sequence[str]) -> Any:
     if not isinstance(record, dict):
         return None
     fields = cast("dict[str, Any]", record)
-    return next((fields[column] for column in columns if column in fields), None)
+    for column in columns:
+        if column in fields:
+            return fields[column]
+    plain = {_plain(name): value for name, value in fields.items() if isinstance(name, str)}
+    return next((plain[column] for column in columns if column in plain), None)
 
 
 def captions_of(record: Any) -> list[str]:
@@ -207,9 +278,14 @@ def read_pairs(data: str | os.PathLike[str], templates: Templates = TEMPLATES) -
     Raises:
         DataError, ConfigError: as `read_folder` and `read_table`.
     """
+    spelled = os.fspath(data)
+    if not os.path.exists(spelled):
+        if scheme := address_scheme(spelled):
+            raise DataError(
+                f"{spelled!r} is an address ({scheme}:), no path: download the images first"
+            )
+        raise DataError(f"there is no file or folder {spelled or repr(spelled)}")
     data = Path(data)
-    if not data.exists():
-        raise DataError(f"there is no file or folder {data}")
     if not data.is_dir():
         return read_table(data)
     tables = [data / name for name in TABLES if (data / name).is_file()]

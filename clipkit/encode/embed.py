@@ -1,6 +1,6 @@
 """Encode many images or texts: in batches, with worker processes and a progress bar."""
 
-from collections.abc import Callable, Generator, Iterable, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, nullcontext
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, TypeAlias, cast
@@ -14,6 +14,7 @@ from clipkit.data.pictures import ImageBatch, Images, ImageSet, Transform
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
 from clipkit.tokenizer import Tokenizer
+from clipkit.words import check_texts
 
 # The more texts there are in a batch, the more prefixes they share. The text tower bounds the
 # memory by itself.
@@ -156,34 +157,37 @@ def stream_features(
     return encode_batches(encode, image_set, list(image_set.chunks), progress=progress)
 
 
-def embed_texts(model: EncodesTexts, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+def embed_texts(model: EncodesTexts, texts: Iterable[str], *, truncate: bool = False) -> Tensor:
     """Return the normalized features of texts, without a gradient.
 
     Args:
         model: what encodes, with a tokenizer.
-        texts: N strings.
+        texts: N strings: a list, a column of a table, a generator and the like, in the order in
+            which they are iterated.
         truncate: cut texts that are too long, in place of an error.
 
     Returns:
         (N, D) float32 on the CPU, each of unit length.
 
     Raises:
-        ConfigError: if there are none.
-        TokenizerError: if one is too long, unless `truncate`.
+        ConfigError: if there are none, or one that is not in a list.
+        TokenizerError: if one is no string, or is too long, unless `truncate`.
 
     Example:
         features = embed_texts(model, ["a photo of a cat", "a photo of a dog"])
     """
     if isinstance(texts, str):
+        shown = texts if len(texts) <= 60 else texts[:57] + "..."
         raise ConfigError(
-            f"embed_texts takes a list of texts. A single one goes in it: [{texts!r}]"
+            f"embed_texts takes a list of texts. A single one goes in it: [{shown!r}]"
         )
-    if len(texts) == 0:
-        raise ConfigError("embed_texts needs at least one text")
+    strings = check_texts(texts)
+    if not strings:
+        raise ConfigError("embed_texts needs at least one text, and there is none")
     model = eval_view(model)
     parts: list[Tensor] = []
-    for start in range(0, len(texts), TEXT_BATCH):
-        tokens = model.tokenizer(texts[start : start + TEXT_BATCH], truncate=truncate)
+    for start in range(0, len(strings), TEXT_BATCH):
+        tokens = model.tokenizer(strings[start : start + TEXT_BATCH], truncate=truncate)
         with torch.no_grad():
             features = model.encode_text(tokens)
         parts.append(F.normalize(features.float(), dim=-1))
@@ -196,7 +200,7 @@ def join(parts: Sequence[Features]) -> Features:
     sound = [part for part in parts if part.paths]
     labels = [part.labels for part in sound if part.labels is not None]
     return Features(
-        features=torch.cat([part.features for part in sound]) if sound else torch.empty(0, 0),
+        features=torch.cat([part.features for part in sound]) if sound else _no_features(),
         labels=torch.cat(labels) if sound and len(labels) == len(sound) else None,
         paths=[path for part in parts for path in part.paths],
         skipped=[problem for part in parts for problem in part.skipped],
@@ -234,6 +238,19 @@ def image_tower(model: ImageModel) -> nn.Module | None:
     return tower if isinstance(tower, nn.Module) else None
 
 
+def autocast_around(device: torch.device) -> dict[str, str]:
+    """Return the dtype of an autocast that is on around the call, by name; nothing without one.
+
+    Example:
+        with torch.autocast("cpu", torch.bfloat16):
+            autocast_around(torch.device("cpu"))  # {"autocast": "torch.bfloat16"}
+    """
+    kind = device.type
+    if not torch.amp.is_autocast_available(kind) or not torch.is_autocast_enabled(kind):
+        return {}
+    return {"autocast": str(torch.get_autocast_dtype(kind))}
+
+
 class ImageEncoder:
     """Turn batches of prepared images into features, by a model in eval mode.
 
@@ -251,7 +268,8 @@ class ImageEncoder:
         self, model: ImageModel, *, precision: Precision | None = None, normalize: bool = True
     ) -> None:
         tower = image_tower(model)
-        weight = torch.empty(0) if tower is None else next(tower.parameters(), torch.empty(0))
+        none = torch.empty(0, dtype=torch.float32, device="cpu")
+        weight = none if tower is None else next(tower.parameters(), none)
         _check_precision(precision, weight.dtype)
         view: Any = eval_view(model)
         self.device = weight.device
@@ -286,8 +304,17 @@ def encode_batches(
     chunks: Sequence[tuple[int, int]],
     *,
     progress: bool = False,
+    done: int = 0,
 ) -> Generator[Features, None, None]:
-    """Yield the features of each batch of some chunks of the images."""
+    """Yield the features of each batch of some chunks of the images.
+
+    Args:
+        encode: turns prepared images into features.
+        image_set: the images.
+        chunks: those to encode.
+        progress: whether to show a bar.
+        done: images of the same work that were encoded before, for the bar.
+    """
     from tqdm import tqdm
 
     batches = [list(batch) for chunk in chunks for batch in image_set.chunks[chunk]]
@@ -298,11 +325,29 @@ def encode_batches(
         collate_fn=image_set.collate,
         pin_memory=encode.device.type == "cuda",
     )
-    with tqdm(total=sum(map(len, batches)), unit="image", disable=not progress) as bar:
-        for batch in cast("Iterable[ImageBatch]", loader):  # torch types it by the item
+    total = done + sum(map(len, batches))
+    with tqdm(total=total, initial=done, unit="image", disable=not progress) as bar:
+        for batch in _on_cpu(cast("Iterable[ImageBatch]", loader)):  # torch types it by the item
             bar.update(len(batch.names) + len(batch.skipped))
-            features = torch.empty(0, 0) if batch.images is None else encode(batch.images)
+            features = _no_features() if batch.images is None else encode(batch.images)
             yield Features(features, batch.labels, batch.names, batch.skipped)
+
+
+def _on_cpu(loader: Iterable[ImageBatch]) -> Iterator[ImageBatch]:
+    """Yield the batches of a DataLoader, which makes tensors on the default device of torch."""
+    with torch.device("cpu"):
+        batches = iter(loader)
+    while True:
+        with torch.device("cpu"):
+            batch = next(batches, None)
+        if batch is None:
+            return
+        yield batch
+
+
+def _no_features() -> Tensor:
+    """Return the features of no image, (0, 0), wherever torch puts new tensors by default."""
+    return torch.empty(0, 0, dtype=torch.float32, device="cpu")
 
 
 def _check_precision(precision: Precision | None, dtype: torch.dtype) -> None:

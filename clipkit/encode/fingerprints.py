@@ -1,13 +1,16 @@
-"""Know models again by fingerprints of their weights."""
+"""Know models, and what features were made of, again by fingerprints."""
 
 import hashlib
 import inspect
 from collections.abc import Iterable
+from functools import cached_property
 from typing import Any, cast
 
 from torch import Tensor, nn
 
-from clipkit.data.pictures import tensor_bytes
+from clipkit.data.pictures import ImageSet, tensor_bytes
+from clipkit.encode.embed import ImageModel, image_tower
+from clipkit.errors import ConfigError
 
 
 def fingerprint(module: nn.Module, *about: object) -> str:
@@ -48,6 +51,48 @@ def fingerprint_0_1_0(module: nn.Module, *about: object) -> str:
         digest.update(f"{name}{value.dtype}".encode())
         digest.update(tensor_bytes(_dense(value)))
     return digest.hexdigest()
+
+
+class Fingerprints:
+    """Hold the fingerprints of what features are made of. They are only computed when asked for.
+
+    Args:
+        model: what encodes.
+        image_set: the images.
+        settings: plain options that decide what the features are, by name.
+    """
+
+    def __init__(self, model: ImageModel, image_set: ImageSet, settings: dict[str, Any]) -> None:
+        self._model = model
+        self._image_set = image_set
+        self._settings = settings
+
+    @cached_property
+    def by_name(self) -> dict[str, Any]:
+        """Return the fingerprints and the settings by name.
+
+        Raises:
+            ConfigError: if the model is no torch module.
+        """
+        tower = image_tower(self._model)
+        if tower is None:
+            raise ConfigError(
+                f"{type(self._model).__name__} is no torch module, and its weights cannot be known "
+                "again: leave out= and shared= away"
+            )
+        weights = fingerprint(tower, getattr(self._model, "config", None))
+        return self._named(weights, self._image_set.fingerprint())
+
+    @cached_property
+    def by_name_in_0_1_0(self) -> dict[str, Any]:
+        """Return what version 0.1.0 would have written in place of `by_name`."""
+        tower = image_tower(self._model)
+        assert tower is not None  # `by_name` is asked for first
+        weights = fingerprint_0_1_0(tower, getattr(self._model, "config", None))
+        return self._named(weights, self._image_set.fingerprint(as_in_0_1_0=True))
+
+    def _named(self, weights: str, images: str) -> dict[str, Any]:
+        return {"weights": weights, "images or transform": images, **self._settings}
 
 
 class _Printed:

@@ -1,41 +1,31 @@
 """Extract the features of large sets of images: into files to go on from, shared by processes."""
 
-import json
 import os
 import shutil
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Callable, Sequence
+from contextlib import ExitStack, closing, suppress
 from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-import torch
 import torch.distributed as dist
 
 from clipkit import distributed
-from clipkit.checkpoints.weights import read_weights
 from clipkit.data.pictures import Chunk, Images, ImageSet, Transform
 from clipkit.encode.embed import (
     Features,
     ImageEncoder,
     ImageModel,
     Precision,
+    autocast_around,
     encode_batches,
-    image_tower,
     join,
     prepare_images,
 )
-from clipkit.encode.fingerprints import fingerprint, fingerprint_0_1_0
+from clipkit.encode.feature_files import check_count, read_features, write_features
+from clipkit.encode.fingerprints import Fingerprints
 from clipkit.errors import ConfigError, DataError
-from clipkit.files import write_weights
-
-# The tensor in our files that holds JSON as bytes. The header of the format, where text would go,
-# ends at 100 MB.
-_INFO = "clipkit_features"
-
-# The version of that JSON. Files of 0.1.0 have none, and fingerprints made another way.
-_FORMAT = 2
+from clipkit.files import check_output, lock, remove_leftovers
 
 _Value = TypeVar("_Value")
 
@@ -64,9 +54,10 @@ def extract_features(
             data set of paths, PIL images or tensors as `Preprocess` takes them, or of tuples
             (image, label, ...); or a DataLoader of prepared batches (N, 3, H, W) or tuples (batch,
             labels, ...), which gives the order, the collating and the workers.
-        out: a .safetensors file to write, which all processes of a group must see. A finished file
-            is only read. A list is known again by paths and sizes of files, or by pixels; anything
-            else, and the transform, by three samples. Nothing about them may be random.
+        out: a .safetensors file to write, which all processes of a group must see, and no others
+            may write at that time. A finished file is only read. A list is known again by paths and
+            sizes of files, or by pixels; anything else, and the transform, by three samples.
+            Nothing about them may be random.
         transform: from an upright RGB PIL image to (3, H, W); the model's own preprocessing if not
             given.
         batch_size: images encoded at once, at most 1024. A DataLoader's own is taken instead.
@@ -84,6 +75,7 @@ def extract_features(
         The features, with labels if there are any, and the path or index of each row.
 
     Raises:
+        OutputError: if `out` cannot be written, or another process is writing it.
         ConfigError: if there are no images, the arguments cannot be used together, or there is no
             group to share the work.
         DataError: if there is no such folder, if no image can be read, if `out` was made with other
@@ -94,19 +86,27 @@ def extract_features(
         print(found.features.shape, found.paths[0], found.skipped)
     """
     processes = _processes(shared)
-    encode = ImageEncoder(model, precision=precision, normalize=normalize)
-    image_set = prepare_images(model, images, transform, batch_size, workers)
-    made_of = _MadeOf(model, image_set, {"precision": precision, "normalize": normalize})
-    files = None if out is None else _Files(out, made_of)
+    # What fails in one process must end all, or the others would wait for it for ever.
+    encode = processes.in_all(lambda: ImageEncoder(model, precision=precision, normalize=normalize))
+    image_set = processes.in_all(
+        lambda: prepare_images(model, images, transform, batch_size, workers)
+    )
+    settings: dict[str, Any] = {"precision": precision, "normalize": normalize}
+    if precision is None:
+        settings |= autocast_around(encode.device)
+    fingerprints = Fingerprints(model, image_set, settings)
+    chunks = list(image_set.chunks)
     first = processes.rank == 0
-
-    done = files.read(list(image_set.chunks)) if files and first else {}
-    todo = _plan(list(image_set.chunks), done, made_of, processes)
-    done |= _encode(encode, image_set, todo, files, progress=progress and first)
-    result = _collect(done, processes)
-    if files and first:
-        files.finish(result)
-    processes.gather(None)  # none returns, and perhaps calls again, before the file is whole
+    with ExitStack() as held:
+        files = processes.in_all(lambda: _open_files(out, fingerprints, held if first else None))
+        done = processes.in_all(lambda: files.read(chunks) if files and first else {})
+        todo = _plan(chunks, done, fingerprints, processes)
+        done |= processes.in_all(
+            lambda: _encode(encode, image_set, todo, files, [*done], progress=progress and first)
+        )
+        result = _collect(done, processes)
+        # None returns, and perhaps calls again, before the file is whole.
+        processes.in_all(lambda: files.finish(result) if files and first else None)
     return result
 
 
@@ -120,7 +120,7 @@ def load_features(path: str | os.PathLike[str]) -> Features:
     Example:
         features = load_features("photos.safetensors")
     """
-    return _read(path)[0]
+    return read_features(path)[0]
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,10 @@ class _Processes:
         """Return the value of each process, in the order of ranks."""
         return distributed.gather_objects(value) if self.count > 1 else [value]
 
+    def in_all(self, action: Callable[[], _Value]) -> _Value:
+        """Return what an action gives here, and raise in all processes if it fails in one."""
+        return distributed.in_all(action) if self.count > 1 else action()
+
 
 def _processes(shared: bool) -> _Processes:
     if not shared:
@@ -146,36 +150,22 @@ def _processes(shared: bool) -> _Processes:
     return _Processes(distributed.rank(), distributed.world_size())
 
 
-class _MadeOf:
-    """Say what features are made of, by fingerprints that are only computed when asked for."""
+def _open_files(
+    out: str | os.PathLike[str] | None, fingerprints: Fingerprints, held: ExitStack | None
+) -> "_Files | None":
+    """Return the files to write and read, if there are to be any.
 
-    def __init__(self, model: ImageModel, image_set: ImageSet, settings: dict[str, Any]) -> None:
-        self._model = model
-        self._image_set = image_set
-        self._settings = settings
-
-    @cached_property
-    def parts(self) -> dict[str, Any]:
-        """Return the fingerprints and the options by name."""
-        tower = image_tower(self._model)
-        if tower is None:
-            raise ConfigError(
-                f"{type(self._model).__name__} is no torch module, and its weights cannot be known "
-                "again: leave out= and shared= away"
-            )
-        weights = fingerprint(tower, getattr(self._model, "config", None))
-        return self._named(weights, self._image_set.fingerprint())
-
-    @cached_property
-    def parts_in_0_1_0(self) -> dict[str, Any]:
-        """Return what version 0.1.0 would have written in place of `parts`."""
-        tower = image_tower(self._model)
-        assert tower is not None  # `parts` are asked for first
-        weights = fingerprint_0_1_0(tower, getattr(self._model, "config", None))
-        return self._named(weights, self._image_set.fingerprint(as_in_0_1_0=True))
-
-    def _named(self, weights: str, images: str) -> dict[str, Any]:
-        return {"weights": weights, "images or transform": images, **self._settings}
+    Args:
+        out: the finished file.
+        fingerprints: of what it must have been made of.
+        held: holds the files for this process alone; None if another process does that.
+    """
+    if out is None:
+        return None
+    files = _Files(out, fingerprints)
+    if held is not None:
+        files.hold(held)
+    return files
 
 
 class _Files:
@@ -183,51 +173,73 @@ class _Files:
 
     Args:
         out: the finished file.
-        made_of: what it must have been made of.
+        fingerprints: of what it must have been made of.
+
+    Raises:
+        OutputError: if it is not there, and cannot be written.
+        ConfigError: if the model cannot be known again.
     """
 
-    def __init__(self, out: str | os.PathLike[str], made_of: _MadeOf) -> None:
+    def __init__(self, out: str | os.PathLike[str], fingerprints: Fingerprints) -> None:
         if os.fspath(out) == "":
             raise ConfigError("out must name a .safetensors file, and is an empty text")
         self.target = Path(out)
         self.folder = Path(f"{os.fspath(out)}.parts")
-        self.made_of = made_of
-        _ = made_of.parts  # so that a model that cannot be known again is refused at once
+        self.fingerprints = fingerprints
+        if not os.path.isfile(self.target):
+            check_output(self.target)
+            check_output(self.folder, "folder")
+        _ = fingerprints.by_name  # so that a model that cannot be known again is refused at once
+
+    def hold(self, held: ExitStack) -> None:
+        """Hold what is not finished for this process alone, and clean up after killed ones."""
+        if os.path.isfile(self.target):
+            return  # it is only read
+        held.callback(self._remove_empty_folder)
+        held.enter_context(lock(self.folder))
+        remove_leftovers(self.target)
+
+    def _remove_empty_folder(self) -> None:
+        with suppress(OSError):  # it is gone, or chunks are in it
+            self.folder.rmdir()
 
     def read(self, chunks: Sequence[Chunk]) -> dict[Chunk, Features]:
         """Return what is there already: the whole as one chunk, or the chunks that are done.
 
         Raises:
-            DataError: if it was made of something else.
+            DataError: if it is damaged, or was made of something else.
         """
         whole = _whole(chunks)
         if self.target.exists():
-            return {whole: self._load(self.target, self.target)}
+            return {whole: self._load(self.target, whole, self.target)}
         files = {chunk: self._part(chunk) for chunk in chunks}
         return {
-            chunk: self._load(file, self.folder) for chunk, file in files.items() if file.exists()
+            chunk: self._load(file, chunk, self.folder)
+            for chunk, file in files.items()
+            if file.exists()
         }
 
     def write_part(self, chunk: Chunk, features: Features) -> None:
         """Keep the features of a chunk until the whole is finished."""
-        _write(features, self._part(chunk), self.made_of.parts)
+        write_features(features, self._part(chunk), self.fingerprints.by_name)
 
     def finish(self, features: Features) -> None:
         """Write the whole, unless it is there, and remove the chunks."""
         if not self.target.exists():
-            _write(features, self.target, self.made_of.parts)
+            write_features(features, self.target, self.fingerprints.by_name)
         shutil.rmtree(self.folder, ignore_errors=True)
 
     def _part(self, chunk: Chunk) -> Path:
         start, stop = chunk
         return self.folder / f"{start}-{stop}.safetensors"
 
-    def _load(self, file: Path, to_delete: Path) -> Features:
-        features, info = _read(file)
-        is_old = "format" not in info
-        parts = self.made_of.parts_in_0_1_0 if is_old else self.made_of.parts
-        differing = [name for name, value in parts.items() if info["made_of"][name] != value]
+    def _load(self, file: Path, chunk: Chunk, to_delete: Path) -> Features:
+        features, known, is_old = read_features(file)
+        here = self.fingerprints.by_name_in_0_1_0 if is_old else self.fingerprints.by_name
+        names = [*here, *(known.keys() - here.keys())]
+        differing = [name for name in names if known.get(name) != here.get(name)]
         if not differing:
+            check_count(features, _size(chunk), file)
             return features
         message = (
             f"{file} was made with other {' and other '.join(differing)}: delete {to_delete}, or "
@@ -241,6 +253,12 @@ class _Files:
         raise DataError(message)
 
 
+def _size(chunk: Chunk) -> int:
+    """Return the number of images in a chunk."""
+    start, stop = chunk
+    return stop - start
+
+
 def _whole(chunks: Sequence[Chunk]) -> Chunk:
     return 0, chunks[-1][1]
 
@@ -248,7 +266,7 @@ def _whole(chunks: Sequence[Chunk]) -> Chunk:
 def _plan(
     chunks: Sequence[Chunk],
     done: dict[Chunk, Features],
-    made_of: _MadeOf,
+    fingerprints: Fingerprints,
     processes: _Processes,
 ) -> list[Chunk]:
     """Return the chunks that this process has to encode.
@@ -259,8 +277,9 @@ def _plan(
     missing = [chunk for chunk in chunks if not done.keys() & {chunk, _whole(chunks)}]
     if processes.count == 1:
         return missing
-    plans = processes.gather((made_of.parts, missing))
-    if any(parts != made_of.parts for parts, _ in plans):
+    here = processes.in_all(lambda: fingerprints.by_name)
+    plans = processes.gather((here, missing))
+    if any(there != here for there, _ in plans):
         raise DataError(
             "the processes hold different models or images, or a DataLoader or transform that is "
             "random"
@@ -275,12 +294,24 @@ def _encode(
     image_set: ImageSet,
     chunks: Sequence[Chunk],
     files: _Files | None,
+    before: Sequence[Chunk],
     *,
     progress: bool,
 ) -> dict[Chunk, Features]:
-    """Encode chunks, and write each as soon as it is done if there are files."""
+    """Encode chunks, and write each as soon as it is done if there are files.
+
+    Args:
+        encode: turns prepared images into features.
+        image_set: the images.
+        chunks: those to encode.
+        files: to write to.
+        before: the chunks that were encoded before, for the bar.
+        progress: whether to show a bar.
+    """
     done: dict[Chunk, Features] = {}
-    with closing(encode_batches(encode, image_set, chunks, progress=progress)) as stream:
+    images = sum(map(_size, before))
+    batches = encode_batches(encode, image_set, chunks, progress=progress, done=images)
+    with closing(batches) as stream:
         for chunk in chunks:
             done[chunk] = join([next(stream) for _ in image_set.chunks[chunk]])
             if files:
@@ -304,37 +335,3 @@ def _collect(done: dict[Chunk, Features], processes: _Processes) -> Features:
             f"none of {len(result.skipped)} images can be read; of the first: {problem}"
         )
     return result
-
-
-def _read(path: str | os.PathLike[str]) -> tuple[Features, dict[str, Any]]:
-    """Return the features in a file, and the JSON beside them."""
-    tensors = read_weights(path)
-    if not {"features", _INFO} <= tensors.keys():
-        raise DataError(
-            f"{path} was not written by extract_features, and is left as it is: name another file"
-        )
-    try:
-        info: dict[str, Any] = json.loads(tensors[_INFO].numpy().tobytes())
-        skipped = [(name, problem) for name, problem in info["skipped"]]
-        features = Features(tensors["features"], tensors.get("labels"), info["paths"], skipped)
-        is_sound = len(features.features) == len(features.paths) and "made_of" in info
-    except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} is damaged: {error!r}. Delete it and make it again") from error
-    if not is_sound:
-        raise DataError(f"{path} is damaged: its parts do not match. Delete it and make it again")
-    return features, info
-
-
-def _write(features: Features, path: Path, made_of: dict[str, Any]) -> None:
-    """Write features and what they are made of, all or nothing."""
-    info = {
-        "format": _FORMAT,
-        "made_of": made_of,
-        "paths": features.paths,
-        "skipped": features.skipped,
-    }
-    text = bytearray(json.dumps(info).encode())
-    tensors = {"features": features.features, _INFO: torch.frombuffer(text, dtype=torch.uint8)}
-    if features.labels is not None:
-        tensors["labels"] = features.labels
-    write_weights(tensors, path)

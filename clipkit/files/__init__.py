@@ -2,19 +2,30 @@
 
 from clipkit.files.folders import replacing_folder, settle
 from clipkit.files.locks import lock
-from clipkit.files.output import check_output
-from clipkit.files.read import parse_json, read_json, read_text, sha256
-from clipkit.files.write import replacing, write_weights
+from clipkit.files.output import check_output, typed_write_errors
+from clipkit.files.read import (
+    address_scheme,
+    check_file,
+    parse_json,
+    read_json,
+    read_text,
+    sha256,
+)
+from clipkit.files.write import remove_leftovers, replacing, write_weights
 
 __all__ = [
+    "address_scheme",
+    "check_file",
     "check_output",
     "lock",
     "parse_json",
     "read_json",
     "read_text",
+    "remove_leftovers",
     "replacing",
     "replacing_folder",
     "settle",
     "sha256",
+    "typed_write_errors",
     "write_weights",
 ]

@@ -4,7 +4,6 @@ import contextlib
 import json
 import os
 import shutil
-import time
 import uuid
 from collections.abc import Generator, Iterable
 from contextlib import contextmanager
@@ -52,22 +51,19 @@ def replacing_folder(
     staged = folder / f"{_STAGED}{uuid.uuid4().hex}"
     with typed_write_errors(folder, staged):
         try:
-            staged.mkdir(parents=True)
-            _remove_abandoned(folder, staged)
-            with holding(staged / LOCK):
+            with _staging(folder, staged):
                 yield staged
-            with holding(folder / _SWAP_LOCK, _WAIT):
-                _finish_swap(folder)
-                _write_removals(folder, staged, owned)
-                os.rename(staged, folder / _SWAP)  # from here on the new content counts
-                _finish_swap(folder)
+                with holding(folder / _SWAP_LOCK, _WAIT):
+                    _finish_swap(folder)
+                    _write_removals(folder, staged, owned)
+                    os.rename(staged, folder / _SWAP)  # from here on the new content counts
+                    _finish_swap(folder)
         except OutputError as error:  # of a file in the staged folder, which is nobody's concern
             if staged.name not in str(error):
                 raise
             hidden = OutputError(str(error).replace(f"{staged.name}{os.sep}", ""))
             raise hidden from error
         finally:
-            shutil.rmtree(staged, ignore_errors=True)
             if is_new:
                 with contextlib.suppress(OSError):  # it stays if anything is in it
                     folder.rmdir()
@@ -120,14 +116,33 @@ def _remove(path: Path) -> None:
         path.unlink(missing_ok=True)
 
 
+@contextmanager
+def _staging(folder: Path, staged: Path) -> Generator[None, None, None]:
+    """Make a folder to write to, keep other processes from removing it, and remove it.
+
+    Its lock lies beside it. It is taken before there is a folder, and freed when that is gone, so
+    nobody takes the folder of a live process for an abandoned one.
+    """
+    with typed_write_errors(folder, folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    with holding(_lock_of(staged)):
+        try:
+            staged.mkdir()
+            _remove_abandoned(folder, staged)
+            yield
+        finally:
+            shutil.rmtree(staged, ignore_errors=True)
+
+
+def _lock_of(staged: Path) -> Path:
+    """Return the path of the lock of an unfinished folder."""
+    return staged.with_name(staged.name + LOCK)
+
+
 def _remove_abandoned(folder: Path, own: Path) -> None:
     """Remove the unfinished folders of processes that were killed. A live one holds its lock."""
-    for staged in folder.glob(f"{_STAGED}*"):
-        if staged == own:
-            continue
-        # One that was made a moment ago may not be locked yet.
-        with contextlib.suppress(OSError):
-            if time.time() - staged.stat().st_mtime < 1:
-                continue
-            with holding(staged / LOCK):
-                shutil.rmtree(staged, ignore_errors=True)
+    # Of a process that was killed early there is the lock alone.
+    names = {path.name.removesuffix(LOCK) for path in folder.glob(f"{_STAGED}*")}
+    for name in names - {own.name}:
+        with contextlib.suppress(OSError), holding(_lock_of(folder / name)):
+            shutil.rmtree(folder / name, ignore_errors=True)

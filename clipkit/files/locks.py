@@ -70,8 +70,9 @@ def _take(path: Path, wait: float) -> int:
 def _free(path: Path, descriptor: int) -> None:
     """Remove and free a lock file that is ours."""
     try:
-        path.unlink()
-    except OSError:  # it may be gone along with its folder
+        if _is_at(path, descriptor):  # it may be gone along with its folder
+            path.unlink()
+    except OSError:  # Windows removes no open file
         pass
     finally:
         os.close(descriptor)
@@ -109,7 +110,7 @@ def _is_at(path: Path, descriptor: int) -> bool:
     """Return whether the file at `path` is the open one."""
     try:
         return os.path.samestat(os.fstat(descriptor), os.stat(path))
-    except FileNotFoundError:
+    except OSError:
         return False
 
 

@@ -1,8 +1,10 @@
 """Read text and JSON with care, and tell files by their digests."""
 
+import errno
 import hashlib
 import json
 import os
+import re
 import stat
 import sys
 from pathlib import Path
@@ -11,6 +13,33 @@ from typing import Any, cast
 from clipkit.errors import ClipkitError, DataError
 
 _MAX_DEPTH = 64  # of brackets in a JSON file
+
+
+def check_file(path: str | os.PathLike[str]) -> int:
+    """Return the size of a regular file in bytes, without opening it.
+
+    Raises:
+        OSError: for anything else. A pipe would wait for ever, and a device never end.
+    """
+    about = os.stat(path)
+    if not stat.S_ISREG(about.st_mode):
+        raise OSError(errno.EINVAL, "it is no regular file", os.fspath(path))
+    return about.st_size
+
+
+def address_scheme(text: str) -> str | None:
+    """Return the scheme of an address, or None for a path. A drive of Windows is a path.
+
+    Example:
+        >>> address_scheme("https://host/a.tar")
+        'https'
+        >>> address_scheme("pipe:cat a.tar")
+        'pipe'
+        >>> address_scheme("C:/photos/a.tar"), address_scheme("./pipe:a.tar")
+        (None, None)
+    """
+    found = re.match(r"\s*([A-Za-z][A-Za-z0-9+.-]+):", text)
+    return found[1].lower() if found else None
 
 
 def read_text(
@@ -32,12 +61,10 @@ def read_text(
     """
     shown = os.fspath(path)
     try:
-        about = os.stat(path)
-        if not stat.S_ISREG(about.st_mode):
-            raise error(f"{shown} is no regular file")
-        if about.st_size > max_bytes:
+        size = check_file(path)
+        if size > max_bytes:
             raise error(
-                f"{shown} has {about.st_size:,} bytes, more than the {max_bytes:,} that such a "
+                f"{shown} has {size:,} bytes, more than the {max_bytes:,} that such a "
                 "file may have: it is another file, or damaged"
             )
         return Path(path).read_bytes().decode("utf-8-sig")
@@ -45,8 +72,9 @@ def read_text(
         raise error(f"{shown} is not text in UTF-8: {failure}") from failure
     except ClipkitError:
         raise
-    except OSError as failure:
-        raise error(f"{shown} cannot be read: {failure.strerror or failure}") from failure
+    except (OSError, ValueError) as failure:  # a path with a null byte is a ValueError
+        reason = getattr(failure, "strerror", None) or failure
+        raise error(f"{shown} cannot be read: {reason}") from failure
 
 
 def read_json(

@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import re
 import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
@@ -10,6 +11,8 @@ from pathlib import Path
 from torch import Tensor
 
 from clipkit.files.output import check_output, typed_write_errors
+
+_KEPT = 40  # characters of a name that the name of its unfinished file has too
 
 
 def write_weights(
@@ -67,7 +70,7 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Path, None, None]:
     path = Path(path)
     check_output(path)
     # A part of the name is enough to recognize it, and a longer one might be too long.
-    partial = path.with_name(f".{path.name[:40]}.{uuid.uuid4().hex}.tmp")
+    partial = path.with_name(f".{path.name[:_KEPT]}.{uuid.uuid4().hex}.tmp")
     with typed_write_errors(path, partial):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
@@ -76,3 +79,18 @@ def replacing(path: str | os.PathLike[str]) -> Generator[Path, None, None]:
         finally:
             with contextlib.suppress(OSError):
                 partial.unlink(missing_ok=True)
+
+
+def remove_leftovers(path: str | os.PathLike[str]) -> None:
+    """Remove what processes that were killed while they wrote a file left beside it.
+
+    Call it only while no other process may write the file, as under a lock.
+    """
+    path = Path(path)
+    if len(path.name) > _KEPT:  # another file may have the same beginning
+        return
+    leftover = re.compile(rf"\.{re.escape(path.name)}\.[0-9a-f]{{32}}\.tmp")
+    for beside in path.parent.glob(".*.tmp"):
+        if leftover.fullmatch(beside.name):
+            with contextlib.suppress(OSError):
+                beside.unlink()

@@ -5,8 +5,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, cast
 
-from clipkit.config import build, check_choice, check_positive
 from clipkit.errors import ConfigError
+from clipkit.fields import build, check_choice, check_sizes, is_number
 
 Precision = Literal["float32", "bfloat16"]
 
@@ -21,6 +21,7 @@ _RANGES = {
 _COUNTS = ("log_every", "save_every", "evaluate_every", "warm_up", "seed")
 _BLOCKS = ("image_blocks", "text_blocks")
 _SWITCHES = ("recompute", "compile", "shard")
+_MOST = 1 << 53  # of a count: the largest that a float holds exactly
 _MAY_BE_NONE = ("clip_grad", "ema", "warm_up", *_BLOCKS)
 
 
@@ -86,9 +87,9 @@ class TrainConfig:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        check_positive(self, "steps")
+        check_sizes(self, "steps", largest=_MOST)
         if self.micro_batch is not None:
-            check_positive(self, "micro_batch")
+            check_sizes(self, "micro_batch", largest=_MOST)
         check_choice(self, "precision", ("float32", "bfloat16"))
         for name in _SWITCHES:
             check_choice(self, name, (True, False))
@@ -107,13 +108,15 @@ class TrainConfig:
             return
         if not isinstance(value, int) or isinstance(value, bool) or value < 0:
             raise ConfigError(f"TrainConfig.{name} must be an integer of at least 0, not {value!r}")
+        if value > _MOST:
+            raise ConfigError(f"TrainConfig.{name} must be at most {_MOST:,}, not {value:,}")
 
     def _check_range(self, name: str) -> None:
         value = getattr(self, name)
         low, high = _RANGES[name]
         if value is None and name in _MAY_BE_NONE:
             return
-        if not isinstance(value, int | float) or not low <= value <= high:
+        if not is_number(value) or not low <= cast(float, value) <= high:
             raise ConfigError(
                 f"TrainConfig.{name} must be a number from {low:g} to {high:g}, not {value!r}"
             )

@@ -4,83 +4,31 @@ import copy
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar, overload
-
-from torch import Tensor, nn
+from typing import Any
 
 from clipkit import distributed
 from clipkit.classify.classifier import ImageClassifier
-from clipkit.classify.heads import Head, LinearHead
+from clipkit.classify.heads import LinearHead
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
 from clipkit.encode.fingerprints import fingerprint, fingerprint_0_1_0
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError
-from clipkit.prompts import TEMPLATES, Templates
+from clipkit.files import check_output
+from clipkit.prompts import TEMPLATES, Templates, as_words
 from clipkit.training.batches import Augment, PairBatches
 from clipkit.training.config import TrainConfig
+from clipkit.training.interpolation import check_alpha, interpolate_weights
 from clipkit.training.loop import Trainer
 from clipkit.training.optimizer import check_blocks
+from clipkit.training.out import MODEL, check_run_folder
 from clipkit.training.state import CHECKPOINT
-from clipkit.training.tasks import ClassificationTask, Task
+from clipkit.training.tasks import ONE_PAIR, ClassificationTask, Task
 
-M = TypeVar("M", bound=nn.Module)
+RUN = "run"  # the folder in `out` for what a Trainer leaves
 
 _EPOCHS = 20
 _BATCH_SIZE = 64
-
-
-@overload
-def interpolate_weights(first: Head, second: Head, alpha: float) -> LinearHead: ...
-@overload
-def interpolate_weights(first: M, second: M, alpha: float) -> M: ...
-def interpolate_weights(first: nn.Module, second: nn.Module, alpha: float) -> nn.Module:
-    """Return a new module with weights between those of two modules (WiSE-FT, 2109.01903).
-
-    Args:
-        first, second: modules of the same weights, for example a zero-shot model and the same model
-            fine-tuned; or two heads, each of which becomes a `LinearHead` first. The result is a
-            copy of the second, and has its dtype.
-        alpha: 0 gives the first, 1 the second.
-
-    Raises:
-        ConfigError: if alpha is not from 0 to 1, or the weights do not match.
-
-    Example:
-        model = interpolate_weights(zero_shot_model, tuned_model, alpha=0.5)
-    """
-    _check_alpha(alpha)
-    if isinstance(first, Head) and isinstance(second, Head):
-        return _interpolate_heads(first.to_linear(), second.to_linear(), alpha)
-    between = copy.deepcopy(second)
-    between.load_state_dict(_mix(first.state_dict(), second.state_dict(), alpha))
-    return between
-
-
-def _interpolate_heads(first: LinearHead, second: LinearHead, alpha: float) -> LinearHead:
-    mixed = _mix(first.state_dict(), second.state_dict(), alpha)
-    scale = None
-    if first.scale is not None and second.scale is not None:
-        scale = (1 - alpha) * first.scale + alpha * second.scale
-    return LinearHead(mixed["weight"], mixed["bias"], scale)
-
-
-def _mix(first: dict[str, Tensor], second: dict[str, Tensor], alpha: float) -> dict[str, Tensor]:
-    """Return tensors between those of two state dicts; whole numbers are the second's."""
-    shapes = {name: value.shape for name, value in first.items()}
-    if shapes != {name: value.shape for name, value in second.items()}:
-        raise ConfigError("interpolate_weights needs two modules of the same weights")
-    return {
-        name: first[name].to(value).lerp(value, alpha) if value.is_floating_point() else value
-        for name, value in second.items()
-    }
-
-
-def _check_alpha(alpha: float) -> None:
-    if not 0 <= alpha <= 1:
-        raise ConfigError(
-            f"alpha must be from 0, for the first weights, to 1, for the second, not {alpha!r}"
-        )
 
 
 def finetune(
@@ -130,6 +78,7 @@ def finetune(
         The classifier, in eval mode.
 
     Raises:
+        OutputError: if `out` cannot be written. It is checked before the work.
         DataError: if `pairs` have no labels, or not all labels have a name.
         ConfigError: if an option is impossible, or would be ignored.
 
@@ -139,7 +88,9 @@ def finetune(
         classifier = clipkit.finetune(model, pairs, "out", epochs=5)
         classifier.predict("new.jpg").label
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
+    _check_pairs(pairs)
+    check_output(out, "folder")
     names = _check_names(pairs, class_names)
     stage = None
     if head_only:
@@ -159,8 +110,9 @@ def finetune(
                 workers=workers,
                 seed=config.seed,
             ),
-            Path(out) / "run",
+            Path(out) / RUN,
         )
+        check_run_folder(stage.out)
         distributed.start(model.device)
     start = ImageClassifier.zero_shot(model, names, templates)
     _fit_head(start, pairs, workers, shared=stage is not None and distributed.group() is not None)
@@ -224,18 +176,27 @@ def _tune(start: ImageClassifier, stage: _Stage | None, alpha: float) -> ImageCl
     )
 
 
-def _train(task: CLIP | Task, stage: _Stage, start: CLIP, *about: object) -> CLIP:
+def _train(
+    task: CLIP | Task,
+    stage: _Stage,
+    start: CLIP,
+    labels: list[str] | None = None,
+    prompts: list[list[str]] | None = None,
+) -> CLIP:
     """Train a task, or go on from the checkpoint of the same run.
 
     Args:
         task: with a copy of the start.
         stage: how to train, and on what.
         start: the model that the run is known by.
-        about: what else it is known by.
+        labels, prompts: of a classifier; the run is known by them as well.
     """
+    about = [] if labels is None else [labels, prompts]
     former: list[str] = []
-    if (stage.out / CHECKPOINT).exists():  # or it would be computed for nothing
+    if (stage.out / CHECKPOINT).exists():  # or they would be computed for nothing
         former = [fingerprint_0_1_0(start, *about)]
+        if labels is not None:  # those of folders had spaces then
+            former.append(fingerprint_0_1_0(start, [*map(as_words, labels)], prompts))
     trainer = Trainer(
         task,
         stage.batches,
@@ -281,26 +242,40 @@ def finetune_captions(
         The model between the start and the fine-tuned weights (WiSE-FT), in eval mode.
 
     Raises:
+        OutputError: if `out` cannot be written. It is checked before the work.
         ConfigError: if an option is impossible, or would be ignored.
-        DataError: if `batch_size` is impossible.
+        DataError: if `batch_size` is impossible, or there is a single image.
 
     Example:
         model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
         pairs = clipkit.read_table("photos/captions.csv")
         model = clipkit.finetune_captions(model, pairs, "out", epochs=5)
     """
-    _check_alpha(alpha)
+    check_alpha(alpha)
+    _check_pairs(pairs)
+    check_run_folder(Path(out) / RUN)
+    check_output(Path(out) / MODEL, "folder")
     size = _batch_size(batch_size, pairs)
+    if size < 2:
+        raise DataError(ONE_PAIR)
     config = _plan(model, pairs, size, epochs=epochs, blocks=None, lr=lr, config=config)
     batches = PairBatches(
         pairs, size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed
     )
-    stage = _Stage(config, batches, Path(out) / "run")
+    stage = _Stage(config, batches, Path(out) / RUN)
     tuned = _train(copy.deepcopy(model).float(), stage, model)
     tuned = interpolate_weights(model, tuned, alpha).eval()
     if distributed.is_first():
-        tuned.save_pretrained(Path(out) / "model")
+        tuned.save_pretrained(Path(out) / MODEL)
     return tuned
+
+
+def _check_pairs(pairs: object) -> None:
+    """Raise `ConfigError` for what only says where images are."""
+    if not isinstance(pairs, Pairs):
+        raise ConfigError(
+            f"fine-tuning takes Pairs, not {pairs!r:.99}: read them by clipkit.read_pairs(FOLDER)"
+        )
 
 
 def _check_names(pairs: Pairs, class_names: list[str] | None) -> list[str]:
@@ -319,7 +294,15 @@ def _refuse_given(reason: str, **options: object) -> None:
 
 
 def _batch_size(given: int | None, pairs: Pairs) -> int:
-    return min(_BATCH_SIZE if given is None else given, len(pairs))
+    """Return the size of a batch: at most all images."""
+    if given is None:
+        given = _BATCH_SIZE
+    if not isinstance(given, int) or given < 1 or not len(pairs):
+        raise DataError(
+            f"batch_size {given!r} must be an integer of at least 1, and there must be images: "
+            f"there are {len(pairs)}"
+        )
+    return min(given, len(pairs))
 
 
 def _plan(
@@ -350,7 +333,7 @@ def _plan(
         check_blocks(model.visual, blocks)
     if lr is None:
         lr = min(1e-3, 5e-5 * (512 / model.config.text.width) ** 2)
-    steps_per_epoch = len(pairs) // max(1, batch_size)
+    steps_per_epoch = len(pairs) // batch_size
     return TrainConfig(
         steps=epochs * steps_per_epoch,
         lr=lr,

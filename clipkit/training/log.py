@@ -1,6 +1,7 @@
 """What a run tells: rows of numbers in a file and for TensorBoard, and a progress bar."""
 
 import json
+import logging
 import sys
 import time
 from collections.abc import Mapping, Sequence
@@ -10,11 +11,20 @@ from typing import Any, cast
 from torch import Tensor
 
 from clipkit import distributed
-from clipkit.errors import ConfigError
-from clipkit.files import replacing
+from clipkit.errors import ConfigError, TrainingError
+from clipkit.files import parse_json, read_text, replacing, typed_write_errors
 
 Row = dict[str, float]
+
+# In the folder of a run.
+LOG = "log.jsonl"
+BOARD = "tensorboard"
+
+_MAX_BYTES = 1 << 28  # of a log; a million rows have about 150 MB
 _ON_THE_BAR = ("loss", "scale", "images_per_second")
+_MAX_LINES = 100  # of figures that a run tells, beside what is in the file
+
+_logger = logging.getLogger(__name__)
 
 
 class Log:
@@ -24,28 +34,50 @@ class Log:
         folder: of the run.
         step: the rows of later steps are dropped, because those steps will be made again; so is a
             last row that was cut off.
+
+    Raises:
+        TrainingError: if there is a log with lines that no run wrote.
+        OutputError: if the log cannot be written.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
-        self.file = folder / "log.jsonl"
-        self.board = _open_board(folder / "tensorboard", step)
+        self.file = folder / LOG
         if self.file.exists():
             self._keep_up_to(step)
+        with typed_write_errors(self.file, folder):
+            self.board = _open_board(folder / BOARD, step)
 
     def _keep_up_to(self, step: int) -> None:
-        whole = [line for line in self.file.read_text().splitlines() if line.endswith("}")]
-        kept = [line for line in whole if json.loads(line)["step"] <= step]
+        text = read_text(self.file, error=TrainingError, max_bytes=_MAX_BYTES)
+        *lines, _ = text.split("\n")  # of a last line without an end something is missing
+        kept = [line for number, line in enumerate(lines, 1) if self._step_of(line, number) <= step]
         with replacing(self.file) as partial:
-            partial.write_text("".join(f"{line}\n" for line in kept))
+            partial.write_text("".join(f"{line}\n" for line in kept), "utf-8")
+
+    def _step_of(self, line: str, number: int) -> int:
+        """Return the step of a row, or raise `TrainingError` if it is none."""
+        row = parse_json(line, f"line {number} of {self.file}", error=TrainingError)
+        step = row.get("step")
+        if not isinstance(step, int) or isinstance(step, bool):
+            raise TrainingError(
+                f"line {number} of {self.file} is no row of a run: move the file away, and the run "
+                "goes on without its older rows"
+            )
+        return step
 
     def write(self, step: int, row: Row) -> None:
-        """Add a row, which says of itself after which step it was made."""
-        with self.file.open("a") as file:
-            file.write(json.dumps({"step": step, **row}) + "\n")
-        if self.board is not None:
-            for name, value in row.items():
-                self.board.add_scalar(name, value, step)
-            self.board.flush()
+        """Add a row, which says of itself after which step it was made.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
+        with typed_write_errors(self.file, self.file.parent):
+            with self.file.open("a", encoding="utf-8") as file:
+                file.write(json.dumps({"step": step, **row}) + "\n")
+            if self.board is not None:
+                for name, value in row.items():
+                    self.board.add_scalar(name, value, step)
+                self.board.flush()
 
     def close(self) -> None:
         """Close the events of TensorBoard, whose writer is a thread with an open file."""
@@ -65,8 +97,10 @@ def _open_board(folder: Path, step: int) -> Any:
 class Reporter:
     """Tell of a run while it goes on. The first process writes the log and shows the bar.
 
+    It also passes a hundred rows of figures to `logging`, for whoever listens.
+
     Args:
-        folder: of the run, made if it does not exist.
+        folder: of the run.
         step: the steps that were made before.
         steps: the steps of the whole run.
     """
@@ -74,12 +108,13 @@ class Reporter:
     def __init__(self, folder: Path, step: int, steps: int) -> None:
         from tqdm import tqdm
 
-        folder.mkdir(parents=True, exist_ok=True)
         first = distributed.is_first()
         self._log = Log(folder, step) if first else None
         # None shows the bar on a terminal alone.
         self._bar = tqdm(total=steps, initial=step, disable=None if first else True, unit="step")
         self._known_reasons: set[str] = set()
+        self._steps = steps
+        self._told = -steps  # the last step that `logging` was told of
         self._images = 0
         self._started = time.perf_counter()
 
@@ -90,6 +125,8 @@ class Reporter:
         self._bar.close()
         if self._log is not None:
             self._log.close()
+            if broken := len(self._known_reasons):
+                _logger.info("%d images could not be read and were left out", broken)
 
     def count(self, images: int, skipped: Sequence[str]) -> None:
         """Note one step of this process, and tell once of each image that was skipped, and why."""
@@ -100,7 +137,8 @@ class Reporter:
 
     def images_per_second(self) -> float:
         """Return the pace of all processes together since the last row."""
-        return self._images / (time.perf_counter() - self._started)
+        seconds = time.perf_counter() - self._started
+        return self._images / max(seconds, 1e-9)  # some clocks tick rarely
 
     def show(self, row: Row) -> None:
         """Put the chief figures of a row beside the bar."""
@@ -110,8 +148,16 @@ class Reporter:
         """Add a row to the log, and measure the pace anew."""
         if self._log is not None:
             self._log.write(step, row)
+            self._tell(step, row)
         self._images = 0
         self._started = time.perf_counter()
+
+    def _tell(self, step: int, row: Row) -> None:
+        is_due = step == self._steps or step >= self._told + self._steps / _MAX_LINES
+        if is_due:
+            self._told = step
+            shown = [f"{name.replace('_', ' ')} {value:.4g}" for name, value in row.items()]
+            _logger.info("step %d of %d: %s", step, self._steps, ", ".join(shown))
 
     def advance(self) -> None:
         """Move the bar by one step."""

@@ -6,14 +6,14 @@ and a run that was killed goes on from it: on one process to the bit.
 """
 
 import copy
-import math
+import logging
 import os
-import signal
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Any, NamedTuple, SupportsFloat, cast
+from typing import Any, SupportsFloat, cast
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -21,33 +21,25 @@ from torch.optim import Optimizer
 
 from clipkit import distributed
 from clipkit.clip import CLIP
-from clipkit.errors import TrainingError
+from clipkit.encode.fingerprints import fingerprint
 from clipkit.models.placement import decide_device
 from clipkit.training.batches import Batch, Batches
 from clipkit.training.config import TrainConfig
 from clipkit.training.log import Reporter, Row, as_row
 from clipkit.training.optimizer import adamw, clip_gradients, train_mode
+from clipkit.training.out import MODEL, check_run_folder, hold_run_folder
 from clipkit.training.recompute import keep_blocks, recompute_blocks
-from clipkit.training.setup import check_task, prepare_task, start_average
+from clipkit.training.setup import check_pairs, check_task, prepare_task, start_average
 from clipkit.training.sharding import average_gradient, gather_weights, shard
 from clipkit.training.signals import StopRequest, stop_requests, stopped_by
 from clipkit.training.state import CHECKPOINT, TrainingState
+from clipkit.training.step import StepResult, join_results, refuse_what_is_not_finite
 from clipkit.training.tasks import ContrastiveTask, Task
 
 MakeOptimizers = Callable[[nn.Module], list[Optimizer]]
 Evaluate = Callable[[CLIP], Mapping[str, SupportsFloat]]
 
-_MAX_SEED = 2**63
-_NAMES_IN_MESSAGES = 8
-
-
-class StepResult(NamedTuple):
-    """Say what all processes together made of one step."""
-
-    loss: float  # the mean
-    norm: float  # of the gradients, before they were clipped
-    skipped: int  # images
-    stop: signal.Signals | None  # the signal that one of the processes got
+_logger = logging.getLogger(__name__)
 
 
 class Trainer:
@@ -60,13 +52,14 @@ class Trainer:
         config: how to train.
         out: folder for `checkpoint.pt`, `log.jsonl`, the events of TensorBoard where it is
             installed, and in the end the `model`. A run that has a checkpoint there goes on from
-            it. All processes must see the same folder.
+            it. All processes must see the same folder, and no other run may write there.
         optimizers: makes other optimizers than AdamW, from the task. The schedule scales the rates
             that they start with.
         evaluate: maps the model, in eval mode, to numbers by name, which are logged.
         device: as in `clipkit.load`; under `torchrun` "cuda" is each process's own card.
         identity: what the run is of, beyond the model's and its own config and the batches. A
-            checkpoint in `out` of another identity is refused.
+            checkpoint in `out` of another identity is refused. If it is empty, the weights that the
+            run starts from stand for it.
         former_identities: what an older version called the same run. Its checkpoints are accepted.
 
     Attributes:
@@ -77,6 +70,8 @@ class Trainer:
     Raises:
         ConfigError: if the weights are not float32, nothing is left to train, or the config does
             not fit the model.
+        DataError: if a batch of pairs has one pair alone, which the contrastive loss cannot use.
+        OutputError: if `out` cannot be written.
         TrainingError: if the checkpoint in `out` is damaged or of another run.
 
     Example:
@@ -104,6 +99,7 @@ class Trainer:
         self.batches = batches
         self.evaluate = evaluate
         self.out = Path(out)
+        check_run_folder(self.out)
         self.device = decide_device(device)
         distributed.start(self.device)
         self.sharded = config.shard and distributed.group() is not None
@@ -111,6 +107,8 @@ class Trainer:
         self.task.to(self.device)
         self.model = self.task.model
         check_task(self.task, config, self.sharded)
+        check_pairs(self.task, getattr(batches, "batch_size", None))
+        start = "" if identity else self._fingerprint()
         prepare_task(self.task, config)
         self.average = start_average(self.task, config.ema)
         if config.recompute:
@@ -127,6 +125,7 @@ class Trainer:
             config,
             self.sharded,
             [self._about(name) for name in (identity, *former_identities)],
+            start,
         )
         self.state.resume(self._checkpoint)
 
@@ -136,22 +135,29 @@ class Trainer:
         It is in eval mode, with every parameter unlocked, and `out/model` holds it too.
 
         Raises:
+            OutputError: if another process is writing to `out`, or the disk is full.
             TrainingError: if the loss or a gradient is not finite. The checkpoint from before is
                 left as it is.
             SystemExit: after SIGTERM, once the step is done and saved.
             KeyboardInterrupt: after Ctrl-C, once the step is done and saved; after a second Ctrl-C
                 at once.
         """
-        try:
-            self._loop()
-        finally:
-            if self.config.recompute:
-                keep_blocks(self.task)
-        return self._finish()
+        with hold_run_folder(self.out):
+            try:
+                self._loop()
+            finally:
+                if self.config.recompute:
+                    keep_blocks(self.task)
+            return self._finish()
 
     def _about(self, identity: str) -> list[Any]:
         """Return what a checkpoint's run is known again by."""
         return [self.model.config.to_dict(), identity, getattr(self.batches, "identity", "")]
+
+    def _fingerprint(self) -> str:
+        """Return what the weights to start from are known by: those of the first process."""
+        own = fingerprint(self.task) if distributed.is_first() else ""
+        return distributed.gather_objects(own)[0]
 
     @property
     def step(self) -> int:
@@ -184,7 +190,10 @@ class Trainer:
 
     def _loop(self) -> None:
         """Make the steps that are left. Each is counted, reported, and saved where that is due."""
-        batches = self.batches(self.step)
+        is_done = self.step >= self.config.steps
+        if is_done and distributed.is_first():
+            _logger.info("Nothing is left to do in %s: all %d steps are made.", self.out, self.step)
+        batches = iter(()) if is_done else self.batches(self.step)
         train_mode(self.task)
         reporter = Reporter(self.out, self.step, self.config.steps)
         with stop_requests() as request, reporter:
@@ -219,15 +228,23 @@ class Trainer:
         counters.skipped += result.skipped
 
     def _report(self, reporter: Reporter) -> None:
-        """Write a row of what is due after this step: the log's own figures, the evaluation's."""
-        row: Row = {}
-        if self._is_due(self.config.log_every):
-            row = self._figures(reporter.images_per_second())
-            reporter.show(row)
-        if self.evaluate is not None and self._is_due(self.config.evaluate_every):
-            row |= self._evaluate_or_save(self.evaluate)
-        if row:
+        """Write a row of what is due after this step: the log's own figures, the evaluation's.
+
+        If the evaluation fails, the other figures and the step are saved first.
+        """
+        is_measured = self.evaluate is not None and self._is_due(self.config.evaluate_every)
+        if not is_measured and not self._is_due(self.config.log_every):
+            return
+        row = self._figures(reporter.images_per_second())
+        reporter.show(row)
+        try:
+            if is_measured:
+                row |= as_row(self._measure())
+        except Exception:
             reporter.write(self.step, row)
+            self._save()
+            raise
+        reporter.write(self.step, row)
 
     def _figures(self, images_per_second: float) -> Row:
         """Return the log's own figures, and start a new mean of the loss."""
@@ -258,15 +275,16 @@ class Trainer:
         if self.sharded:
             average_gradient(self.model.logit_scale)
         norm = clip_gradients(self.task, self.config.clip_grad)
-        result = self._gather_result(loss, norm, batch, request)
-        self._refuse_what_is_not_finite(result, batch)
+        result = join_results(loss, norm, len(batch.skipped), request.signal)
+        refuse_what_is_not_finite(result, self.step, batch.names)
         self._update_weights()
         return result
 
     def _seed(self) -> None:
         """Seed all that is random in a step by the run's seed, the step and the process."""
-        number = self.step * distributed.world_size() + distributed.rank()
-        torch.manual_seed((self.config.seed << 40) % _MAX_SEED + number)
+        # torch's generator on the CPU looks at no more than 32 bits of a seed.
+        seeds = np.random.SeedSequence([self.config.seed, self.step, distributed.rank()])
+        torch.manual_seed(int(seeds.generate_state(1)[0]))
 
     def _set_rates(self) -> None:
         """Scale the rates that the optimizers started with to those of this step."""
@@ -283,42 +301,6 @@ class Trainer:
         with torch.autocast(self.device.type, torch.bfloat16) if half else nullcontext():
             return self._wrapped(*inputs)
 
-    def _gather_result(
-        self, loss: Tensor, norm: Tensor, batch: Batch, request: StopRequest
-    ) -> StepResult:
-        """Join what each process knows of the step, in one transfer."""
-        counts = [
-            float(len(batch.skipped)),
-            float(request.signal == signal.SIGTERM),
-            float(request.signal == signal.SIGINT),
-        ]
-        values = torch.stack([loss.detach().float(), norm])
-        report = torch.cat([values, torch.tensor(counts, device=self.device)])  # (5,)
-        if distributed.group() is not None:
-            dist.all_reduce(report)
-        total_loss, total_norm, skipped, terminated, interrupted = cast(
-            "list[float]", report.tolist()
-        )
-        stop = None
-        if terminated:
-            stop = signal.SIGTERM
-        elif interrupted:
-            stop = signal.SIGINT
-        world = distributed.world_size()
-        return StepResult(total_loss / world, total_norm / world, int(skipped), stop)
-
-    def _refuse_what_is_not_finite(self, result: StepResult, batch: Batch) -> None:
-        if math.isfinite(result.loss + result.norm):
-            return
-        images = ", ".join(batch.names[:_NAMES_IN_MESSAGES]) or "unnamed images"
-        if len(batch.names) > _NAMES_IN_MESSAGES:
-            images += ", ..."
-        raise TrainingError(
-            f"step {self.step}: the loss is {result.loss} and the gradient's norm {result.norm}. "
-            f"The weights and the checkpoint are from before it. Process {distributed.rank()} had "
-            f"{images}. Try a lower lr, a longer warm_up or precision='float32'"
-        )
-
     def _update_weights(self) -> None:
         for optimizer in self.optimizers:
             optimizer.step()
@@ -329,16 +311,8 @@ class Trainer:
 
     # Evaluation
 
-    def _evaluate_or_save(self, evaluate: Evaluate) -> Row:
-        """Return the figures of the model. If that fails, save first, so that no step is lost."""
-        try:
-            return as_row(self._run(evaluate))
-        except Exception:
-            self._save()
-            raise
-
-    def _run(self, evaluate: Evaluate) -> object:
-        """Return what a function makes of the model in eval mode, or of its average."""
+    def _measure(self) -> object:
+        """Return what `evaluate` makes of the model in eval mode, or of its average."""
         model = self.model
         if self.average is not None:
             model = cast(CLIP, self.average.module.model)
@@ -349,7 +323,7 @@ class Trainer:
             root.unshard()
         try:
             with torch.no_grad():
-                return evaluate(model)
+                return None if self.evaluate is None else self.evaluate(model)
         finally:
             if self.sharded:
                 root.reshard()
@@ -364,7 +338,7 @@ class Trainer:
             self.task.load_state_dict(self.average.module.state_dict())
         model = self._whole_model() if self.sharded else self.model
         if distributed.is_first():
-            model.save_pretrained(self.out / "model")
+            model.save_pretrained(self.out / MODEL)
         if distributed.group() is not None:
             dist.barrier()  # no process may look for the folder before it is there
         return model

@@ -1,10 +1,10 @@
 """What `clipkit train` and `clipkit finetune` do: from a small file, or a folder, to a model."""
 
-import json
+import logging
+import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any, cast
 
 import torch
 
@@ -12,18 +12,26 @@ from clipkit import distributed
 from clipkit.checkpoints.load import published_config
 from clipkit.classify.evaluate import Evaluation, classifier_accuracy, retrieval, zero_shot
 from clipkit.clip import CLIP
-from clipkit.config import CLIPConfig, build, check_positive
+from clipkit.config import CLIPConfig
 from clipkit.data.labelled import Pairs, read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
+from clipkit.fields import build, check_positive
+from clipkit.files import address_scheme, check_output, read_json
 from clipkit.prompts import TEMPLATES, Templates, check_templates
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
 from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Evaluate, Trainer
+from clipkit.training.out import check_run_folder
 from clipkit.training.shards import ShardBatches
+from clipkit.training.tasks import ONE_PAIR
 
 _TEXTS = {"data": False, "out": False, "init": True, "evaluate": True}  # name -> may it be None
+_SCHEMES = {"data": "https", "init": "hf-hub"}  # addresses that the fields take beside paths
 _SHARDS = (".tar", ".tgz", ".tar.gz")
+_RANDOM = "random weights"  # what a run that starts from them is known by
+
+_logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,12 +74,16 @@ class RunConfig:
 
     def __post_init__(self) -> None:
         check_positive(self, "batch_size")
+        if self.batch_size == 1:
+            raise ConfigError(f"RunConfig.batch_size is 1, but {ONE_PAIR}")
         for name, may_be_none in _TEXTS.items():
             value = getattr(self, name)
             if not isinstance(value, str) and not (value is None and may_be_none):
                 raise ConfigError(f"RunConfig.{name} must be a text, not {value!r}")
             if value == "":
                 raise ConfigError(f"RunConfig.{name} is empty; '.' is the folder of the file")
+            if value is not None:
+                _check_path(name, value)
         if not isinstance(self.model, str | CLIPConfig | None):
             raise ConfigError(
                 f"RunConfig.model must be a name or the fields of a CLIPConfig, not {self.model!r}"
@@ -84,13 +96,14 @@ class RunConfig:
             )
 
     @classmethod
-    def read(cls, path: Path) -> "RunConfig":
+    def read(cls, path: str | os.PathLike[str]) -> "RunConfig":
         """Read and check the file.
 
         Raises:
             ConfigError: that names what is wrong.
         """
-        values = _read_json(path)
+        path = Path(path)
+        values = read_json(path, error=ConfigError)
         for name in ("train", "augment"):
             if not isinstance(values.get(name, {}), dict):
                 raise ConfigError(f"{path}: {name} must be an object, not {values[name]!r}")
@@ -104,14 +117,16 @@ class RunConfig:
         return replace(config, **_find_beside(path, config))
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8-sig"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"cannot read {path} as JSON: {error}") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} must hold a JSON object, not {values!r}")
-    return cast("dict[str, Any]", values)
+def _check_path(name: str, value: str) -> None:
+    """Raise `ConfigError` if the value of a field is an address that it does not take."""
+    if "\0" in value:
+        raise ConfigError(f"RunConfig.{name} must be a path, not {value!r:.99}: it has a null byte")
+    scheme = address_scheme(value)
+    if scheme not in (None, _SCHEMES.get(name)):
+        raise ConfigError(
+            f"RunConfig.{name} must be a path, not the address {value!r:.99}: nothing is read from "
+            f"{scheme}:, download it first. A path with a colon begins with ./"
+        )
 
 
 def _find_beside(path: Path, config: RunConfig) -> dict[str, str]:
@@ -119,9 +134,9 @@ def _find_beside(path: Path, config: RunConfig) -> dict[str, str]:
     beside: dict[str, str] = {}
     for name in _TEXTS:
         value = getattr(config, name)
-        if value and "://" not in value:
-            beside[name] = str(path.parent / Path(value).expanduser())
-    if config.init == "tiny" or not Path(beside.get("init", "")).exists():
+        if value and address_scheme(value) is None:
+            beside[name] = os.path.join(path.parent, os.path.expanduser(value))
+    if config.init == "tiny" or not os.path.exists(beside.get("init", "")):
         beside.pop("init", None)  # it is the name of a model
     return beside
 
@@ -136,13 +151,29 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     Returns:
         The model, in eval mode; `config.out` holds it too, in `model`.
 
+    Raises:
+        OutputError: if `config.out` cannot be written, or another process is writing there.
+        TrainingError: if `config.out` holds a run of another start, other data or another config.
+        DataError, ConfigError: if there is nothing to train on, or it does not go together.
+
     Example:
         model = train(RunConfig.read(Path("run.json")))
     """
+    check_run_folder(Path(config.out))
     model = _start_model(config)
-    batches = _make_batches(config, model)
-    evaluate = _make_evaluate(config)
-    return Trainer(model, batches, config.train, config.out, evaluate=evaluate, device=device).fit()
+    # The seed of random weights is in the config. Their bits may differ from machine to machine.
+    is_random = config.init is None
+    trainer = Trainer(
+        model,
+        _make_batches(config, model),
+        config.train,
+        config.out,
+        evaluate=_make_evaluate(config),
+        device=device,
+        identity=_RANDOM if is_random else "",
+        former_identities=[""] if is_random else [],
+    )
+    return trainer.fit()
 
 
 def _start_model(config: RunConfig) -> CLIP:
@@ -157,7 +188,7 @@ def _start_model(config: RunConfig) -> CLIP:
 
 
 def _make_batches(config: RunConfig, model: CLIP) -> Batches:
-    if config.data.endswith(_SHARDS):
+    if config.data.lower().endswith(_SHARDS):
         return ShardBatches(
             config.data,
             config.batch_size,
@@ -168,7 +199,7 @@ def _make_batches(config: RunConfig, model: CLIP) -> Batches:
             seed=config.train.seed,
         )
     return PairBatches(
-        read_pairs(Path(config.data), config.templates),
+        read_pairs(config.data, config.templates),
         config.batch_size,
         model.preprocess,
         model.tokenizer,
@@ -182,7 +213,7 @@ def _make_evaluate(config: RunConfig) -> Evaluate | None:
     """Return what measures the zero-shot accuracy on the folder of the config, if it has one."""
     if config.evaluate is None:
         return None
-    held_out = read_folder(Path(config.evaluate))
+    held_out = read_folder(config.evaluate)
     known: set[str] = set()
 
     def evaluate(model: CLIP) -> dict[str, float]:
@@ -233,10 +264,16 @@ def finetune_from(
         captions. Images that cannot be read are named on stderr, and not counted.
 
     Raises:
+        OutputError: if `out` cannot be written. It is checked before the work.
         DataError: if that share leaves nothing to train on, or nothing to measure on.
         ConfigError: if an option is impossible, or would be ignored.
     """
+    check_output(out, "folder")
     training, rest = _hold_out(read_pairs(data), held_out)
+    if distributed.is_first():
+        _logger.info(
+            "Training on %d images; %d are held out to measure on.", len(training), len(rest)
+        )
     known: set[str] = set()
     # The start is measured first, so that data without any sound image ends before the training.
     if training.class_names:
@@ -275,7 +312,8 @@ def finetune_from(
 
 def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     """Return what to train on and what to measure on."""
-    count = round(len(pairs) * share) if 0 <= share <= 1 else 0
+    is_share = isinstance(share, int | float) and 0 <= share <= 1
+    count = round(len(pairs) * share) if is_share else 0
     if not 0 < count < len(pairs):
         raise DataError(
             "held_out must be a share that leaves some images to train on and some to measure on, "

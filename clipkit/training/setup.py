@@ -5,11 +5,12 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, DataError
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.training.config import TrainConfig
+from clipkit.training.losses import clip_loss
 from clipkit.training.optimizer import lock
-from clipkit.training.tasks import ContrastiveTask, Task
+from clipkit.training.tasks import ONE_PAIR, ContrastiveTask, Task
 
 
 def check_task(task: Task, config: TrainConfig, sharded: bool) -> None:
@@ -25,6 +26,18 @@ def check_task(task: Task, config: TrainConfig, sharded: bool) -> None:
         )
     if config.compile and is_resnet and (config.recompute or config.micro_batch):
         raise ConfigError("compile does not go with recompute or micro_batch for a ResNet")
+
+
+def check_pairs(task: Task, batch_size: int | None) -> None:
+    """Raise `DataError` if a batch of all processes is a single pair, of which nothing is learned.
+
+    Args:
+        task: to train.
+        batch_size: of all processes; None if it is not known before the first batch.
+    """
+    is_contrastive = isinstance(task, ContrastiveTask) and task.loss is clip_loss
+    if is_contrastive and batch_size == 1:
+        raise DataError(ONE_PAIR)
 
 
 def prepare_task(task: Task, config: TrainConfig) -> None:

@@ -3,9 +3,9 @@
 The stream is a pipeline of iterators: stored samples, shuffled samples, decoded samples, batches.
 """
 
+import hashlib
 import importlib
 import io
-import json
 import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -22,6 +22,7 @@ from clipkit.data.decode import image_suffixes
 from clipkit.data.labelled import captions_of
 from clipkit.data.pictures import Transform
 from clipkit.errors import DataError
+from clipkit.files import parse_json
 from clipkit.tokenizer import Tokenizer
 from clipkit.training.batches import (
     TRIES,
@@ -34,6 +35,7 @@ from clipkit.training.batches import (
     prepare,
     share_of,
 )
+from clipkit.training.tars import check_shards, expand_shards, files_of
 
 
 @dataclass(frozen=True)
@@ -47,12 +49,13 @@ class ShardBatches:
     uninterrupted one would have seen.
 
     Args:
-        urls: paths or addresses of shards, with braces for many: "data/{000..127}.tar".
+        urls: paths of shards, with braces for many: "data/{000..127}.tar"; or addresses that begin
+            with https://; or a list of such. Every other scheme is refused, and nothing is run.
         batch_size, preprocess, tokenizer, augment, workers, seed: as in `PairBatches`.
         buffer: samples to shuffle among.
 
     Raises:
-        DataError: if `batch_size` or `workers` is no count.
+        DataError: if `urls` are no such shards, or `batch_size`, `workers` or `buffer` is no count.
 
     Example:
         batches = ShardBatches("data/{000..127}.tar", 256, model.preprocess, model.tokenizer)
@@ -69,15 +72,24 @@ class ShardBatches:
     buffer: int = 2000
 
     def __post_init__(self) -> None:
-        if not isinstance(self.batch_size, int) or self.batch_size < 1:
-            raise DataError(f"batch_size must be an integer of at least 1, not {self.batch_size!r}")
+        check_shards(self.urls)
+        for name in ("batch_size", "buffer"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise DataError(f"{name} must be an integer of at least 1, not {value!r}")
         check_workers(self.workers)
+
+    @property
+    def identity(self) -> str:
+        """Return a digest of all that decides what comes: a trainer knows these batches again."""
+        about = (self.urls, self.batch_size, self.augment, self.seed)
+        return hashlib.sha256(repr(about).encode(errors="surrogateescape")).hexdigest()
 
     def __call__(self, step: int) -> Iterator[Batch]:
         """Return the batches of this process, from a step on, without end.
 
         Raises:
-            DataError: if the webdataset package is missing.
+            DataError: if the webdataset package is missing, or the braces in `urls` are wrong.
         """
         if not find_spec("webdataset"):
             raise DataError(
@@ -103,12 +115,13 @@ class _Stream(IterableDataset[Batch]):
 
     def __init__(self, source: ShardBatches, step: int) -> None:
         self.source = source
+        self.shards = expand_shards(source.urls)
         # A worker does not know the other ranks, so they are asked for here.
         self.seeds = [source.seed, step, distributed.rank()]
         self.share = share_of(source.batch_size)
 
     def __iter__(self) -> Iterator[Batch]:
-        samples = _Reader(self.source, self._draw_seed()).samples()
+        samples = _Reader(self.source, self.shards, self._draw_seed()).samples()
         while True:
             yield collate(list(islice(samples, self.share)))
 
@@ -123,13 +136,14 @@ class _Reader:
     """Turn shards into samples, and keep why some were skipped until the next sample takes it on.
 
     Args:
-        source: what to read.
+        source: how to read.
+        shards: what to read.
         seed: of the shards drawn, the shuffling, the crops and the captions.
     """
 
-    def __init__(self, source: ShardBatches, seed: int) -> None:
+    def __init__(self, source: ShardBatches, shards: Sequence[str], seed: int) -> None:
         self.source = source
-        self.seed = seed
+        self.shards = shards
         self.rng = random.Random(seed)
         self.skipped: list[str] = []
         self.suffixes = image_suffixes()
@@ -148,19 +162,24 @@ class _Reader:
         Raises:
             DataError: if too many shards in a row hold none.
         """
-        shards = self.webdataset.ResampledShards(
-            self.source.urls, seed=self.seed, worker_seed=lambda: 0, deterministic=True
-        )
-        read = self.webdataset.tarfile_to_samples(handler=self._skip)
+        group = self.webdataset.tariterators.group_by_keys
         empty_in_a_row = 0
-        for shard in shards:
+        shard = ""
+        while empty_in_a_row < TRIES:
+            shard = self.rng.choice(self.shards)
             empty_in_a_row += 1
-            for sample in read([shard]):
+            for sample in group(self._files_of(shard), handler=self._skip):
                 empty_in_a_row = 0
                 yield sample
-            if empty_in_a_row == TRIES:
-                reason = self.skipped[-1] if self.skipped else shard["url"]
-                raise DataError(f"{TRIES} shards in a row hold no samples. {reason}")
+        reason = self.skipped[-1] if self.skipped else shard
+        raise DataError(f"{TRIES} shards in a row hold no samples. {reason}")
+
+    def _files_of(self, shard: str) -> Iterator[dict[str, Any]]:
+        """Yield the files of a shard, as far as it can be read."""
+        try:
+            yield from files_of(shard)
+        except DataError as error:
+            self._skip(error)
 
     def _decoded(self, stored: Iterator[dict[str, Any]]) -> Iterator[Sample]:
         """Yield what can be used of stored samples.
@@ -197,7 +216,7 @@ class _Reader:
 
     def _skip(self, error: Exception) -> bool:
         """Keep why something was skipped, and tell webdataset to go on."""
-        self.skipped.append(str(error))
+        self.skipped.append(str(error.args[0] if error.args else error))
         return True
 
 
@@ -206,5 +225,5 @@ def _captions(fields: dict[str, Any]) -> list[str]:
     if "txt" in fields:
         return captions_of({"text": fields["txt"].decode()})
     if "json" in fields:
-        return captions_of(json.loads(fields["json"]))
+        return captions_of(parse_json(fields["json"], "its .json"))
     return []

@@ -4,7 +4,6 @@ Everything that is random in a step is seeded by the step, so weights, optimizer
 """
 
 import os
-import pickle
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,7 @@ from clipkit import distributed
 from clipkit.errors import TrainingError
 from clipkit.files import replacing
 from clipkit.training.config import TrainConfig
+from clipkit.training.saved import problem_of_moments, problem_of_tensors, read_state, unusable
 from clipkit.training.sharding import gather_moments, gather_weights, scatter
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
@@ -28,9 +28,6 @@ _FREE = (
     *("steps", "warm_up", "log_every", "save_every", "evaluate_every"),
     *("compile", "micro_batch", "recompute"),
 )
-
-# What torch and `_restore` raise of a file that is no such checkpoint, or is damaged.
-_UNUSABLE = (RuntimeError, ValueError, KeyError, OSError, EOFError, pickle.UnpicklingError)
 
 
 @dataclass
@@ -62,6 +59,8 @@ class TrainingState:
         sharded: whether the processes share the weights, instead of a copy each.
         identities: the model's config, and what the run's start and its batches are known by. A
             checkpoint gets the first; those with any of the others are of the same run.
+        start: what the weights that the run started from are known by, where the identities do not
+            tell that; otherwise empty.
     """
 
     task: nn.Module
@@ -70,17 +69,21 @@ class TrainingState:
     config: TrainConfig
     sharded: bool
     identities: list[list[Any]]
+    start: str = ""
     counters: Counters = field(default_factory=Counters)
 
     def save(self, checkpoint: Path) -> None:
-        """Write a checkpoint, whole or not at all. Every process must call it; the first writes."""
+        """Write a checkpoint, whole or not at all. Every process must call it; the first writes.
+
+        Raises:
+            OutputError: if it cannot be written.
+        """
         state = self._collect()
         if not distributed.is_first():
             return
-        for leftover in checkpoint.parent.glob(f".{checkpoint.name}.*.tmp"):
-            leftover.unlink()  # a process was killed while it wrote this
         with replacing(checkpoint) as partial, partial.open("wb") as file:
             torch.save(state, file)
+            # The file must be on the disk before it takes the place of the last sound one.
             file.flush()
             os.fsync(file.fileno())
 
@@ -88,25 +91,40 @@ class TrainingState:
         """Go on from a checkpoint, if there is one. Every process must call it.
 
         Raises:
-            TrainingError: if it is damaged or of another run, or not all processes see it.
+            TrainingError: in all processes, if it is damaged or of another run, or not all of them
+                see it.
         """
-        if checkpoint.exists():
-            try:
-                state = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-                self._refuse_another_run(checkpoint, state)
-                self._restore(state)
-            except TrainingError:
-                raise
-            except _UNUSABLE as error:
-                raise TrainingError(
-                    f"{checkpoint} cannot be resumed ({error}): remove it, or give another out"
-                ) from error
-        steps = distributed.gather_objects(self.counters.step)
+        state = distributed.in_all(lambda: self._read(checkpoint))
+        steps = distributed.gather_objects(0 if state is None else state["step"])
         if len(set(steps)) > 1:
             raise TrainingError(
                 f"the processes found steps {steps}: {checkpoint.parent} must be one folder that "
                 "all see"
             )
+        if state is not None:
+            self._restore(state)
+
+    def _read(self, checkpoint: Path) -> dict[str, Any] | None:
+        """Return what a checkpoint of this run holds, or None if there is none yet."""
+        if not checkpoint.exists():
+            return None
+        state = read_state(checkpoint, thorough=distributed.is_first())
+        self._refuse_another_run(checkpoint, state)
+        if problem := self._problem_of(state):
+            raise unusable(checkpoint, problem)
+        return state
+
+    def _problem_of(self, state: dict[str, Any]) -> str:
+        """Return how a checkpoint's tensors differ from those here, or an empty text."""
+        problem = problem_of_tensors(state["task"], self.task.state_dict())
+        if not self.sharded:
+            problem = problem or problem_of_moments(state["optimizers"], self.optimizers)
+        elif not isinstance(state["optimizers"], dict):
+            problem = "its optimizers were not split over processes"
+        if self.average is not None:
+            average = problem_of_tensors(state["average"] or {}, self.average.state_dict())
+            problem = problem or average
+        return problem
 
     def weights(self) -> dict[str, Any]:
         """Return the weights of the whole task; if it is sharded, to the first process alone.
@@ -125,6 +143,7 @@ class TrainingState:
         return {
             "config": asdict(self.config),
             "identity": self.identities[0],
+            "start": self.start,
             "task": self.weights(),
             "optimizers": self._moments(),
             "average": None if self.average is None else self.average.state_dict(),
@@ -150,10 +169,28 @@ class TrainingState:
             for name in here
             if name not in _FREE and here[name] != there.get(name)
         ]
-        if state["identity"] not in self.identities:
-            differences.append("another model, start or data")
+        differences += self._other_origins(state)
         if differences:
             raise TrainingError(
                 f"{checkpoint} is of another run ({'; '.join(differences)}): give another out, or "
                 "what that run had"
             )
+
+    def _other_origins(self, state: dict[str, Any]) -> list[str]:
+        """Say whether a checkpoint is of another model, start or data.
+
+        Those of version 0.1.0 do not tell the weights that their run started from.
+        """
+        model, identity, data = state["identity"]
+        own_model, _, own_data = self.identities[0]
+        same_start = state.get("start", self.start) == self.start
+        # Nor do those tell of any shards.
+        same_data = data == own_data or (data == "" and "start" not in state)
+        found = {
+            "another model": model == own_model,
+            "another start: other weights, classes or prompts": (
+                same_start and identity in [name for _, name, _ in self.identities]
+            ),
+            "other data": same_data,
+        }
+        return [name for name, is_same in found.items() if not is_same]

@@ -8,8 +8,14 @@ from torch import Tensor, nn
 
 from clipkit import distributed
 from clipkit.clip import CLIP
+from clipkit.errors import DataError
 from clipkit.training.losses import clip_logit_scale_, clip_loss
 from clipkit.training.recompute import cached_features
+
+ONE_PAIR = (
+    "the contrastive loss compares the pairs of a batch, and a single pair has a loss of 0: train "
+    "with a batch_size of at least 2, on at least 2 images"
+)
 
 
 class Task(nn.Module):
@@ -65,7 +71,12 @@ class ContrastiveTask(Task):
         Args:
             images: (N, 3, H, W) float32.
             tokens: (N, L) int64, row i belongs to image i.
+
+        Raises:
+            DataError: if `clip_loss` gets a single pair from all processes together.
         """
+        if self.loss is clip_loss and len(images) * distributed.world_size() < 2:
+            raise DataError(ONE_PAIR)
         image_features = cached_features(self.model.encode_image, images, self.micro_batch)
         text_features = cached_features(self.model.encode_text, tokens, self.micro_batch)
         return self.loss(image_features, text_features, self.model.logit_scale, distributed.group())

@@ -102,7 +102,7 @@ def test_folders_become_classes(tmp_path: Path) -> None:
     ):
         (tmp_path / name).touch()
     pairs = read_folder(tmp_path, ["a {}.", "{} here"])
-    assert pairs.class_names == ["cat", "golden retriever"]
+    assert pairs.class_names == ["cat", "golden_retriever"]
     assert pairs.labels == [0, 1, 1]
     assert [str(f.relative_to(tmp_path)) for f in pairs.files] == [
         "cat/1.png", "golden_retriever/b.JPG", "golden_retriever/deep/a.webp"

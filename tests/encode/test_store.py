@@ -19,7 +19,7 @@ from torch.utils.data import DataLoader
 import clipkit
 from clipkit import CLIP
 from clipkit.data.pictures import ImageSet, list_images
-from clipkit.encode import store
+from clipkit.encode import feature_files
 from clipkit.encode.embed import embed_images
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ConfigError, CorruptCheckpointError, DataError
@@ -91,7 +91,7 @@ def test_goes_on_after_an_error(folder: Path, out: Path, most: int) -> None:
 def test_goes_on_when_all_but_the_whole_is_written(
     folder: Path, out: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    write = store.write_weights
+    write = feature_files.write_weights
 
     def full(tensors: dict[str, Tensor], path: Path) -> None:
         if path == out:
@@ -99,7 +99,7 @@ def test_goes_on_when_all_but_the_whole_is_written(
         write(tensors, path)
 
     with monkeypatch.context() as patch:
-        patch.setattr(store, "write_weights", full)
+        patch.setattr(feature_files, "write_weights", full)
         with pytest.raises(OSError, match="no space left"):
             extract_features(counting(), folder, out=out)
     result = extract_features(counting(most=0), folder, out=out)
@@ -130,7 +130,7 @@ def test_goes_on_after_a_kill(folder: Path, out: Path) -> None:
     )
     assert killed.returncode == -signal.SIGKILL, killed.stderr
     parts = sorted(file.name for file in out.with_name(out.name + ".parts").iterdir())
-    assert parts == ["0-4.safetensors", "4-8.safetensors"]
+    assert parts == [".lock", "0-4.safetensors", "4-8.safetensors"]
     model = counting()
     result = extract_features(model, Files(folder), out=out, batch_size=3)
     assert model.encoded == IMAGES - 8

@@ -11,7 +11,7 @@ from clipkit.classify.heads import CacheHead, CosineHead, LinearHead
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
 from clipkit.tokenizer import Tokenizer
-from clipkit.training.finetune import interpolate_weights
+from clipkit.training.interpolation import interpolate_weights
 from tests.helpers.models import assert_same_weights
 
 
