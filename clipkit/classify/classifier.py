@@ -1,9 +1,10 @@
 """`ImageClassifier`: a CLIP, a head and its labels, from zero-shot to fitted, saved as one."""
 
+import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -12,15 +13,11 @@ from clipkit.classify.export import export
 from clipkit.classify.few_shot import Method, check_options, fit_head
 from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
 from clipkit.classify.heads import CosineHead, Head
-from clipkit.classify.inputs import (
-    Inputs,
-    Labels,
-    Reading,
-    SupportSet,
-    support_set,
-)
-from clipkit.classify.prediction import describe
+from clipkit.classify.inputs import LabeledInputs, Reading, SupportSet, support_set
+from clipkit.classify.labels import Labels, show
 from clipkit.classify.predictor import Predictor
+from clipkit.classify.seen import SEEN, count_seen, marks_of
+from clipkit.classify.words import describe, describe_as_html
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError
@@ -30,9 +27,12 @@ from clipkit.prompts import (
     CheckedTemplates,
     ClassNames,
     Templates,
+    as_words,
     check_templates,
     render,
 )
+
+_LOG = logging.getLogger("clipkit")
 
 
 class ImageClassifier(Predictor):
@@ -97,7 +97,8 @@ class ImageClassifier(Predictor):
 
         Args:
             model: a CLIP, or the name of one to load.
-            class_names: C names; or label -> its name, or a list of its names.
+            class_names: C names; or label -> its name, or a list of its names. Prompts have spaces
+                where names have underscores.
             templates: texts with one `{}` where the name goes, or functions of the name; or label
                 -> a list of them; or the name of a prompt set. None takes the names as whole
                 prompts.
@@ -123,7 +124,7 @@ class ImageClassifier(Predictor):
 
     def fit(
         self,
-        images_or_features: Inputs,
+        images_or_features: LabeledInputs,
         labels: Labels | None = None,
         method: Method | str = "anchored",
         *,
@@ -145,12 +146,17 @@ class ImageClassifier(Predictor):
 
         Example:
             classifier.fit(["a.jpg", "b.jpg"], ["cat", "dog"])
+            classifier.fit(clipkit.read_folder("photos"))
 
         Args:
-            images_or_features: features (N, D) of unit length, a tensor or a NumPy array; or images
-                as `embed` takes them, or tuples (image, label).
-            labels: N indices or names of classes; None for images that come with labels. Processes
-                share nothing: each fits on what it is given.
+            images_or_features: features (N, D) of unit length: a tensor, a NumPy array or what
+                `extract_features` returns; or images as `embed` takes them, or tuples (image,
+                label); or what `read_folder` returns. Processes share nothing: each fits on what
+                it is given.
+            labels: N indices or names of the classifier's classes, in which a space is as good as
+                an underscore. None for images that come with labels. Integers of a data set that
+                names its classes (`classes`, as torchvision's have them) are found by those names;
+                other integers are indices of the classifier's classes.
             method: one of `clipkit.classify.few_shot.METHODS`. "anchored" is never far worse than
                 zero-shot.
             seed: of all that is drawn.
@@ -160,8 +166,8 @@ class ImageClassifier(Predictor):
 
         Returns:
             The classifier itself. `provenance` has what was chosen, the number of images of each
-            class, and which images were skipped and why. If an error is raised, the classifier is
-            as it was.
+            class, which images were skipped and why, and marks by which `count_seen` knows the
+            images again. If an error is raised, the classifier is as it was.
 
         Raises:
             DataError: if the labels do not fit the images or the classes, if features are not of
@@ -200,7 +206,8 @@ class ImageClassifier(Predictor):
                 if the head's logits are not on the scale of zero-shot ones.
         """
         labels, prompts = render(class_names, self._own_templates(templates))
-        if known := sorted(set(labels) & set(self.labels)):
+        own = {as_words(label) for label in self.labels}
+        if known := sorted(label for label in labels if as_words(label) in own):
             raise ConfigError(
                 f"the classifier has classes of that name already: {', '.join(known)}"
             )
@@ -215,9 +222,25 @@ class ImageClassifier(Predictor):
         self.zero_shot_head = self.zero_shot_head.add_zero_shot(weights).eval()
         self.labels = self.labels + labels
         self.prompts = self.prompts + prompts
-        if counts := self.provenance.get("counts"):
-            self.provenance["counts"] = counts + [0] * len(labels)
+        counts = self.provenance.get("counts")
+        if isinstance(counts, list):
+            self.provenance["counts"] = cast("list[Any]", counts) + [0] * len(labels)
         return self
+
+    def count_seen(self, features: Tensor, paths: Sequence[str | None] | None = None) -> int:
+        """Return how many of these images the head was fitted on, and so should not be measured on.
+
+        Images are known by their files, and by features that the same model makes of them. Of more
+        than 4,096 images only a part is known, and the count is a lower bound. So it is 0 for a
+        classifier that does not know what it was fitted on, as those of version 0.1.0.
+
+        Args:
+            features: (N, D) of unit length, as from `embed`.
+            paths: N paths of the images' files, None for an image without one.
+        """
+        if paths is None:
+            paths = [None] * len(features)
+        return count_seen(features, paths, self.provenance.get(SEEN))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
         """Write the model with its preprocessing, both heads, labels, prompts and templates.
@@ -227,11 +250,15 @@ class ImageClassifier(Predictor):
         nor known to `CLIP.save_pretrained` cannot be written either, and `load` asks for it.
 
         Args:
-            folder: made if it does not exist; the files in it are replaced.
+            folder: made if it does not exist. A classifier that is there is replaced as one: a
+                process that is killed at any moment leaves the old one or the new one. Other files
+                in the folder stay as they are. It may be the one that this was loaded from.
 
         Raises:
             ConfigError: as `CLIP.save_pretrained`.
+            OutputError: if the folder cannot be written.
         """
+        self.model.check_original("save the classifier of")
         parts = Parts(
             head=self.head,
             labels=self.labels,
@@ -240,8 +267,7 @@ class ImageClassifier(Predictor):
             provenance=self.provenance,
             templates=self.templates,
         )
-        self.model.save_pretrained(Path(folder, MODEL))
-        save_parts(parts, folder)
+        save_parts(self.model, parts, folder)
 
     @classmethod
     def load(
@@ -264,7 +290,7 @@ class ImageClassifier(Predictor):
             preprocess: in place of the preprocessing that was saved, or could not be saved.
 
         Raises:
-            CheckpointNotFoundError: if a file is missing.
+            CheckpointNotFoundError: if a file is missing, as in the folder of a plain model.
             CorruptCheckpointError: if a file is damaged, or the files are not of one classifier.
             ConfigError: as `CLIP.from_pretrained`.
         """
@@ -296,6 +322,9 @@ class ImageClassifier(Predictor):
         Of a `Preprocess` it has the mean and standard deviation: resizing and cropping stay
         outside. A `model.preprocess` that is an `nn.Module` becomes part of the file.
 
+        The metadata of an `.onnx` have the labels, the size of its input, and the mean and standard
+        deviation, each as JSON. Weights above 2 GiB lie in a file `x.onnx.data` beside `x.onnx`.
+
         Args:
             path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for
                 `torch.export.load`.
@@ -304,18 +333,24 @@ class ImageClassifier(Predictor):
             ConfigError: for another ending, a missing package, or a preprocessing that is another
                 function.
             ExportError: if the file's probabilities differ by more than 1e-4.
+            OutputError: if the file cannot be written.
         """
         self.model.check_original("export the classifier of")
         export(
             Path(path),
             visual=self.model.visual,
             head=self.head,
+            labels=self.labels,
             preprocess=self.model.preprocess,
             resolution=self.model.visual.resolution,
         )
 
     def __repr__(self) -> str:
         return describe(self.labels, self.provenance, self.model.config.vision)
+
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks."""
+        return describe_as_html(self.labels, self.provenance, self.model.config.vision)
 
     def _fit(
         self, support: SupportSet, method: Method | str, seed: int, options: dict[str, Any]
@@ -328,7 +363,11 @@ class ImageClassifier(Predictor):
             head, provenance = fit_head(
                 support.features, support.labels, start, method, seed=seed, **options
             )
-        provenance["counts"] = support.labels.bincount(minlength=len(self.labels)).tolist()
+        counts = cast("list[int]", support.labels.bincount(minlength=len(self.labels)).tolist())
+        empty = [label for label, count in zip(self.labels, counts, strict=True) if count == 0]
+        if empty:
+            _LOG.warning("no image of %d classes to fit on: %s", len(empty), show(empty))
+        provenance |= {"counts": counts, SEEN: marks_of(support.features, support.paths)}
         if support.skipped:
             provenance["skipped"] = [list(one) for one in support.skipped]
         self.head = head.to(self.model.device)

@@ -1,19 +1,22 @@
 """Measure how good a model is on labeled or captioned images."""
 
+import logging
 from dataclasses import dataclass, field
 
-import torch
 from torch import Tensor
 
 from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.inputs import labels_of_pairs
 from clipkit.classify.metrics import accuracy, recall_at_k
-from clipkit.classify.zero_shot import zero_shot_weights
+from clipkit.classify.zero_shot import weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
 from clipkit.encode.embed import embed_texts
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError
-from clipkit.prompts import TEMPLATES, ClassNames, Templates
+from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
+
+_LOG = logging.getLogger("clipkit")
 
 RECALL_AT = (1, 5)
 
@@ -26,11 +29,14 @@ class Evaluation:
         figures: name -> value, 0 to 1.
         images: the number of images that were measured.
         skipped: path of each image that could not be read, and why. No figure counts them.
+        seen: how many of the images the classifier was fitted on, as far as it knows; see
+            `ImageClassifier.count_seen`. On those it is better than on others.
     """
 
     figures: dict[str, float]
     images: int
     skipped: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
+    seen: int = 0
 
 
 def zero_shot(
@@ -53,21 +59,25 @@ def zero_shot(
     Args:
         model: the model to measure.
         pairs: images with labels.
-        class_names: C names, to which the labels refer; by default those of the pairs.
+        class_names: C names; by default those of the pairs. Labels of pairs with class names refer
+            to those, and are found here by name, in any order; a mapping gives them other names or
+            prompts. Labels of pairs without class names are indices of these.
         templates: as in `zero_shot_weights`.
         batch_size, workers, progress: as in `embed_images`.
 
     Raises:
-        DataError: if there are no labels or no class names, or no image can be read.
+        DataError: if there are no labels or no class names, or a class of the pairs is not among
+            the names, or no image can be read.
     """
     class_names = pairs.class_names if class_names is None else class_names
     if pairs.labels is None or not class_names:
         raise DataError("zero-shot accuracy needs images with labels, and names of their classes")
-    weights = zero_shot_weights(model, class_names, templates).cpu()
+    names, prompts = render(class_names, templates)
+    labels = labels_of_pairs(pairs, names)
+    weights = weights_of_prompts(model, prompts).cpu()
     features, kept, skipped = _embed_readable(model, pairs, batch_size, workers, progress)
     predicted = (features @ weights.T).argmax(dim=1)  # (M, D) x (D, C) -> (M,)
-    labels = torch.tensor(pairs.labels)[kept]
-    return Evaluation({"accuracy": accuracy(predicted, labels)}, len(kept), skipped)
+    return Evaluation({"accuracy": accuracy(predicted, labels[kept])}, len(kept), skipped)
 
 
 def classifier_accuracy(
@@ -80,25 +90,35 @@ def classifier_accuracy(
 ) -> Evaluation:
     """Return a classifier's top-1 accuracy on labeled images, as the figure "accuracy".
 
+    A line in the log "clipkit" tells if it was fitted on some of the images.
+
     Example:
         print(classifier_accuracy(classifier, pairs).figures["accuracy"])
 
     Args:
         classifier: the classifier to measure.
-        pairs: images with labels, which are indices of the classifier's classes.
+        pairs: images with labels. Those of pairs with class names are found among the classifier's
+            by name; others are indices of the classifier's classes.
         batch_size, workers, progress: as in `embed_images`.
 
     Raises:
-        DataError: if there are no labels, or no image can be read.
+        DataError: if there are no labels, or the classifier does not have a class of the pairs, or
+            no image can be read.
     """
-    if pairs.labels is None:
-        raise DataError("accuracy needs images with labels")
+    labels = labels_of_pairs(pairs, classifier.labels)
     features, kept, skipped = _embed_readable(
         classifier.model, pairs, batch_size, workers, progress
     )
     predicted = classifier.probabilities(features).argmax(dim=1)  # (M,)
-    labels = torch.tensor(pairs.labels)[kept]
-    return Evaluation({"accuracy": accuracy(predicted, labels)}, len(kept), skipped)
+    seen = classifier.count_seen(features, [str(pairs.files[int(i)]) for i in kept])
+    if seen:
+        _LOG.warning(
+            "the classifier was fitted on %d of the %d images that it is measured on, so the "
+            "figures are better than on others",
+            seen,
+            len(kept),
+        )
+    return Evaluation({"accuracy": accuracy(predicted, labels[kept])}, len(kept), skipped, seen)
 
 
 def retrieval(

@@ -1,11 +1,14 @@
 """Write a classifier as one file that needs no clipkit: ONNX, or torch's exported program."""
 
 import copy
-from collections.abc import Callable
+import io
+import json
+from collections.abc import Callable, Generator, Iterable, Sequence
+from contextlib import contextmanager
 from importlib import import_module
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -15,10 +18,13 @@ from clipkit.classify.heads import Head
 from clipkit.config import PreprocessConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, ExportError
-from clipkit.files import replacing
+from clipkit.files import check_output, replacing, replacing_folder
 
 TOLERANCE = 1e-4  # of probabilities; other kernels add up in another order
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+
+# Bytes of weights. A file of the format (protobuf) ends at 2 GiB, and the graph needs some of it.
+LARGEST_ONNX = (2 << 30) - (64 << 20)
 
 Run = Callable[[Tensor], Tensor]
 
@@ -31,11 +37,15 @@ class _Normalize(nn.Module):
 
     def __init__(self, config: PreprocessConfig) -> None:
         super().__init__()
-        self.register_buffer("mean", torch.tensor(config.mean).view(3, 1, 1))
-        self.register_buffer("std", torch.tensor(config.std).view(3, 1, 1))
+        self.register_buffer("mean", _per_channel(config.mean))
+        self.register_buffer("std", _per_channel(config.std))
 
     def forward(self, images: Tensor) -> Tensor:
         return (images.float() / 255 - self.mean) / self.std
+
+
+def _per_channel(values: Sequence[float]) -> Tensor:
+    return torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
 
 
 class _OneInput(nn.Module):
@@ -71,6 +81,7 @@ def export(
     *,
     visual: nn.Module,
     head: Head,
+    labels: Sequence[str],
     preprocess: Callable[[Any], Tensor],
     resolution: tuple[int, int],
 ) -> None:
@@ -83,6 +94,7 @@ def export(
         path: ends in `.onnx`, or in `.pt2` for `torch.export.load`.
         visual: the image tower, from (N, 3, H, W) float32 to features (N, D).
         head: from features of unit length to logits (N, C).
+        labels: C names, for the metadata of an `.onnx`.
         preprocess: a `Preprocess`, of which the mean and the standard deviation go into the file
             (its resizing and cropping stay outside); or an `nn.Module`, which goes into the file as
             it is and gets the uint8 images.
@@ -92,21 +104,28 @@ def export(
         ConfigError: for another ending, a missing package, or a preprocessing that cannot be
             written into a file.
         ExportError: if the file's probabilities differ by more than `TOLERANCE`.
+        OutputError: if the file cannot be written.
     """
-    write, read = _writer_and_reader(path)
+    _check_ending(path)
+    check_output(path)
     images = _random_images(5, resolution)
     prepare = _module_of(preprocess, images)
     deployed = _Deployed(prepare, visual, head).eval()
-    with replacing(path) as partial, torch.no_grad():
-        write(deployed, images[:2], partial)
-        _compare(read(partial), deployed, images)
-
-
-def _writer_and_reader(
-    path: Path,
-) -> tuple[Callable[[nn.Module, Tensor, Path], None], Callable[[Path], Run]]:
     if path.suffix == ".pt2":
-        return _write_program, _open_program
+        with replacing(path) as partial, torch.no_grad():
+            _write_program(deployed, images[:2], partial)
+            _compare(_open_program(partial), deployed, images)
+        return
+    about = _describe(labels, preprocess, resolution)
+    with _onnx_files(path, deployed) as partial, torch.no_grad():
+        _write_onnx(deployed, images[:2], partial, about)
+        _compare(_open_onnx(partial), deployed, images)
+
+
+def _check_ending(path: Path) -> None:
+    """Raise `ConfigError` for an ending that is no format, or that needs a missing package."""
+    if path.suffix == ".pt2":
+        return
     if path.suffix != ".onnx":
         raise ConfigError(f"export writes .onnx and .pt2, not {path.name!r}")
     missing = [package for package in ONNX_PACKAGES if not find_spec(package)]
@@ -114,14 +133,52 @@ def _writer_and_reader(
         raise ConfigError(
             f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'"
         )
-    return _write_onnx, _open_onnx
+
+
+def _describe(
+    labels: Sequence[str], preprocess: Callable[[Any], Tensor], resolution: tuple[int, int]
+) -> dict[str, str]:
+    """Return what a program needs to know of the file, each entry as JSON.
+
+    The mean and standard deviation are in the graph already, and are for people.
+    """
+    about: dict[str, Any] = {"labels": list(labels), "input_size": list(resolution)}
+    if isinstance(preprocess, Preprocess):
+        about |= {"mean": list(preprocess.config.mean), "std": list(preprocess.config.std)}
+    return {name: json.dumps(value) for name, value in about.items()}
+
+
+@contextmanager
+def _onnx_files(path: Path, module: nn.Module) -> Generator[Path, None, None]:
+    """Give a path to write an `.onnx` to, which takes its place at the end or not at all.
+
+    A file of this format ends at 2 GiB. The weights of a larger one lie in `x.onnx.data` beside
+    `x.onnx`, and both are replaced as one.
+    """
+    if not _needs_data_file(module):
+        with replacing(path) as partial:
+            yield partial
+        return
+    data = path.with_name(f"{path.name}.data")
+    check_output(data)
+    with replacing_folder(path.parent) as fresh:
+        yield fresh / path.name
+        # Runtimes know nothing of a swap, and must not meet one new file beside an old one.
+        path.unlink(missing_ok=True)
+        data.unlink(missing_ok=True)
+
+
+def _needs_data_file(module: nn.Module) -> bool:
+    """Return whether the weights are too large for one file."""
+    weights = cast("Iterable[Tensor]", module.state_dict().values())
+    return sum(weight.numel() * weight.element_size() for weight in weights) > LARGEST_ONNX
 
 
 def _random_images(count: int, resolution: tuple[int, int]) -> Tensor:
     """Return the same uint8 images (count, 3, H, W) each time."""
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator("cpu").manual_seed(0)
     shape = (count, 3, *resolution)
-    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)
+    return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator, device="cpu")
 
 
 def _module_of(preprocess: Callable[[Any], Tensor], images: Tensor) -> nn.Module:
@@ -184,8 +241,11 @@ def _program(module: nn.Module, images: Tensor) -> "torch.export.ExportedProgram
 
 
 def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
+    # In memory first: torch ends the process when its own writer meets a full disk.
+    buffer = io.BytesIO()
+    torch.export.save(_program(module, images), buffer)
     with path.open("wb") as file:
-        torch.export.save(_program(module, images), file)
+        file.write(buffer.getbuffer())
 
 
 def _open_program(path: Path) -> Run:
@@ -193,21 +253,23 @@ def _open_program(path: Path) -> Run:
         return torch.export.load(file).module()
 
 
-def _write_onnx(module: nn.Module, images: Tensor, path: Path) -> None:
+def _write_onnx(module: nn.Module, images: Tensor, path: Path, about: dict[str, str]) -> None:
     program = torch.onnx.export(
         _program(module, images),
         (images,),
         input_names=["images"],
         output_names=["probabilities"],
+        dynamic_shapes=({0: "batch"},),
         verbose=False,
     )
     assert program is not None  # torch returns one unless it is given a path
-    program.save(path, external_data=False)
+    program.model.metadata_props.update(about)
+    program.save(path, external_data=_needs_data_file(module))
 
 
 def _open_onnx(path: Path) -> Run:
     runtime: Any = import_module("onnxruntime")  # it has no types
-    session = runtime.InferenceSession(path.read_bytes(), providers=["CPUExecutionProvider"])
+    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
     def run(images: Tensor) -> Tensor:
         (probabilities,) = session.run(None, {"images": images.numpy()})

@@ -7,24 +7,33 @@ the default; the others are what it is compared with.
 """
 
 import inspect
+import logging
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from clipkit.classify.anchored import anchored
 from clipkit.classify.cache import cache, cache_finetuned
-from clipkit.classify.fitting import Fitted, distinct, shuffled
+from clipkit.classify.fitting import Fitted, shuffled
 from clipkit.classify.gaussian import gaussian
 from clipkit.classify.gradient import random_linear, zero_shot_linear
-from clipkit.classify.heads import CosineHead
+from clipkit.classify.heads import CosineHead, Head
+from clipkit.classify.inputs import FeatureRows, given_features
+from clipkit.classify.labels import Labels, check_range, class_indices, read_labels, show
 from clipkit.classify.linear_probe import linear_probe
 from clipkit.classify.prompt_weights import prompt_weights
+from clipkit.encode.embed import Features
 from clipkit.errors import ConfigError, DataError
+
+_LOG = logging.getLogger("clipkit")
+
+_NUMBERS = ("strength", "C", "alpha", "beta", "lr")  # the options that need not be whole
+_LARGEST = 1e30  # of an option, so that its products with others are numbers of float32
 
 Method = Literal[
     "anchored",
@@ -50,13 +59,13 @@ METHODS: dict[Method, Callable[..., Fitted]] = {
 }
 
 
-def sample_shots(
-    labels: Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str], shots: int, seed: int = 0
-) -> Tensor:
+def sample_shots(labels: Labels, shots: int, seed: int = 0) -> Tensor:
     """Draw a balanced support set: some images of each class, or all of a class that has fewer.
 
+    A line in the log "clipkit" tells which classes have fewer.
+
     Args:
-        labels: N integers or names: a tensor (N,), an array (N,) or a list.
+        labels: N integers or names: a tensor (N,), an array (N,), a list or another row.
         shots: images per class, at least 1.
         seed: the same one draws the same images.
 
@@ -71,37 +80,37 @@ def sample_shots(
         >>> sorted(["cat", "dog", "cat", "cat", "dog"][i] for i in chosen)
         ['cat', 'dog']
     """
-    if len(labels) == 0 or not _is_integer(shots) or shots < 1:
+    shots = _plain(shots)
+    read = read_labels(labels, error=ConfigError)
+    if len(read) == 0 or not _is_integer(shots) or shots < 1:
         raise ConfigError(
-            f"sample_shots needs labels and at least one shot, not {len(labels)} and {shots}"
+            f"sample_shots needs labels and at least one shot, not {len(read)} and {shots!r}"
         )
-    numbers = _numbered(labels)
-    generator = torch.Generator("cpu").manual_seed(seed)
+    generator = _generator(seed)
+    names = [] if isinstance(read, Tensor) else sorted(set(read))
+    numbers = read if isinstance(read, Tensor) else class_indices(read, names)
     drawn: list[Tensor] = []
-    for label in distinct(numbers):
-        members = (numbers == label).nonzero().flatten()  # (images, 1) -> (images,)
+    fewer: list[str] = []
+    for label, members in _members(numbers):
         drawn.append(members[shuffled(len(members), generator)[:shots]])
+        if len(members) < shots:
+            fewer.append(f"{names[label] if names else label} ({len(members)})")
+    if fewer:
+        _LOG.warning("fewer than %d images, so all are taken, of %s", shots, show(fewer))
     return torch.cat(drawn)
 
 
-def _numbered(labels: Tensor | npt.NDArray[Any] | Sequence[int] | Sequence[str]) -> Tensor:
-    """Return labels as numbers (N,) on the CPU, which follow the order of the labels."""
-    if isinstance(labels, Tensor):
-        if labels.ndim != 1:
-            raise ConfigError(f"sample_shots needs labels (N,), not {tuple(labels.shape)}")
-        return labels.cpu()
-    values: list[Any] = list(labels)
-    try:
-        number_of = {label: number for number, label in enumerate(sorted(set(values)))}
-    except TypeError as error:
-        raise ConfigError(f"sample_shots needs one integer or name per image: {error}") from error
-    numbers = [number_of[label] for label in values]
-    return torch.tensor(numbers, dtype=torch.int64, device="cpu")
+def _members(labels: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """Yield each label of (N,) that occurs, in rising order, with the indices that have it."""
+    found, counts = cast("tuple[Tensor, Tensor]", labels.unique(return_counts=True))
+    order = labels.argsort(stable=True)  # (N,), class after class
+    parts = cast("tuple[Tensor, ...]", order.split(cast("list[int]", counts.tolist())))
+    yield from zip(cast("list[int]", found.tolist()), parts, strict=True)
 
 
 def fit_head(
-    features: Tensor,
-    labels: Tensor,
+    features: FeatureRows,
+    labels: Labels,
     zero_shot: CosineHead,
     method: Method | str = "anchored",
     *,
@@ -121,9 +130,10 @@ def fit_head(
     each other. An option that is None is left to the method, whose docstring says what it does.
 
     Args:
-        features: (N, D), of unit length, any float dtype.
-        labels: (N,) integers below the C classes of `zero_shot`. Classes may differ in their number
-            of images, and some may have none.
+        features: (N, D), of unit length, any float dtype: a tensor, an array, or what
+            `extract_features` returns.
+        labels: (N,) integers below the C classes of `zero_shot`, a tensor, an array or a list.
+            Classes may differ in their number of images, and some may have none.
         zero_shot: where to start. It is not changed, and the fit runs on its device.
         method: a key of `METHODS`.
         seed: of the folds and of all that is drawn.
@@ -143,15 +153,17 @@ def fit_head(
 
     Raises:
         ConfigError: if the method is unknown, an option is impossible or not one of the method's,
-            features have another width, or there is a single class.
-        DataError: if there are no images, labels do not fit, or features are not finite.
+            features have another width, there is a single class, or the fit with these options is
+            not finite.
+        DataError: if there are no images, labels do not fit, or features are not finite or not of
+            unit length.
 
     Example:
         >>> from clipkit.classify.heads import CosineHead
         >>> zero_shot = CosineHead(torch.eye(3), torch.tensor(2.0))
         >>> head, chosen = fit_head(torch.eye(3), torch.arange(3), zero_shot, "gaussian")
         >>> chosen
-        {'method': 'gaussian', 'pictures': 3, 'alpha': 1.0}
+        {'method': 'gaussian', 'images': 3, 'alpha': 1.0}
     """
     options = {
         "strength": strength,
@@ -167,9 +179,11 @@ def fit_head(
     check_options(method, given)
     if method == "prompt_weights" and captions is None:
         raise ConfigError("prompt_weights needs captions: the features (C, K, D) of all prompts")
-    _check_support(features, labels, zero_shot)
-    head, chosen = _fit(features, labels, zero_shot, cast(Method, method), seed, given)
-    return head.eval(), {"method": method, "pictures": len(labels)} | chosen
+    rows, indices = _check_support(features, labels, zero_shot)
+    given = {name: float(value) if name in _NUMBERS else value for name, value in given.items()}
+    head, chosen = _fit(rows, indices, zero_shot, cast(Method, method), seed, given)
+    _check_head(head, rows, method, given)
+    return head.eval(), {"method": method, "images": len(indices)} | chosen
 
 
 def _fit(
@@ -182,17 +196,45 @@ def _fit(
 ) -> Fitted:
     """Call the function of a method where gradients are allowed, with a generator of its own."""
     device = zero_shot.weight.device
-    generator = torch.Generator("cpu").manual_seed(seed)
-    with torch.inference_mode(False), torch.enable_grad():
+    generator = _generator(seed)
+    with torch.inference_mode(False), torch.enable_grad(), _default_device(device):
         # Copies, because what was made in inference mode cannot be trained on.
         features = features.detach().to(device, torch.float32, copy=True)
         labels = labels.to(device, torch.int64, copy=True)
         return METHODS[method](features, labels, zero_shot, generator, **options)
 
 
+def _default_device(device: torch.device) -> AbstractContextManager[Any]:
+    """Let torch's optimizers make their own numbers on a device, or as usual on the CPU."""
+    if torch.get_default_device() in (device, torch.device("cpu")):
+        return nullcontext()  # nothing that other threads could see is changed
+    return torch.device(device)
+
+
+def _generator(seed: int) -> torch.Generator:
+    """Return a generator of the CPU with this seed, or raise `ConfigError`."""
+    seed = _plain(seed)
+    if not _is_integer(seed) or not -(2**63) <= seed < 2**64:
+        raise ConfigError(f"seed must be an integer of 64 bits, not {seed!r:.60}")
+    return torch.Generator("cpu").manual_seed(seed)
+
+
+def _check_head(head: Head, features: Tensor, method: str, given: Mapping[str, Any]) -> None:
+    """Raise `ConfigError` if a fit has run away, which no later number would tell."""
+    with torch.no_grad():
+        logits = head(features.to(next(head.parameters()).device))  # (N, C)
+    if all(value.isfinite().all() for value in (logits, *head.state_dict().values())):
+        return
+    options = {name: value for name, value in given.items() if name != "captions"}
+    raise ConfigError(
+        f"{method} has run away with {options or 'its own options'}: the head makes numbers that "
+        "are not finite. Use other options, such as a lower lr or alpha"
+    )
+
+
 def check_method(method: str) -> None:
     """Raise `ConfigError` unless `method` is a key of `METHODS`."""
-    if method not in METHODS:
+    if not isinstance(method, str) or method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
 
 
@@ -226,62 +268,71 @@ def _options_of(method: Method) -> list[str]:
 
 def _plain(value: Any) -> Any:
     """Return a NumPy number as a Python number, which JSON can hold; anything else as it is."""
-    return cast(Any, value).item() if isinstance(value, np.generic) else value
+    if isinstance(value, np.generic) or (isinstance(value, Tensor) and value.ndim == 0):
+        return cast(Any, value).item()
+    return value
 
 
 def _is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
 
 
-def _is_finite(value: Any) -> bool:
-    return _is_number(value) and math.isfinite(value)
+def _is_moderate(value: Any) -> bool:
+    """Return whether this is a number with which float32 can compute."""
+    return _is_number(value) and -_LARGEST <= value <= _LARGEST
 
 
 def _is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
+def _is_count(value: Any) -> bool:
+    return _is_integer(value) and 0 <= value <= 2**31
+
+
 # For each option, the values that are possible, and how to say so.
 _VALUES: dict[str, tuple[Callable[[Any], bool], str]] = {
-    "strength": (lambda value: _is_number(value) and value > 0, "above 0"),
-    "C": (lambda value: _is_finite(value) and value > 0, "above 0 and finite"),
-    "alpha": (_is_finite, "a finite number"),
-    "beta": (_is_finite, "a finite number"),
-    "epochs": (lambda value: _is_integer(value) and value >= 0, "an integer of at least 0"),
-    "lr": (lambda value: _is_finite(value) and value >= 0, "a finite number of at least 0"),
-    "sgd_batch_size": (lambda value: _is_integer(value) and value > 0, "a positive integer"),
+    "strength": (
+        lambda value: value == math.inf or (_is_moderate(value) and value > 0),
+        "above 0, at most 1e30 or infinite",
+    ),
+    "C": (lambda value: _is_moderate(value) and value > 0, "above 0 and at most 1e30"),
+    "alpha": (_is_moderate, "a number from -1e30 to 1e30"),
+    "beta": (_is_moderate, "a number from -1e30 to 1e30"),
+    "epochs": (lambda value: _is_count(value), "an integer from 0 to 2**31"),
+    "lr": (lambda value: _is_moderate(value) and value >= 0, "a number from 0 to 1e30"),
+    "sgd_batch_size": (lambda value: _is_count(value) and value > 0, "an integer from 1 to 2**31"),
     "captions": (lambda value: isinstance(value, Tensor), "a tensor (C, K, D)"),
 }
 
 
-def _check_support(features: Tensor, labels: Tensor, zero_shot: CosineHead) -> None:
-    """Raise an error unless features and labels fit each other and the zero-shot head."""
-    if not isinstance(features, Tensor) or not isinstance(labels, Tensor):
+def _check_support(
+    features: FeatureRows, labels: Labels, zero_shot: CosineHead
+) -> tuple[Tensor, Tensor]:
+    """Return features (N, D) and labels (N,) that fit each other and the zero-shot head.
+
+    Raises:
+        ConfigError, DataError: if they do not; see `fit_head`.
+    """
+    rows = features.features if isinstance(features, Features) else features
+    shape = getattr(rows, "shape", None)
+    if shape is None:
         raise DataError(
-            "features and labels must be tensors, not "
-            f"{type(features).__name__} and {type(labels).__name__}"
+            f"features must be a tensor or an array (N, D), not {type(features).__name__}"
         )
-    if features.ndim != 2 or features.shape[1] != zero_shot.width:
-        raise ConfigError(
-            f"features must have shape (N, {zero_shot.width}), not {tuple(features.shape)}"
-        )
+    if len(shape) != 2 or shape[1] != zero_shot.width:
+        raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {tuple(shape)}")
     if zero_shot.classes < 2:
         raise ConfigError("there is a single class, so there is nothing to tell apart")
-    if labels.ndim != 1 or len(labels) != len(features) or len(labels) == 0:
+    indices = read_labels(labels)
+    if not isinstance(indices, Tensor):
+        raise DataError(f"labels must be integers from 0 to {zero_shot.classes - 1}, not names")
+    if len(indices) != len(rows) or len(indices) == 0:
         raise DataError(
             "there must be a label for each image, and one at least, not "
-            f"{tuple(labels.shape)} labels"
+            f"{tuple(indices.shape)} labels for {len(rows)} images"
         )
-    _check_labels(labels, zero_shot.classes)
-    if not features.isfinite().all():
-        raise DataError("some features are not finite")
-
-
-def _check_labels(labels: Tensor, classes: int) -> None:
-    """Raise `DataError` unless labels are integers from 0 to classes - 1."""
-    needed = f"labels must be integers from 0 to {classes - 1}"
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
-        raise DataError(f"{needed}, not {labels.dtype}")
-    lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= classes:
-        raise DataError(f"{needed}, not {labels.dtype} from {lowest} to {highest}")
+    check_range(indices, zero_shot.classes)
+    found = given_features(features)
+    assert found is not None  # what has this shape is a tensor or an array
+    return found, indices

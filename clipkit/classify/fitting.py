@@ -76,7 +76,8 @@ def make_folds(labels: Tensor, generator: torch.Generator) -> Folds:
         own = (labels == label).nonzero().flatten()  # (images of the class, 1) -> (images,)
         if len(own) > 1:
             order = shuffled(len(own), generator).to(own.device)
-            fold_of[own[order]] = torch.arange(len(own), device=own.device) % FOLDS
+            place = torch.arange(len(own), dtype=labels.dtype, device=own.device)
+            fold_of[own[order]] = place % FOLDS
     return [(fold_of != fold, fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
 
 

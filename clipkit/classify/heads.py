@@ -4,19 +4,16 @@ A head keeps tensors under the names of its constructor's arguments, so one func
 kind of head and one loads it.
 """
 
-import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.checkpoints.weights import read_weights
-from clipkit.errors import ConfigError, CorruptCheckpointError
-from clipkit.files import write_weights
+from clipkit.classify.head_files import HeadFile, read_head_file, write_head_file
+from clipkit.errors import ConfigError
 
 
 class Head(nn.Module):
@@ -189,8 +186,8 @@ class WeightedPromptHead(Head):
         super().__init__()
         self.classes, prompts, self.width = captions.shape
         if prompt_weights is None:
-            prompt_weights = torch.full(
-                (self.classes, prompts), 1 / prompts, device=captions.device
+            prompt_weights = captions.new_full(
+                (self.classes, prompts), 1 / prompts, dtype=torch.float32
             )
         self.register_buffer("captions", _own(captions))
         self.prompt_weights = nn.Parameter(_own(prompt_weights))
@@ -299,8 +296,10 @@ def save_head(
     path: str | os.PathLike[str],
     labels: Sequence[str],
     provenance: dict[str, Any] | None = None,
+    *,
+    beside: Mapping[str, str] | None = None,
 ) -> None:
-    """Write a head as safetensors, with its labels and how it was made in the metadata.
+    """Write a head as safetensors, with its labels and how it was made.
 
     Args:
         head: the head to write.
@@ -308,6 +307,7 @@ def save_head(
         labels: C names.
         provenance: how the head was made, as JSON: model, method, data ... It informs people;
             nothing that is computed depends on it.
+        beside: digests of what the head is saved with, by name.
 
     Raises:
         ConfigError: if there is not one label per class.
@@ -316,14 +316,15 @@ def save_head(
         raise ConfigError(
             f"a head of {head.classes} classes needs as many labels, not {len(labels)}"
         )
-    about: dict[str, Any] = {
-        "head": type(head).__name__,
-        "labels": list(labels),
-        "provenance": provenance or {},
-    }
-    if isinstance(head, LinearHead):  # the others have it in their tensors
-        about["scale"] = head.scale
-    write_weights(head.state_dict(), path, {"clipkit": json.dumps(about)})
+    file = HeadFile(
+        kind=type(head).__name__,
+        tensors=head.state_dict(),
+        labels=list(labels),
+        provenance=provenance or {},
+        scale=head.scale if isinstance(head, LinearHead) else None,  # others have it in tensors
+        beside=dict(beside or {}),
+    )
+    write_head_file(file, path)
 
 
 def load_head(path: str | os.PathLike[str]) -> tuple[Head, list[str], dict[str, Any]]:
@@ -333,31 +334,12 @@ def load_head(path: str | os.PathLike[str]) -> tuple[Head, list[str], dict[str, 
         CheckpointNotFoundError: if there is no such file.
         CorruptCheckpointError: if the file is damaged, or holds no head.
     """
-    from safetensors import SafetensorError, safe_open
-
-    tensors = read_weights(path)
-    try:
-        opened: Any = safe_open(path, "pt")  # it has no types
-        with opened as file:
-            metadata: dict[str, str] = file.metadata() or {}
-        about = json.loads(metadata["clipkit"])
-        head = _build(about, tensors)
-        labels = list(about["labels"])
-        provenance = about["provenance"]
-    except (SafetensorError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise CorruptCheckpointError(f"{path} is no head that clipkit saved ({error!r})") from error
-    if len(labels) != head.classes:
-        raise CorruptCheckpointError(f"{path} has {len(labels)} labels for {head.classes} classes")
-    return head.eval(), labels, provenance
+    file = read_head_file(path)
+    return build_head(file), file.labels, file.provenance
 
 
-def _build(about: dict[str, Any], tensors: dict[str, Tensor]) -> Head:
-    """Make the head that a file describes. Whatever is wrong raises a builtin error."""
-    kind = HEADS[about["head"]]
-    if kind is not LinearHead:
-        return kind(**tensors)
-    # Version 0.1.0 had no key for the scale; it stood in the provenance.
-    scale = about["scale"] if "scale" in about else about["provenance"].get("scale")
-    if scale is not None and not 0 < float(scale) < math.inf:
-        raise ValueError(f"its scale is {scale!r}")
-    return LinearHead(**tensors, scale=scale)
+def build_head(file: HeadFile) -> Head:
+    """Return the head, in eval mode, that a file describes."""
+    if file.kind == "LinearHead":
+        return LinearHead(**file.tensors, scale=file.scale).eval()
+    return HEADS[file.kind](**file.tensors).eval()

@@ -14,15 +14,26 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset
 
+from clipkit.classify.labels import (
+    Labels,
+    check_range,
+    class_indices,
+    classes_of,
+    is_part,
+    match_classes,
+    read_labels,
+    translate,
+)
 from clipkit.data.decode import is_encoded
+from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
 from clipkit.encode.embed import Features, stream_features
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError, ImageError
 
-FeatureRows: TypeAlias = Tensor | NDArray[np.floating[Any]]
+FeatureRows: TypeAlias = Tensor | NDArray[np.floating[Any]] | Features
 Inputs: TypeAlias = "Images | FeatureRows"
-Labels: TypeAlias = Tensor | NDArray[np.integer[Any]] | Sequence[int] | Sequence[str]
+LabeledInputs: TypeAlias = "Images | FeatureRows | Pairs"
 
 # Of the length of a feature. bfloat16 rounds each number by up to 0.4 %; the features of a CLIP
 # that nobody normalized are about ten times too long.
@@ -44,12 +55,14 @@ class SupportSet:
 
     Attributes:
         features: (M, D), of unit length.
-        labels: (M,), one for each feature.
+        labels: (M,) int64, one for each feature.
+        paths: the path of each image; None, or its index, for one that has none.
         skipped: path or index of each image that could not be read, and why.
     """
 
     features: Tensor
     labels: Tensor
+    paths: Sequence[str | None]
     skipped: list[tuple[str, str]]
 
 
@@ -75,9 +88,11 @@ def features_and_paths(
         DataError: for features that cannot be used.
         ImageError: if an image cannot be read; it is named.
     """
-    features = _given_features(given)
+    features = given_features(given)
     if features is not None:
-        return features, [None] * len(features)
+        if not isinstance(given, Features):
+            return features, [None] * len(features)
+        return features, [None if name.isdigit() else name for name in given.paths]
     check_path(given)
     batches: list[Features] = []
     with closing(_stream(model, cast("Images", given), reading)) as stream:
@@ -96,7 +111,7 @@ def features_and_paths(
 
 def support_set(
     model: nn.Module,
-    given: Inputs,
+    given: LabeledInputs,
     labels: Labels | None,
     class_names: Sequence[str],
     reading: Reading,
@@ -105,7 +120,7 @@ def support_set(
 
     Args:
         model: what encodes images.
-        given: features (N, D) of unit length, or images.
+        given: features (N, D) of unit length, images, or pairs as `read_folder` returns them.
         labels: N indices or names of classes; None if the images come with labels.
         class_names: C names, to which the labels refer.
         reading: how images are read.
@@ -113,16 +128,17 @@ def support_set(
     Raises:
         DataError: if features or labels cannot be used, or no image can be read.
     """
-    indices = None if labels is None else _indices_of(labels, class_names)
-    features = _given_features(given)
+    if isinstance(given, Pairs):
+        labels = _labels_of_pairs(given) if labels is None else labels
+        given = given.files
+    indices = None if labels is None else _indices_of(labels, class_names, given)
+    features = given_features(given)
     if features is not None:
-        if indices is None:
-            raise DataError("features need labels")
-        return SupportSet(features, indices, [])
+        return _support_of_features(given, features, indices, class_names)
     check_path(given)
     images = cast("Images", given)
     if indices is None:
-        support = _extract_with_own_labels(model, images, reading)
+        support = _extract_with_own_labels(model, images, class_names, reading)
     else:
         support = _extract_with_labels(model, images, indices, reading)
     if support.skipped:
@@ -134,12 +150,61 @@ def support_set(
     return support
 
 
-def _given_features(given: object) -> Tensor | None:
-    """Return features (N, D), or None if this is neither a tensor nor an array of numbers.
+def labels_of_pairs(pairs: Pairs, class_names: Sequence[str]) -> Tensor:
+    """Return the labels of pairs (N,) as indices of a classifier's classes.
+
+    Pairs with class names mean those; without them they mean the classifier's.
+
+    Raises:
+        DataError: if there are no labels, or the classifier has no class of a name.
+    """
+    labels = _labels_of_pairs(pairs)
+    if labels is None:
+        raise DataError("accuracy needs images with labels")
+    return class_indices(labels, class_names)
+
+
+def _labels_of_pairs(pairs: Pairs) -> list[str] | list[int] | None:
+    """Return the labels as names, which mean the same in any order of classes, if there are any."""
+    if pairs.labels is None or pairs.class_names is None:
+        return pairs.labels
+    return [pairs.class_names[label] for label in pairs.labels]
+
+
+def _indices_of(labels: Labels, class_names: Sequence[str], given: object) -> Tensor:
+    """Return labels as indices (N,), where it is clear to which classes integers refer.
+
+    Raises:
+        DataError: if they cannot be used; or if they are integers beside a data set that numbers
+            the same classes in another way, so that they may mean either.
+    """
+    found = read_labels(labels)
+    indices = class_indices(found, class_names)
+    classes = classes_of(given) if isinstance(found, Tensor) else None
+    if classes is not None:
+        try:
+            places = match_classes(classes, class_names)
+        except DataError:  # the data set has other classes, so these labels are the classifier's
+            return indices
+        if any(integer != place for integer, place in places.items()):
+            raise DataError(
+                "the data set numbers its classes in another way than the classifier, so integers "
+                "may mean either: pass names of classes as labels, or leave labels out to take "
+                "those of the data set"
+            )
+    return indices
+
+
+def given_features(given: object) -> Tensor | None:
+    """Return features (N, D), or None if these are no tensor, array or rows of numbers.
 
     Raises:
         DataError: if they have another shape, are not finite, or not of unit length.
     """
+    if isinstance(given, Features):
+        given = given.features
+    if isinstance(given, list | tuple) and given and all(map(_is_row, cast("list[Any]", given))):
+        given = _stack(cast("Sequence[Any]", given))
     if isinstance(given, np.ndarray):
         array = cast(NDArray[Any], given)
         if array.dtype.kind not in "fiub":
@@ -152,11 +217,32 @@ def _given_features(given: object) -> Tensor | None:
             f"a tensor or an array must be features (N, D), not {tuple(given.shape)}: "
             "see ImageClassifier.embed"
         )
-    _check_lengths(given)
+    check_lengths(given)
     return given
 
 
-def _check_lengths(features: Tensor) -> None:
+def _is_row(value: object) -> bool:
+    """Return whether this is one feature: a tensor, an array or a list of numbers."""
+    if isinstance(value, Tensor):
+        return value.ndim == 1
+    if isinstance(value, np.ndarray):
+        array = cast("NDArray[Any]", value)
+        return array.ndim == 1 and array.dtype.kind in "fiu"
+    return isinstance(value, list) and all(
+        isinstance(number, float | int) for number in cast("list[Any]", value)
+    )
+
+
+def _stack(rows: Sequence[Any]) -> Tensor:
+    """Return rows of numbers as one tensor (N, D) on the CPU."""
+    lengths = {len(row) for row in rows}
+    if len(lengths) > 1:
+        raise DataError(f"features must have one width, not {sorted(lengths)}")
+    tensors = [row if isinstance(row, Tensor) else torch.from_numpy(np.array(row)) for row in rows]
+    return torch.stack([tensor.detach().float().cpu() for tensor in tensors])
+
+
+def check_lengths(features: Tensor) -> None:
     """Raise `DataError` unless all features (N, D) are finite and of unit length."""
     lengths = features.detach().float().square().sum(dim=1).sqrt()  # (N,)
     if not lengths.isfinite().all():
@@ -169,19 +255,6 @@ def _check_lengths(features: Tensor) -> None:
             f"{row} has length {lengths[row].item():.4g}: pass "
             "torch.nn.functional.normalize(features, dim=-1)"
         )
-
-
-def _indices_of(labels: Labels, class_names: Sequence[str]) -> Tensor:
-    """Return labels as indices of classes; numbers are checked when a head is fitted."""
-    if isinstance(labels, Tensor):
-        return labels
-    index: Mapping[Any, int] = {name: i for i, name in enumerate(class_names)}
-    given: list[Any] = list(labels)
-    unknown = {label for label in given if isinstance(label, str) and label not in index}
-    if unknown:
-        names = ", ".join(repr(name) for name in sorted(unknown)[:5])
-        raise DataError(f"no class of this classifier is called {names}")
-    return torch.tensor([index[label] if isinstance(label, str) else label for label in given])
 
 
 def _stream(model: nn.Module, images: Images, reading: Reading) -> Generator[Features, None, None]:
@@ -205,11 +278,40 @@ def _extract(model: nn.Module, images: Images, reading: Reading) -> Features:
     )
 
 
-def _extract_with_own_labels(model: nn.Module, images: Images, reading: Reading) -> SupportSet:
+def _support_of_features(
+    given: object, features: Tensor, indices: Tensor | None, class_names: Sequence[str]
+) -> SupportSet:
+    """Return given features with the labels, the paths and the problems that came with them."""
+    found = given if isinstance(given, Features) else None
+    if indices is None and found is not None and found.labels is not None:
+        check_range(found.labels, len(class_names))
+        indices = found.labels
+    if indices is None:
+        raise DataError("features need labels")
+    if found is None:
+        return SupportSet(features, indices, [None] * len(features), [])
+    return SupportSet(features, indices, found.paths, found.skipped)
+
+
+def _extract_with_own_labels(
+    model: nn.Module, images: Images, class_names: Sequence[str], reading: Reading
+) -> SupportSet:
+    """Return features with the labels of a data set, which may number its classes its own way."""
+    classes = classes_of(images)
+    if classes is not None and not is_part(images):  # a part may have a few of them
+        match_classes(classes, class_names)
     found = _extract(model, images, reading)
     if found.labels is None:
-        raise DataError("these images come without labels: pass labels, one for each")
-    return SupportSet(found.features, found.labels, found.skipped)
+        raise DataError(
+            "these images come without labels: pass labels, one for each. Folders named by classes "
+            "are read by clipkit.read_folder, and fit takes what it returns"
+        )
+    if classes is None:
+        check_range(found.labels, len(class_names))
+        labels = found.labels
+    else:
+        labels = translate(found.labels, classes, class_names)
+    return SupportSet(found.features, labels, found.paths, found.skipped)
 
 
 def _extract_with_labels(
@@ -221,7 +323,7 @@ def _extract_with_labels(
         _check_count(len(numbered), labels)
         found = _extract(model, numbered, reading)
         assert found.labels is not None  # they are the numbers of the images that can be read
-        return SupportSet(found.features, labels.cpu()[found.labels], found.skipped)
+        return SupportSet(found.features, labels[found.labels], found.paths, found.skipped)
     found = _extract(model, cast("Images", images), reading)
     _check_count(len(found.paths) + len(found.skipped), labels)
     if found.skipped:  # a DataLoader has an order of its own
@@ -230,12 +332,12 @@ def _extract_with_labels(
             f"of the labels are theirs: let its data set return (image, label); the first problem: "
             f"{found.skipped[0][1]}"
         )
-    return SupportSet(found.features, labels, [])
+    return SupportSet(found.features, labels, found.paths, [])
 
 
 def _check_count(images: int, labels: Tensor) -> None:
-    if labels.ndim == 0 or len(labels) != images:
-        raise DataError(f"{images} images need as many labels, not {labels.numel()}")
+    if len(labels) != images:
+        raise DataError(f"{images} images need as many labels, not {len(labels)}")
 
 
 class _Numbered(Dataset[Any]):

@@ -1,32 +1,38 @@
-"""What a classifier says about an image, and about itself."""
+"""What a classifier says about an image."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator
+from html import escape
 from typing import Any
 
 from torch import Tensor
 
-from clipkit.config import ResNetConfig, ViTConfig
 from clipkit.errors import ConfigError
 
+_BAR = 160  # pixels of a probability of 1
 
-@dataclass(frozen=True, eq=False, repr=False)
+
 class Prediction:
     """Hold the probabilities of all classes for one image.
+
+    `dict(prediction)` is `to_dict()`, and web frameworks such as FastAPI return it as JSON so.
 
     Example:
         prediction = classifier.predict("photo.jpg")
         print(prediction.label, prediction.top(5))
 
-    Attributes:
+    Args:
         labels: C names.
         probabilities: (C,) float32, on the CPU, with the sum 1.
         path: the image's file; None for an image that has none.
+
+    Attributes:
+        labels, probabilities, path: as above.
     """
 
-    labels: list[str]
-    probabilities: Tensor
-    path: str | None = None
+    def __init__(self, labels: list[str], probabilities: Tensor, path: str | None = None) -> None:
+        self.labels = labels
+        self.probabilities = probabilities
+        self.path = path
 
     @property
     def label(self) -> str:
@@ -40,31 +46,51 @@ class Prediction:
             k pairs, or C if there are fewer classes.
 
         Raises:
-            ConfigError: if k is below 1.
+            ConfigError: if k is no integer of at least 1.
         """
-        if k < 1:
-            raise ConfigError(f"top needs k of at least 1, not {k}")
+        if not isinstance(k, int) or isinstance(k, bool) or k < 1:
+            raise ConfigError(f"top needs k of at least 1, not {k!r}")
         best = self.probabilities.argsort(descending=True, stable=True)[:k]  # (k,)
         return [(self.labels[int(i)], float(self.probabilities[i])) for i in best]
 
+    def to_dict(self, k: int = 5) -> dict[str, Any]:
+        """Return the prediction as plain values, which JSON can hold.
+
+        Args:
+            k: how many labels "top" has.
+
+        Returns:
+            "label", its "probability", the k most probable labels with theirs as "top", and the
+            image's "path" if it has one.
+
+        Example:
+            >>> import torch
+            >>> Prediction(["cat", "dog"], torch.tensor([0.25, 0.75])).to_dict(k=1)
+            {'label': 'dog', 'probability': 0.75, 'top': [{'label': 'dog', 'probability': 0.75}]}
+        """
+        ranked = [{"label": label, "probability": share} for label, share in self.top(k)]
+        values = {**ranked[0], "top": ranked}
+        return values if self.path is None else {**values, "path": self.path}
+
+    def __iter__(self) -> Iterator[tuple[str, Any]]:
+        """Yield the names and values of `to_dict`."""
+        return iter(self.to_dict().items())
+
     def __repr__(self) -> str:
-        shown = [f"{label} {probability:.2f}" for label, probability in self.top(2)]
+        shown = [f"{label:.40} {probability:.2f}" for label, probability in self.top(2)]
         if len(self.labels) > len(shown):
             shown.append("...")
         place = "" if self.path is None else f"; {self.path}"
         return f"Prediction({', '.join(shown)}{place})"
 
-
-def describe(
-    labels: Sequence[str], provenance: Mapping[str, Any], vision: ViTConfig | ResNetConfig
-) -> str:
-    """Return a classifier in one line: its classes, how its head was made, and its image tower."""
-    classes = "1 class" if len(labels) == 1 else f"{len(labels)} classes"
-    shown = [*labels[:3], "..."] if len(labels) > 3 else labels
-    made = str(provenance.get("method")).replace("_", " ")
-    if counts := provenance.get("counts"):
-        made += f" on {sum(counts)} images"
-    tower = "ViT" if isinstance(vision, ViTConfig) else "ResNet"
-    height, width = vision.resolution
-    size = f"{height}" if height == width else f"{height} x {width}"
-    return f"ImageClassifier({classes}: {', '.join(shown)}; {made}; {tower} {size} px)"
+    def _repr_html_(self) -> str:
+        """Return a table for notebooks: the most probable labels with bars."""
+        rows = [
+            f"<tr><td style='text-align: left'>{escape(label)}</td>"
+            f"<td style='text-align: left; width: {_BAR}px'><div style='background: #4c8bb8; "
+            f"height: 0.8em; width: {max(1, round(share * _BAR))}px'></div></td>"
+            f"<td style='text-align: right'>{share:.1%}</td></tr>"
+            for label, share in self.top()
+        ]
+        caption = "" if self.path is None else f"<caption>{escape(self.path)}</caption>"
+        return f"<table>{caption}<tbody>{''.join(rows)}</tbody></table>"

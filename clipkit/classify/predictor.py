@@ -76,8 +76,8 @@ class Predictor(nn.Module):
         """Return the probabilities of all classes.
 
         Args:
-            images_or_features: features (N, D) of unit length, a tensor or a NumPy array; or images
-                as `embed` takes them.
+            images_or_features: features (N, D) of unit length: a tensor, a NumPy array or what
+                `extract_features` returns; or images as `embed` takes them.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
@@ -135,8 +135,9 @@ class Predictor(nn.Module):
                 print(prediction.path, prediction.label)
 
         Args:
-            images: the path of an image, a PIL image, or an image file's bytes; or many: a folder,
-                a list, a data set, or features as `probabilities` takes them.
+            images: the path of an image, a PIL image, an image file's bytes or an open one, such as
+                `UploadFile.file` of a web server; or many: a folder, a list, a data set, or
+                features as `probabilities` takes them.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from clipkit.clip import CLIP
 from clipkit.encode.embed import TEXT_BATCH, embed_texts
+from clipkit.errors import TokenizerError
 from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
 
 
@@ -48,16 +49,26 @@ def weights_of_prompts(model: CLIP, prompts: list[list[str]], *, progress: bool 
     from tqdm import tqdm
 
     texts = [text for own in prompts for text in own]
-    counts = torch.tensor([len(own) for own in prompts])
-    classes = torch.arange(len(prompts)).repeat_interleave(counts)  # (number of texts,)
+    counts = torch.tensor([len(own) for own in prompts], dtype=torch.int64, device="cpu")
+    every = torch.arange(len(prompts), dtype=torch.int64, device="cpu")
+    classes = every.repeat_interleave(counts)  # (number of texts,)
     # The features of all prompts are never held at once: each batch is added to the sums of its
     # classes. That happens on the CPU, where the order of additions, and so each bit of the result,
     # is always the same.
-    sums = torch.zeros(len(prompts), model.config.embed_dim)
+    sums = torch.zeros(len(prompts), model.config.embed_dim, dtype=torch.float32, device="cpu")
     for start in tqdm(range(0, len(texts), TEXT_BATCH), unit="batch", disable=not progress):
         part = slice(start, start + TEXT_BATCH)
-        sums.index_add_(0, classes[part], embed_texts(model, texts[part]))
+        sums.index_add_(0, classes[part], _embed(model, texts[part]))
     return F.normalize(sums, dim=-1).to(model.device)
+
+
+def _embed(model: CLIP, prompts: list[str]) -> Tensor:
+    """Return the features of prompts (N, D); an error has the remedy that there is for them."""
+    try:
+        return embed_texts(model, prompts)
+    except TokenizerError as error:
+        problem = str(error).replace(", or pass truncate=True to cut it", "")
+        raise TokenizerError(f"a prompt cannot be used, because its {problem}") from error
 
 
 def embed_prompts(model: CLIP, prompts: list[list[str]]) -> Tensor:
@@ -67,6 +78,6 @@ def embed_prompts(model: CLIP, prompts: list[list[str]]) -> Tensor:
         (C, K, D) float32 on the CPU, of unit length; rows of zeros where a class has fewer than K
         prompts.
     """
-    features = embed_texts(model, [text for own in prompts for text in own])
+    features = _embed(model, [text for own in prompts for text in own])
     per_class = torch.split(features, [len(own) for own in prompts])
     return nn.utils.rnn.pad_sequence(list(per_class), batch_first=True)

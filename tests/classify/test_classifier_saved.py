@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from clipkit import CLIP, ImageClassifier, Preprocess, PreprocessConfig
 from clipkit.classify.few_shot import METHODS
+from clipkit.classify.head_files import read_head_file
 from clipkit.classify.heads import CacheHead, CosineHead, LinearHead, load_head, save_head
 from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from clipkit.prompts import TEMPLATES
@@ -239,6 +240,11 @@ def test_the_scale_of_an_old_head_is_found(tmp_path: Path) -> None:
     loaded = ImageClassifier.load(folder, device="cpu")
     assert loaded.head.scale == pytest.approx(about["provenance"]["scale"])
     loaded.save(tmp_path / "again")
-    with safe_open(tmp_path / "again" / "head.safetensors", "pt") as file:
-        again = json.loads(file.metadata()["clipkit"])
-    assert again["scale"] == about["provenance"]["scale"]
+    again = read_head_file(tmp_path / "again" / "head.safetensors")
+    assert again.scale == about["provenance"]["scale"]
+
+
+def test_old_words_for_images_are_read(tmp_path: Path) -> None:
+    loaded = ImageClassifier.load(old_classifier(tmp_path / "a"), device="cpu")
+    assert loaded.provenance["images"] == 12
+    assert "pictures" not in loaded.provenance

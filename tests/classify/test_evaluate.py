@@ -57,8 +57,8 @@ def assert_skipped(result: Evaluation, pairs: Pairs, positions: list[int]) -> No
 
 
 def test_zero_shot_counts_what_is_right(toy: CLIP, labeled: Pairs) -> None:
-    """The order of the names decides the figure, too."""
-    names = labeled.class_names or []
+    """Names are found in any order; without names of its own, the data's integers are indices."""
+    names = [name.replace("_", " ") for name in labeled.class_names or []]
     texts = [f"see {name}" for name in names]
     expected = accuracy_by_hand(toy, labeled, texts)
     result = zero_shot(toy, labeled, templates=["see {}"])
@@ -67,10 +67,13 @@ def test_zero_shot_counts_what_is_right(toy: CLIP, labeled: Pairs) -> None:
     flipped = [names[i] for i in (1, 0, 3, 2)]
     other = accuracy_by_hand(toy, labeled, [f"see {name}" for name in flipped])
     assert other != expected
-    assert zero_shot(toy, labeled, flipped, ["see {}"]).figures == {
+    assert zero_shot(toy, labeled, flipped, ["see {}"]).figures == result.figures
+    unnamed = Pairs(labeled.files, labeled.captions, labeled.labels)
+    assert zero_shot(toy, unnamed, flipped, ["see {}"]).figures == {
         "accuracy": pytest.approx(other)
     }
-    assert zero_shot(toy, labeled, texts, None).figures == result.figures
+    prompts = dict(zip(names, texts, strict=True))
+    assert zero_shot(toy, labeled, prompts, None).figures == result.figures
 
 
 def test_zero_shot_skips_broken_images_with_their_labels(toy: CLIP, labeled: Pairs) -> None:

@@ -233,14 +233,17 @@ def test_an_unknown_option_is_refused() -> None:
 
 
 NO_NUMBERS = (math.nan, True, "1", [1.0])
+TOO_LARGE = (1e31, 10**400)
+RANGE = "a number from -1e30 to 1e30"
+COUNT = r"an integer from {} to 2\*\*31"
 IMPOSSIBLE: dict[str, tuple[tuple[Any, ...], str]] = {
-    "strength": ((0, -1, -math.inf, *NO_NUMBERS), "above 0"),
-    "C": ((0, -1, math.inf, *NO_NUMBERS), "above 0 and finite"),
-    "alpha": ((math.inf, *NO_NUMBERS), "a finite number"),
-    "beta": ((math.inf, *NO_NUMBERS), "a finite number"),
-    "epochs": ((-1, 1.0, *NO_NUMBERS), "an integer of at least 0"),
-    "lr": ((-1e-3, math.inf, *NO_NUMBERS), "a finite number of at least 0"),
-    "sgd_batch_size": ((0, 1.0, *NO_NUMBERS), "a positive integer"),
+    "strength": ((0, -1, -math.inf, *TOO_LARGE, *NO_NUMBERS), "above 0, at most 1e30 or infinite"),
+    "C": ((0, -1, math.inf, *TOO_LARGE, *NO_NUMBERS), "above 0 and at most 1e30"),
+    "alpha": ((math.inf, *TOO_LARGE, *NO_NUMBERS), RANGE),
+    "beta": ((math.inf, *TOO_LARGE, *NO_NUMBERS), RANGE),
+    "epochs": ((-1, 1.0, 2**40, *NO_NUMBERS), COUNT.format(0)),
+    "lr": ((-1e-3, math.inf, *TOO_LARGE, *NO_NUMBERS), "a number from 0 to 1e30"),
+    "sgd_batch_size": ((0, 1.0, 2**40, *NO_NUMBERS), COUNT.format(1)),
     "captions": ((1.0, [CAPTIONS], CAPTIONS.numpy()), r"a tensor \(C, K, D\)"),
 }
 
