@@ -1,6 +1,7 @@
 """Turn class names into prompts, by the sets of the CLIP paper or by templates of your own."""
 
 import difflib
+import gzip
 import json
 import re
 from collections import Counter
@@ -20,6 +21,8 @@ ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]]
 
 TEMPLATES = ("a photo of a {}.",)  # where none are given
 WHOLE_PROMPTS = ("{}",)  # takes each name as it is
+
+_WORDNET_ID = re.compile("n[0-9]{8}")
 
 
 @dataclass(frozen=True)
@@ -101,11 +104,62 @@ def _find_set(name: str, sets: Mapping[str, Any]) -> str:
     matches = difflib.get_close_matches(wanted, known, n=3, cutoff=0.5)
     close = dict.fromkeys(known[match] for match in matches)
     hint = f"did you mean {' or '.join(close)}? " if close else ""
-    raise ConfigError(f"{name!r} is no prompt set: {hint}`clipkit.prompt_sets()` names them all")
+    raise ConfigError(
+        f"{name!r} is no prompt set: {hint}`clipkit.prompt_sets()` names them all. As a template "
+        "it lacks {} where the class name goes"
+    )
 
 
 def _plain(name: str) -> str:
     return "".join(character for character in name.lower() if character.isalnum())
+
+
+def is_wordnet_id(text: str) -> bool:
+    """Return whether a text has the form of a noun's id in WordNet: n and eight digits."""
+    return _WORDNET_ID.fullmatch(text) is not None
+
+
+def wordnet_name(text: str) -> str | None:
+    """Return the name of a WordNet id, such as the folders of ImageNet have, or None for any other.
+
+    The ids of ImageNet's 1,000 classes have the names of the prompt set "imagenet". The others,
+    which two ids may share, are the first word of their set of synonyms in WordNet 3.0.
+
+    Example:
+        >>> wordnet_name("n02084071")
+        'dog'
+    """
+    return _read_wordnet().get(text) if is_wordnet_id(text) else None
+
+
+def name_ids(labels: Sequence[str]) -> list[str] | dict[str, str]:
+    """Return the labels, or label -> name if there are WordNet ids among them.
+
+    The name of an id becomes the label, with the id behind it where two have the same name.
+
+    Example:
+        >>> name_ids(["n02084071", "n02123045"])
+        {'dog': 'dog', 'tabby cat': 'tabby cat'}
+    """
+    ids = [label for label in labels if is_wordnet_id(label)]
+    if not ids or len(set(labels)) < len(labels):
+        return list(labels)
+    names = {label: wordnet_name(label) or as_words(label) for label in labels}
+    counts = Counter(names.values())
+    readable: dict[str, str] = {}
+    for label, name in names.items():
+        if label not in ids:
+            readable[label] = name
+        else:
+            readable[name if counts[name] == 1 else f"{name} ({label})"] = name
+    return readable
+
+
+@lru_cache(maxsize=1)
+def _read_wordnet() -> dict[str, str]:
+    asset = resources.files("clipkit").joinpath("assets/wordnet.txt.gz")
+    lines = gzip.decompress(asset.read_bytes()).decode("utf-8").splitlines()
+    return dict(line.split(maxsplit=1) for line in lines)
 
 
 def _expand(pattern: str) -> list[str]:
@@ -159,10 +213,14 @@ def render(
     Example:
         >>> render({"pet": ["cat", "dog"]}, ["a {}", "the {}"])
         (['pet'], [['a cat', 'the cat', 'a dog', 'the dog']])
+        >>> render(["red_car"], ["a {}"])
+        (['red_car'], [['a red car']])
 
     Args:
         class_names: C names, which are the labels too; or label -> its name, or a list of its
-            names.
+            names. A label that is its own name has spaces for underscores in its prompts, and
+            the name of a WordNet id in its place, because folders are named "golden_retriever" or
+            "n02099601".
         templates: texts with one `{}` each, or functions of the name; or label -> a list of them;
             or the name of a prompt set. None takes the names as whole prompts, as they are.
 
@@ -175,6 +233,8 @@ def render(
     """
     names = _check_names(class_names)
     checked = WHOLE_PROMPTS if templates is None else check_templates(templates)
+    if checked != WHOLE_PROMPTS and not isinstance(class_names, Mapping):
+        names = {label: [wordnet_name(label) or as_words(label)] for label in names}
     if isinstance(checked, dict):
         if missing := [label for label in names if label not in checked]:
             raise ConfigError(f"templates is a mapping, but has no list for {missing}")
@@ -186,6 +246,17 @@ def render(
         for own_names, own_templates in zip(names.values(), per_label, strict=True)
     ]
     return list(names), prompts
+
+
+def as_words(label: str) -> str:
+    """Return a label as a prompt has it, with spaces for underscores.
+
+    Example:
+        >>> as_words("golden_retriever")
+        'golden retriever'
+    """
+    words = label.replace("_", " ")
+    return words if words.strip() else label
 
 
 def _fill(template: Template, name: str) -> str:
