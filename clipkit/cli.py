@@ -1,31 +1,42 @@
 """The `clipkit` program. `clipkit --help` lists its commands, which stand in `clipkit/commands`."""
 
 import argparse
+import contextlib
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 import clipkit
 from clipkit.commands.classify import CLASSIFY
-from clipkit.commands.command import DONE, FAILED, Command, tell
-from clipkit.commands.fit import EVAL, FIT
-from clipkit.commands.models import MODELS_COMMAND
-from clipkit.commands.train import FINETUNE, TRAIN
+from clipkit.commands.command import DONE, FAILED, INTERRUPTED, Command
+from clipkit.commands.display import lossless_streams, tell, tell_error
+from clipkit.commands.evaluate import EVAL
+from clipkit.commands.finetune import FINETUNE
+from clipkit.commands.fit import FIT
+from clipkit.commands.logs import told_logs
+from clipkit.commands.model_choice import take_model
+from clipkit.commands.models import MODELS_COMMAND, PROMPTS
+from clipkit.commands.train import TRAIN
+from clipkit.commands.wording import in_options
 from clipkit.errors import ClipkitError
 
-COMMANDS = (CLASSIFY, FIT, EVAL, TRAIN, FINETUNE, MODELS_COMMAND)
-EXIT_CODES = """\
+COMMANDS = (CLASSIFY, FIT, EVAL, FINETUNE, TRAIN, MODELS_COMMAND, PROMPTS)
+EPILOG = """\
+examples:
+  clipkit classify photo.jpg --labels cat dog "cup of coffee"
+  clipkit fit train_folders/ -o pets/ --model ViT-B/32
+  clipkit classify photo.jpg --classifier pets/
+
 exit codes:
   0  done
   1  `classify` left some images out
   2  the command could not run, or `classify` could read no image
   130  the command was interrupted by Ctrl-C"""
 
-INTERRUPTED = 130  # what shells return for SIGINT
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run a command and return its exit code.
+    """Run a command and return its exit code. Without any argument it prints the help.
 
     Args:
         arguments: the words after `clipkit`; those of this process if not given.
@@ -40,10 +51,24 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Example:
         main(["classify", "photo.jpg", "--labels", "cat", "dog"])
     """
-    options = vars(make_parser().parse_args(arguments))
-    command: Command = options.pop("command")
+    with lossless_streams():
+        parser = make_parser()
+        options = vars(parser.parse_args(arguments))
+        command: Command | None = options.pop("command")
+        if command is None:
+            parser.print_help()
+            return DONE
+        return _run(command, options)
+
+
+def _run(command: Command, options: dict[str, Any]) -> int:
+    """Run a command with the values of its arguments; whatever goes wrong ends in one line."""
+    names = list(options)
+    if command.takes_model:
+        options["choice"] = take_model(options)
     try:
-        code = command.run(**options)
+        with told_logs():
+            code = command.run(**options)
         sys.stdout.flush()  # or the pipe would break at the end, where nobody catches it
         return code
     except BrokenPipeError:  # what reads our lines, such as `head`, has seen enough
@@ -53,12 +78,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tell(f"clipkit: {interruption or 'interrupted'}")
         return INTERRUPTED
     except (ClipkitError, OSError) as error:  # an OSError is a full disk, a folder without rights
-        tell(f"clipkit: {error}")
+        tell_error(in_options(str(error), names))
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+            return FAILED
+        _silence_output()  # it is the output that cannot be written
         return FAILED
 
 
 def _silence_output() -> None:
-    """Let nothing more be written to a pipe that is closed, or Python complains at its end."""
+    """Let nothing more be written to an output that is closed, or Python complains at its end."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
@@ -67,19 +96,28 @@ def make_parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="clipkit",
         description="CLIP checkpoints and classifiers.",
-        epilog=EXIT_CODES,
+        epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"clipkit {clipkit.__version__}")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    parser.set_defaults(command=None)
+    commands = parser.add_subparsers(metavar="COMMAND")
     for command in COMMANDS:
         own = commands.add_parser(
             command.name,
             help=command.summary,
             description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-            epilog=f"example:\n  {command.example}",
+            epilog=_epilog(command),
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
         command.add_arguments(own)
         own.set_defaults(command=command)
     return parser
+
+
+def _epilog(command: Command) -> str:
+    """Return what the help of a command says behind its arguments."""
+    lines = command.examples.splitlines()
+    title = "example:" if len(lines) == 1 else "examples:"
+    examples = "\n".join([title, *(f"  {line}" for line in lines)])
+    return "\n\n".join(part for part in (command.details, examples) if part)

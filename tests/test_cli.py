@@ -5,7 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import pytest
@@ -13,9 +13,19 @@ import pytest
 import clipkit
 from clipkit import cli
 from clipkit.cli import COMMANDS, main, make_parser
+from clipkit.commands.train import EXAMPLE
 
 README = Path(__file__).parents[1] / "README.md"
 NAMES = [command.name for command in COMMANDS]
+MODEL_OPTIONS = {
+    "--model",
+    "--config",
+    "--activation",
+    "--head-width",
+    "--revision",
+    "--cache-dir",
+    "--device",
+}
 
 
 def stopped(arguments: list[str]) -> int | str | None:
@@ -44,10 +54,13 @@ def test_help_of_a_command_shows_an_example_that_can_be_read(
     name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert stopped([name, "--help"]) == 0
-    example = re.search(r"^example:\n +clipkit (.+)$", capsys.readouterr().out, re.M)
-    assert example is not None
-    options = make_parser().parse_args(shlex.split(example.group(1)))
-    assert options.command.name == name
+    examples = re.findall(
+        rf"^  (?:.*\| )?clipkit ({name} .+|{name})$", capsys.readouterr().out, re.M
+    )
+    assert examples
+    for example in examples:
+        options = make_parser().parse_args(shlex.split(example))
+        assert options.command.name == name
 
 
 def own_parser(name: str) -> argparse.ArgumentParser:
@@ -71,15 +84,23 @@ def test_the_readme_shows_every_option(name: str) -> None:
     assert usage is not None
     options = set(re.findall(r"--[\w-]+", own_parser(name).format_help()))
     shown = set(re.findall(r"--[\w-]+", usage.group()))
-    assert options - {"--help", "--device", "--workers", "--out"} == shown - {"--device"}
+    assert options - {"--help", "--workers", "--out", *MODEL_OPTIONS} == shown
+    takes_model = next(command for command in COMMANDS if command.name == name).takes_model
+    assert ("[MODEL]" in usage.group()) == takes_model
+
+
+def test_the_readme_says_what_the_options_of_a_model_are() -> None:
+    text = README.read_text("utf-8")
+    paragraph = re.search(r"^`MODEL` is .*?\n\n", text, re.M | re.S)
+    assert paragraph is not None
+    for option in MODEL_OPTIONS:
+        assert option in paragraph.group()
 
 
 @pytest.mark.parametrize(
     "arguments",
     [
-        [],
         ["paint"],
-        ["classify"],
         ["classify", "photo.jpg", "--labels"],
         ["classify", "photo.jpg", "--labels", "a", "--top", "many"],
         ["fit", "folders"],
@@ -118,7 +139,7 @@ def test_a_folder_that_cannot_be_written_exits_with_2_and_one_line(
 def test_an_error_of_the_disk_exits_with_2_and_one_line(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def fail() -> int:
+    def fail(*, as_json: bool) -> int:
         raise OSError(28, "No space left on device")
 
     models = replace(next(command for command in COMMANDS if command.name == "models"), run=fail)
@@ -137,3 +158,16 @@ def test_python_m_clipkit_is_the_same_program() -> None:
     command = [sys.executable, "-m", "clipkit", "models"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "ViT-L/14@336px" in done.stdout
+
+
+def test_the_help_of_train_names_every_field(capsys: pytest.CaptureFixture[str]) -> None:
+    assert stopped(["train", "--help"]) == 0
+    out = capsys.readouterr().out
+    for config in (clipkit.RunConfig, clipkit.TrainConfig):
+        for field in fields(config):
+            assert re.search(rf"\b{field.name}\b  ", out), field.name
+
+
+def test_the_example_in_the_help_of_train_can_be_read(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text(EXAMPLE)
+    assert clipkit.RunConfig.read(tmp_path / "run.json").train.steps == 20000

@@ -13,14 +13,15 @@ import clipkit
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
-PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", "docs/benchmarks.md"]
+DOCS = sorted(str(page.relative_to(ROOT)) for page in (ROOT / "docs").glob("*.md"))
+PAGES = ["README.md", "CONTRIBUTING.md", "CHANGELOG.md", *DOCS]
 # The photos that the README speaks of, and which of the examples stands in for each.
 PHOTOS = {"photo": "cat", "cat1": "cat", "cat2": "cat", "dog1": "coffee", "dog2": "rocket"}
 
 
-def blocks_of(language: str) -> list[str]:
-    """Return the README's blocks of code in a language."""
-    return re.findall(rf"^```{language}\n(.*?)^```", README, re.M | re.S)
+def blocks_of(language: str, text: str = README) -> list[str]:
+    """Return a page's blocks of code in a language, by default the README's."""
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.M | re.S)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
@@ -29,7 +30,7 @@ def test_the_python_blocks_run(
 ) -> None:
     """All blocks in one go, on the embedded checkpoint in place of a downloaded one."""
     blocks = blocks_of("python")
-    assert len(blocks) == 5
+    assert len(blocks) == 6
     load = clipkit.load
 
     def load_tiny(name: str, dtype: torch.dtype = dtype) -> Any:
@@ -48,6 +49,31 @@ def test_the_python_blocks_run(
     assert all(p.grad is not None for p in names["model"].parameters())
     assert names["fast"].is_optimized
     assert names["half"].dtype == torch.bfloat16
+
+
+def test_the_first_python_block_needs_no_download(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    shutil.copy(ROOT / "examples" / "photos" / "cat.jpg", tmp_path / "photo.jpg")
+    monkeypatch.chdir(tmp_path)
+    exec(blocks_of("python")[0], {})
+    assert capsys.readouterr().out.startswith("[('cat', 0.")
+
+
+@pytest.mark.parametrize("page", DOCS)
+def test_the_python_blocks_of_a_page_run(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    blocks = blocks_of("python", (ROOT / page).read_text("utf-8"))
+    monkeypatch.chdir(tmp_path)
+    exec("\n".join(blocks), {})
+
+
+def test_the_prompt_sets_are_counted_right() -> None:
+    counted = re.search(r"all (\d+), with class names", README)
+    assert counted is not None
+    assert int(counted.group(1)) == len(clipkit.prompt_sets())
 
 
 def test_the_settings_of_a_run_can_be_read(tmp_path: Path) -> None:

@@ -1,11 +1,11 @@
 """`clipkit classify`: rank labels for images."""
 
 import argparse
-import glob
 import json
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit import ImageClassifier, Prediction
@@ -15,13 +15,19 @@ from clipkit.commands.command import (
     SOME_LEFT_OUT,
     Command,
     add_classifier,
-    add_device,
     add_json,
-    add_model,
-    choose_classifier,
-    tell_skipped,
+    add_templates,
 )
-from clipkit.data.pictures import list_images
+from clipkit.commands.display import Style, align, tell_skipped, visible
+from clipkit.commands.inputs import (
+    STANDARD_INPUT,
+    find_images,
+    images_among,
+    read_image,
+    read_labels,
+    read_paths,
+)
+from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
 from clipkit.encode.embed import Features, stream_features
 from clipkit.errors import ConfigError
 
@@ -29,11 +35,25 @@ BATCH = 32  # images; results appear after each batch
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("images", nargs="+", metavar="IMAGE", help="files, folders or globs")
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="files, folders or globs; - is one image from standard input",
+    )
+    parser.add_argument(
+        "--images-from",
+        metavar="FILE",
+        help="a list of images, one in each line or separated by NUL; - is standard input",
+    )
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="class names to choose from")
+    parser.add_argument(
+        "--labels-file",
+        metavar="FILE",
+        help="the same from a file, one in each line, or JSON; - is standard input",
+    )
     add_classifier(parser)
-    add_model(parser)
-    add_device(parser)
+    add_templates(parser)
     parser.add_argument(
         "--top",
         type=int,
@@ -42,38 +62,59 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="labels to show for each image (default: 5)",
     )
     add_json(parser, help="print one JSON object for each image")
+    add_model(parser)
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold the images of a command line.
+
+    Attributes:
+        images: paths, and the bytes of the image from standard input.
+        problems: what led to no image.
+    """
+
+    images: list[Path | bytes]
+    problems: list[str]
+
+    def names(self) -> dict[str, str]:
+        """Return what `Features.paths` calls the image from standard input, and its name here."""
+        return {
+            str(index): STANDARD_INPUT
+            for index, image in enumerate(self.images)
+            if isinstance(image, bytes) and Path(str(index)) not in self.images
+        }
 
 
 def classify(
     *,
     images: list[str],
+    images_from: str | None,
     labels: list[str] | None,
+    labels_file: str | None,
     classifier: Path | None,
-    model: str | None,
     templates: list[str] | None,
-    device: str | None,
     top: int,
     as_json: bool,
+    choice: ModelChoice,
 ) -> int:
     """Print the likeliest labels of each image, and tell which images could not be read.
 
     Returns:
         0 if all images were classified, 1 if some were left out, 2 if none could be classified.
     """
+    _check_labels(images, images_from, labels, labels_file, classifier)
+    _check_standard_input(images, images_from, labels_file)
     if top < 1:
         raise ConfigError(f"--top must be at least 1, not {top}")
-    if classifier is not None and labels is not None:
-        raise ConfigError("--classifier knows its own labels: leave --labels out")
-    if classifier is None and labels is None:
-        raise ConfigError("give --labels to choose from, or a --classifier that knows its own")
-    files, problems = find_images(images)
+    names = [] if classifier is not None else read_labels(labels, labels_file)
+    found = _find([*images, *([] if images_from is None else read_paths(images_from))])
+    problems = found.problems
     classified = 0
-    if files:
-        chosen = choose_classifier(
-            classifier, labels or [], model=model, templates=templates, device=device
-        )
-        for part in _encode(chosen, files):
-            _print_rows(chosen, part, top, as_json)
+    if found.images:
+        chosen = choose_classifier(classifier, names, choice, templates)
+        for part in _encode(chosen, found.images):
+            _print_rows(chosen, part, found.names(), top, as_json, is_first=classified == 0)
             classified += len(part.paths)
             problems += [problem for _, problem in part.skipped]
     tell_skipped(problems)
@@ -82,48 +123,100 @@ def classify(
     return SOME_LEFT_OUT if problems else DONE
 
 
-def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
-    """Return the images that the patterns lead to, in order and once each; and what led nowhere.
+def _check_labels(
+    images: list[str],
+    images_from: str | None,
+    labels: list[str] | None,
+    labels_file: str | None,
+    classifier: Path | None,
+) -> None:
+    """Raise `ConfigError` unless there are images, and labels for them from one source."""
+    if swallowed := images_among(labels or []):
+        kept = [label for label in labels or [] if label not in swallowed]
+        raise ConfigError(
+            f"--labels takes all words behind it, {' and '.join(swallowed)} as well: write images "
+            f"first, as in  clipkit classify {_quoted([*images, *swallowed])} "
+            f"--labels {_quoted(kept) or 'LABEL ...'}"
+        )
+    if not images and images_from is None:
+        raise ConfigError(
+            "there is no image to classify: clipkit classify IMAGE ... --labels LABEL ..."
+        )
+    if classifier is not None and (labels is not None or labels_file is not None):
+        option = "--labels" if labels is not None else "--labels-file"
+        raise ConfigError(f"--classifier knows its own labels: leave {option} out")
+    if classifier is None and labels is None and labels_file is None:
+        raise ConfigError(
+            "give --labels (or --labels-file) to choose from, or a --classifier that knows its own"
+        )
 
-    Args:
-        patterns: files, folders to search for images, or globs.
+
+def _quoted(words: Sequence[str]) -> str:
+    """Return words as they are typed."""
+    return " ".join(f'"{word}"' if " " in word else word for word in words)
+
+
+def _check_standard_input(
+    images: list[str], images_from: str | None, labels_file: str | None
+) -> None:
+    """Raise `ConfigError` if standard input would have to be two things at once."""
+    uses = [*images, images_from, labels_file].count(STANDARD_INPUT)
+    if uses > 1:
+        raise ConfigError(
+            f"- stands for standard input, which can be one thing only, and is given {uses} times"
+        )
+
+
+def _find(patterns: list[str]) -> Found:
+    """Find images in the order of the patterns, among them that of standard input."""
+    images: list[Path | bytes] = []
+    if STANDARD_INPUT not in patterns:
+        files, problems = find_images(patterns)
+        images += files
+        return Found(images, problems)
+    place = patterns.index(STANDARD_INPUT)
+    before, problems = find_images(patterns[:place])
+    after, more_problems = find_images(patterns[place + 1 :])
+    images += before
+    images.append(read_image())
+    images += [file for file in after if file not in before]
+    return Found(images, problems + more_problems)
+
+
+def _encode(classifier: ImageClassifier, images: list[Path | bytes]) -> Iterator[Features]:
+    """Yield the features of each batch as soon as it is encoded.
+
+    There is a bar if there are many and no results appear on the same terminal, which would share
+    a line with it, and tell of the progress as well.
     """
-    found: dict[Path, None] = {}
-    problems: list[str] = []
-    for pattern in patterns:
-        matches = _matches(pattern)
-        if not matches:
-            problems.append(f"no image at {pattern}")
-        found |= dict.fromkeys(matches)
-    return list(found), problems
-
-
-def _matches(pattern: str) -> list[Path]:
-    if not pattern:
-        return []  # Path("") would be the working directory
-    path = Path(pattern)
-    if path.is_dir():
-        return list_images(path)
-    if path.exists():
-        return [path]
-    # A file whose name holds brackets exists, so only what is no file is taken as a glob.
-    return sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
-
-
-def _encode(classifier: ImageClassifier, files: list[Path]) -> Iterator[Features]:
-    """Yield the features of each batch as soon as it is encoded, under a bar if there are many."""
-    progress = len(files) > BATCH and sys.stderr.isatty()
-    stream = stream_features(classifier.model, files, batch_size=BATCH, progress=progress)
+    progress = len(images) > BATCH and sys.stderr.isatty() and not sys.stdout.isatty()
+    stream = stream_features(classifier.model, images, batch_size=BATCH, progress=progress)
     with closing(stream):
         yield from stream
 
 
-def _print_rows(classifier: ImageClassifier, part: Features, top: int, as_json: bool) -> None:
+def _print_rows(
+    classifier: ImageClassifier,
+    part: Features,
+    names: dict[str, str],
+    top: int,
+    as_json: bool,
+    is_first: bool,
+) -> None:
+    """Print the results of a batch."""
     if not part.paths:
         return
-    for path, row in zip(part.paths, classifier.probabilities(part.features), strict=True):
+    style = Style.of(sys.stdout)
+    rows = classifier.probabilities(part.features)
+    for index, (path, row) in enumerate(zip(part.paths, rows, strict=True)):
         ranked = Prediction(classifier.labels, row).top(top)
-        print(_as_json(path, ranked) if as_json else _as_text(path, ranked), flush=True)
+        name = names.get(path, path)
+        if as_json:
+            print(_as_json(name, ranked), flush=True)
+            continue
+        if style.for_people and not (is_first and index == 0):
+            print()
+        print(_as_text(name, ranked, style), flush=True)
 
 
 def _as_json(path: str, ranked: list[tuple[str, float]]) -> str:
@@ -131,16 +224,25 @@ def _as_json(path: str, ranked: list[tuple[str, float]]) -> str:
     return json.dumps({"image": path, "labels": entries})
 
 
-def _as_text(path: str, ranked: list[tuple[str, float]]) -> str:
-    width = max(len(label) for label, _ in ranked)
-    lines = [f"  {label:<{width}}  {probability:7.2%}" for label, probability in ranked]
-    return "\n".join([path, *lines])
+def _as_text(path: str, ranked: list[tuple[str, float]], style: Style) -> str:
+    """Return an image's name and below it its labels, on a terminal with bars."""
+    cells = align([[visible(label), f"{share:7.2%}"] for label, share in ranked])
+    lines = [style.bold(visible(path))]
+    for place, ((label, figure), (_, share)) in enumerate(zip(cells, ranked, strict=True)):
+        if place == 0:
+            label, figure = style.strong(label), style.strong(figure)
+        bar = f"{style.bar(share)}  " if style.has_bars else ""
+        lines.append(f"  {label}  {bar}{figure}")
+    return "\n".join(lines)
 
 
 CLASSIFY = Command(
     name="classify",
     summary="rank labels for images, without training or by a fitted classifier",
-    example="clipkit classify photo.jpg --labels cat dog --model ViT-B/32",
+    examples="clipkit classify photo.jpg --labels cat dog --model ViT-B/32\n"
+    "clipkit classify photos/ --classifier pets/ --json\n"
+    "find . -name '*.jpg' -print0 | clipkit classify --images-from - --labels-file labels.txt",
     add_arguments=_add_arguments,
     run=classify,
+    takes_model=True,
 )

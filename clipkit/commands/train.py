@@ -1,148 +1,95 @@
-"""`clipkit train` and `clipkit finetune`: train as a file says, or adapt a model to your images."""
+"""`clipkit train`: train as a file says."""
 
 import argparse
 from pathlib import Path
 
-import torch
-
-from clipkit import CLIP, RunConfig, distributed
+from clipkit import RunConfig, distributed
 from clipkit import train as train_model
-from clipkit.commands.command import DONE, Command, add_device, add_out, add_workers, path_of
-from clipkit.training.run import finetune_from
+from clipkit.commands.command import DONE, Command, add_device, path_of
+from clipkit.commands.display import count, tell
+from clipkit.commands.folders import tell_size
+from clipkit.files import check_output
+from clipkit.training.state import CHECKPOINT
+
+EXAMPLE = """\
+{
+  "model": "ViT-B/32",
+  "data": "captions.csv",
+  "out": "runs/first",
+  "batch_size": 256,
+  "workers": 8,
+  "evaluate": "validation_folders/",
+  "train": {"steps": 20000, "lr": 5e-4, "precision": "bfloat16", "evaluate_every": 2000}
+}"""
+
+DETAILS = f"""\
+CONFIG.json holds one object, such as
+{EXAMPLE}
+
+its fields; paths are relative to the file:
+  data        class folders, a table of captions (.csv, .tsv, .jsonl: columns path and caption),
+              or tar shards ("shards/{{000..127}}.tar", with clipkit-torch[train])
+  out         folder for the run. A run that was stopped goes on there when it is started again.
+              In the end out/model is the model.
+  batch_size  pairs of a step, over all processes
+  model       what to start from, with random weights: a published name, or fields of a CLIPConfig
+  init        what to start from with its weights, in place of model: a name from `clipkit models`,
+              a hub id or a path, such as "tiny" or "runs/first/model"
+  train       how to train, see below
+  evaluate    class folders; the zero-shot accuracy on them is logged every evaluate_every steps
+  templates   captions of class folders, a list of texts with {{}}, or the name of a prompt set
+  augment     {{"area": the least share of an image that a crop keeps (0.9), "mirror": false}}
+  workers     processes that read ahead (0)
+
+fields of train; all but steps may be left out:
+  steps           steps of the optimizer
+  lr              highest learning rate (5e-4)     warm_up        steps to reach it
+  weight_decay    (0.2)                            betas          of AdamW ([0.9, 0.98])
+  layer_decay     factor on lr a block (1.0)       clip_grad      highest norm of gradients (1.0)
+  precision       "float32" or "bfloat16"          micro_batch    pairs to encode at once
+  recompute       less memory, more time (false)   compile        use torch.compile (false)
+  image_blocks    last blocks of the image tower   text_blocks    and of the text tower to train
+  ema             decay of averaged weights        shard          split over processes (false)
+  log_every       steps between figures (50)       save_every     and checkpoints (1000)
+  evaluate_every  0 is at the end alone            seed           of all that is random (0)
+
+on several cards:
+  torchrun --nproc-per-node 8 -m clipkit train run.json"""
 
 
-def _add_train_arguments(parser: argparse.ArgumentParser) -> None:
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "config", type=path_of, metavar="CONFIG.json", help="the fields of clipkit.RunConfig"
+        "file", type=path_of, metavar="CONFIG.json", help="what to train on what, and how"
     )
     add_device(parser)
 
 
-def train(*, config: Path, device: str | None) -> int:
+def train(*, file: Path, device: str | None) -> int:
     """Train as the file says, or go on where an earlier run of it stopped."""
     try:
-        train_model(RunConfig.read(config), device)
-    finally:
-        distributed.stop()
-    return DONE
-
-
-def _add_finetune_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument(
-        "data",
-        type=path_of,
-        metavar="DATA",
-        help="a .csv or .jsonl of paths and captions, a folder with one, or class folders",
-    )
-    add_out(parser, help="folder for the model, the log and the checkpoints")
-    parser.add_argument(
-        "--model", default="tiny", metavar="NAME", help="what to start from (default: tiny)"
-    )
-    add_device(parser)
-    _add_schedule(parser)
-    parser.add_argument(
-        "--alpha",
-        type=float,
-        default=0.5,
-        metavar="A",
-        help="0 keeps the old weights, 1 the new (default: 0.5)",
-    )
-    parser.add_argument(
-        "--held-out",
-        type=float,
-        default=0.1,
-        metavar="SHARE",
-        help="share of the images to measure on (default: 0.1)",
-    )
-    add_workers(parser)
-
-
-def _add_schedule(parser: argparse.ArgumentParser) -> None:
-    """Add the options that say what is trained, how long and how fast."""
-    parser.add_argument(
-        "--head-only", action="store_true", help="with classes: train no tower, only the head"
-    )
-    parser.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the images (default: 20)"
-    )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="images of a step (default: 64)"
-    )
-    parser.add_argument(
-        "--blocks",
-        type=int,
-        metavar="N",
-        help="with classes: train this many last blocks of the image tower (default: all)",
-    )
-    parser.add_argument(
-        "--lr",
-        type=float,
-        metavar="R",
-        help="peak of the learning rate (default: follows the model's width)",
-    )
-
-
-def finetune(
-    *,
-    data: Path,
-    out: Path,
-    model: str,
-    device: str | None,
-    head_only: bool,
-    epochs: int | None,
-    batch_size: int | None,
-    blocks: int | None,
-    lr: float | None,
-    alpha: float,
-    held_out: float,
-    workers: int,
-) -> int:
-    """Fine-tune a model, save it, and print figures on held-out images before and after."""
-    try:
-        start = CLIP.from_pretrained(model, device=device, dtype=torch.float32)
-        figures = finetune_from(
-            data,
-            out,
-            start,
-            held_out=held_out,
-            head_only=head_only,
-            epochs=epochs,
-            batch_size=batch_size,
-            blocks=blocks,
-            alpha=alpha,
-            lr=lr,
-            workers=workers,
-        )
+        config = RunConfig.read(file)
+        out = Path(config.out)
+        check_output(out, "folder")
+        if distributed.is_first():
+            steps = count(config.train.steps, "step")
+            begins = "Going on with" if (out / CHECKPOINT).exists() else "Training for"
+            tell(f"{begins} {steps} in {out}; figures go to {out / 'log.jsonl'}.")
+        train_model(config, device)
         is_first = distributed.is_first()
     finally:
         distributed.stop()
     if is_first:
-        _print_before_and_after(figures)
-        if "accuracy" in figures:  # of a classifier, whose model alone would lack the fitted head
-            print(f"Saved to {out}; go on with: clipkit classify --classifier {out} IMAGE ...")
-        else:
-            folder = str(out / "model")
-            print(f"Saved to {out}; load the model with clipkit.load({folder!r}).")
+        tell_size(out)
+        model = out / "model"
+        print(f"Saved to {model}; load it with clipkit.load({str(model)!r}) or --model {model}")
     return DONE
-
-
-def _print_before_and_after(figures: dict[str, tuple[float, float]]) -> None:
-    print(f"{'on held-out images':<22}{'before':>9}{'after':>9}")
-    for name, (before, after) in figures.items():
-        print(f"{name:<22}{before:>9.1%}{after:>9.1%}")
 
 
 TRAIN = Command(
     name="train",
     summary="train as a JSON file says; under torchrun on many processes",
-    example="clipkit train run.json --device cuda",
-    add_arguments=_add_train_arguments,
+    examples="clipkit train run.json --device cuda",
+    add_arguments=_add_arguments,
     run=train,
-)
-FINETUNE = Command(
-    name="finetune",
-    summary="adapt a model to your captioned images or class folders",
-    example="clipkit finetune my_photos/captions.csv --out tuned/ --model ViT-B/32",
-    add_arguments=_add_finetune_arguments,
-    run=finetune,
+    details=DETAILS,
 )

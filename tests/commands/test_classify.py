@@ -138,10 +138,10 @@ def test_the_exit_code_is_2_where_no_image_is_found(
         (["--labels", "a", "--model", "ViT-B/23"], "ViT-B/32"),
         (["--labels", "a", "--templates", "no place"], "no place"),
         (["--labels", "a", "--top", "0"], "--top"),
-        ([], "give --labels to choose from, or a --classifier"),
+        ([], "give --labels (or --labels-file) to choose from, or a --classifier"),
         (["--classifier", "x", "--labels", "a"], "leave --labels out"),
-        (["--classifier", "x", "--model", "tiny"], "leave --model and --templates out"),
-        (["--classifier", "x", "--templates", "{}"], "leave --model and --templates out"),
+        (["--classifier", "x", "--model", "tiny"], "leave --model out"),
+        (["--classifier", "x", "--templates", "{}"], "leave --templates out"),
         (["--classifier", "no/where"], "no/where"),
     ],
 )

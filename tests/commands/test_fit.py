@@ -41,7 +41,7 @@ def test_classify_uses_what_fit_made(
     assert main(["classify", str(unseen / "dark_red"), *fitted, "--top", "2"]) == 0
     lines = capsys.readouterr().out.splitlines()
     assert len(lines) == 9
-    assert [line.split("  ")[1] for line in lines[1::3]] == ["dark red"] * 3
+    assert [line.split("  ")[1] for line in lines[1::3]] == ["dark_red"] * 3
 
     assert main(["classify", str(unseen), *fitted, "--json"]) == 0
     rows = [json.loads(row) for row in capsys.readouterr().out.splitlines()]
@@ -150,14 +150,17 @@ def test_what_cannot_be_fitted_exits_with_2_and_one_line(
     ("arguments", "message"),
     [
         (["{}/nowhere", "--model", "{}/start"], "there is no folder .*nowhere"),
-        (["{}/images", "--classifier", "{}/known"], "no class for .*: blue, dark red"),
+        (
+            ["{}/images", "--classifier", "{}/known"],
+            "no class of this classifier is called 'blue', 'dark_red'",
+        ),
         (
             ["{}/images", "--classifier", "{}/known", "--model", "tiny"],
-            "leave --model and --templates out",
+            "leave --model out",
         ),
         (
             ["{}/images", "--classifier", "{}/known", "--templates", "the {}"],
-            "leave --model and --templates out",
+            "leave --templates out",
         ),
         (["{}/images", "--classifier", "{}/start"], "head.safetensors"),
     ],

@@ -48,7 +48,7 @@ def test_finetune_on_class_folders_prints_a_table(
     assert len(head) == len(row)
     assert f"clipkit classify --classifier {toy / 'out'}" in last
     classifier = ImageClassifier.load(toy / "out", device="cpu")
-    assert classifier.labels == ["blue", "dark red", "green", "white"]
+    assert classifier.labels == ["blue", "dark_red", "green", "white"]
 
     old = CLIP.from_pretrained(toy / "start", device="cpu").state_dict()
     new = CLIP.from_pretrained(toy / "out" / "model", device="cpu").state_dict()
@@ -85,26 +85,26 @@ def test_finetune_on_captions_prints_recall_both_ways(
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["train", "{}/missing.json"], "cannot read {}/missing.json"),
+        (["train", "{}/missing.json"], "{}/missing.json cannot be read"),
         (["train", "{}/start/config.json"], "has no field"),
         (["finetune", "{}/nowhere"], "no file or folder {}/nowhere"),
         (["finetune", "{}/start"], "start holds no folders of images"),
         (["finetune", "{}/images", "--model", "ViT-B/23"], "ViT-B/23"),
         (
             ["finetune", "{}/images", "--held-out", "1"],
-            "held_out must be a share .* is 1.0 of 20",
+            "--held-out must be a share .* is 1.0 of 20",
         ),
         (["finetune", "{}/images", "--alpha", "2"], "alpha must be .* not 2.0"),
         (["finetune", "{}/captioned", "--alpha", "-1"], "alpha must be .* not -1.0"),
-        (["finetune", "{}/images", "--batch-size", "0"], "batch_size 0"),
-        (["finetune", "{}/captioned", "--batch-size", "0"], "batch_size 0"),
+        (["finetune", "{}/images", "--batch-size", "0"], "--batch-size 0"),
+        (["finetune", "{}/captioned", "--batch-size", "0"], "--batch-size 0"),
         (["finetune", "{}/images", "--workers", "-1"], "workers .* not -1"),
         (["finetune", "{}/images", "--epochs", "-1"], "must be a positive integer"),
         (["finetune", "{}/captioned", "--epochs", "0"], "must be a positive integer"),
         (["finetune", "{}/images", "--blocks", "9"], "9 of them cannot be trained"),
         (["finetune", "{}/captioned", "--blocks", "1"], "blocks is for class folders"),
-        (["finetune", "{}/captioned", "--head-only"], "head_only is for class folders"),
-        (["finetune", "{}/images", "--head-only", "--epochs", "3"], "head_only=True .*epochs"),
+        (["finetune", "{}/captioned", "--head-only"], "--head-only is for class folders"),
+        (["finetune", "{}/images", "--head-only", "--epochs", "3"], "--head-only .*epochs"),
     ],
 )
 def test_what_cannot_be_trained_exits_with_2_and_one_line(

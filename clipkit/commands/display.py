@@ -1,0 +1,243 @@
+"""Write for people: tables, bars and colors on a terminal, and plain text everywhere else."""
+
+import io
+import os
+import sys
+import unicodedata
+from collections.abc import Collection, Generator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+_BAR_WIDTH = 24  # characters of a whole bar
+_FULL = "\u2501"  # a heavy line over the whole character, and over its left half
+_HALF = "\u2578"
+
+# What must not reach a terminal: control characters, marks that reverse the direction of writing,
+# halves of characters, and separators of lines.
+_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
+_JOINERS = "\u200c\u200d"  # they join the letters of some scripts and the parts of emoji
+
+_RESET = "\x1b[0m"
+_BOLD = "\x1b[1m"
+_DIM = "\x1b[2m"
+_RED = "\x1b[31m"
+_GREEN = "\x1b[32m"
+_CYAN = "\x1b[36m"
+
+
+@dataclass(frozen=True)
+class Style:
+    """Say how to write to a stream, and write words and bars that way.
+
+    Attributes:
+        for_people: whether people look at it: there are bars, and space between results. A pipe
+            gets plain text, always of the same form.
+        has_color: whether there are colors and bold letters.
+        has_bars: whether its encoding has the characters of bars.
+    """
+
+    for_people: bool
+    has_color: bool
+    has_bars: bool
+
+    @classmethod
+    def of(cls, stream: object) -> "Style":
+        """Return the style for a stream, usually `sys.stdout` or `sys.stderr`.
+
+        NO_COLOR takes the colors away; FORCE_COLOR writes into pipes as to a terminal; TERM=dumb is
+        a terminal that knows no colors.
+        """
+        is_terminal = isinstance(stream, io.TextIOBase) and stream.isatty()
+        forced = bool(os.environ.get("FORCE_COLOR"))
+        has_color = forced or (is_terminal and _knows_color())
+        if os.environ.get("NO_COLOR"):
+            has_color = False
+        for_people = is_terminal or forced
+        return cls(for_people, has_color, for_people and _can_write(stream, _FULL + _HALF))
+
+    def bold(self, text: str) -> str:
+        """Return a text in bold."""
+        return self._in(_BOLD, text)
+
+    def dim(self, text: str) -> str:
+        """Return a text in a fainter color."""
+        return self._in(_DIM, text)
+
+    def strong(self, text: str) -> str:
+        """Return a text as the best of several."""
+        return self._in(_BOLD + _GREEN, text)
+
+    def name(self, text: str) -> str:
+        """Return a text as a name that can be typed."""
+        return self._in(_CYAN, text)
+
+    def warning(self, text: str) -> str:
+        """Return a text as one that tells of an error."""
+        return self._in(_BOLD + _RED, text)
+
+    def bar(self, share: float) -> str:
+        """Return a bar of constant width for a share from 0 to 1; nothing where there are none."""
+        if not self.has_bars:
+            return ""
+        halves = round(min(max(share, 0.0), 1.0) * 2 * _BAR_WIDTH)
+        filled = _FULL * (halves // 2) + _HALF * (halves % 2)
+        rest = _BAR_WIDTH - len(filled)
+        if not self.has_color:
+            return filled + " " * rest
+        return self._in(_GREEN, filled) + self._in(_DIM, _FULL * rest)
+
+    def _in(self, code: str, text: str) -> str:
+        return f"{code}{text}{_RESET}" if self.has_color and text else text
+
+
+def _knows_color() -> bool:
+    if os.environ.get("TERM") == "dumb":
+        return False
+    # The old console of Windows prints escape codes as they are; its newer ones tell of themselves.
+    return sys.platform != "win32" or bool(os.environ.keys() & {"WT_SESSION", "TERM", "ANSICON"})
+
+
+def _can_write(stream: object, text: str) -> bool:
+    encoding = getattr(stream, "encoding", None) or "utf-8"
+    try:
+        text.encode(encoding)
+    except (UnicodeError, LookupError):
+        return False
+    return True
+
+
+@contextmanager
+def lossless_streams() -> Generator[None, None, None]:
+    """Write what the encoding of stdout or stderr lacks as escapes, where Python raises an error.
+
+    Names of files and labels are of any script, and one that cannot be written must not end the
+    command and take all later results with it.
+
+    Example:
+        with lossless_streams():
+            print("\u732b")  # under ASCII: \\u732b
+    """
+    changed: list[tuple[io.TextIOWrapper, str]] = []
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
+            changed.append((stream, stream.errors or "strict"))
+            stream.reconfigure(errors="backslashreplace")
+    try:
+        yield
+    finally:
+        for stream, errors in changed:
+            stream.reconfigure(errors=errors)
+
+
+def visible(text: str, keep: str = "") -> str:
+    """Return a text in which control characters are escapes, so that none acts on a terminal.
+
+    Args:
+        text: a file's name, a label, or a message with such names in it.
+        keep: control characters that stay.
+
+    Example:
+        >>> visible("a\\x1b[2Jb.jpg")
+        'a\\\\x1b[2Jb.jpg'
+    """
+    if text.isprintable():
+        return text
+    return "".join(letter if letter in keep else _visible(letter) for letter in text)
+
+
+def _visible(letter: str) -> str:
+    if letter in _JOINERS or unicodedata.category(letter) not in _HIDDEN:
+        return letter
+    return letter.encode("unicode_escape").decode("ascii")
+
+
+def width_of(text: str) -> int:
+    """Return how many columns a text takes: letters of East Asia take two, accents none.
+
+    Example:
+        >>> width_of("cat"), width_of("\u732b")
+        (3, 2)
+    """
+    if text.isascii():
+        return len(text)
+    return sum(map(_width, text))
+
+
+def _width(character: str) -> int:
+    if unicodedata.category(character) in ("Mn", "Me", "Cf"):
+        return 0
+    return 2 if unicodedata.east_asian_width(character) in ("W", "F") else 1
+
+
+def pad(text: str, width: int, *, right: bool = False) -> str:
+    """Fill a text up with spaces to a width in columns; at its left if it stands to the right."""
+    space = " " * (width - width_of(text))
+    return space + text if right else text + space
+
+
+def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[list[str]]:
+    """Return the cells of a table, each filled up to the width of its column.
+
+    Args:
+        rows: as many cells each, without color.
+        right: indices of the columns that stand to the right, such as numbers.
+
+    Example:
+        >>> align([["a", "10"], ["bcd", "9"]], right=[1])
+        [['a  ', '10'], ['bcd', ' 9']]
+    """
+    widths = [max(map(width_of, column)) for column in zip(*rows, strict=True)]
+    return [
+        [
+            pad(cell, width, right=index in right)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        for row in rows
+    ]
+
+
+def tell(message: str) -> None:
+    """Print a message for people to standard error, so that standard output holds results alone."""
+    print(visible(message, keep="\n"), file=sys.stderr, flush=True)
+
+
+def tell_error(message: str) -> None:
+    """Print why a command cannot go on."""
+    print(
+        f"{Style.of(sys.stderr).warning('clipkit:')} {visible(message, keep=chr(10))}",
+        file=sys.stderr,
+        flush=True,
+    )
+
+
+def tell_skipped(problems: Sequence[str]) -> None:
+    """Print which images were left out, and why, each in one line."""
+    for problem in problems:
+        tell(f"clipkit: skipped: {visible(problem)}")
+
+
+def count(number: int, noun: str, plural: str = "") -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> count(1, "image"), count(2, "class", "classes")
+        ('1 image', '2 classes')
+    """
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def size(number_of_bytes: float) -> str:
+    """Return a size in words, with three digits.
+
+    Example:
+        >>> size(605_200_000), size(999)
+        ('605 MB', '999 bytes')
+    """
+    if number_of_bytes < 1000:
+        return f"{number_of_bytes:.0f} bytes"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        value = number_of_bytes / scale
+        if value < 999.5 or unit == "GB":
+            break
+    digits = 0 if value >= 99.95 else 1
+    return f"{value:.{digits}f} {unit}"

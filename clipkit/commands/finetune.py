@@ -1,0 +1,141 @@
+"""`clipkit finetune`: adapt a model to captioned images or class folders."""
+
+import argparse
+from pathlib import Path
+
+import torch
+
+from clipkit import distributed, read_pairs
+from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
+from clipkit.commands.display import align, tell
+from clipkit.commands.folders import check_result_folder, tell_left_out, tell_size
+from clipkit.commands.model_choice import ModelChoice, add_model
+from clipkit.errors import DataError
+from clipkit.training.run import finetune_from
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "data",
+        type=path_of,
+        metavar="DATA",
+        help="a .csv or .jsonl of paths and captions, a folder with one, or class folders",
+    )
+    add_out(parser, help="folder for the model, the log and the checkpoints")
+    _add_schedule(parser)
+    parser.add_argument(
+        "--alpha",
+        type=float,
+        default=0.5,
+        metavar="A",
+        help="0 keeps the old weights, 1 the new (default: 0.5)",
+    )
+    parser.add_argument(
+        "--held-out",
+        type=float,
+        default=0.1,
+        metavar="SHARE",
+        help="share of the images to measure on (default: 0.1)",
+    )
+    add_workers(parser)
+    add_model(parser)
+
+
+def _add_schedule(parser: argparse.ArgumentParser) -> None:
+    """Add the options that say what is trained, how long and how fast."""
+    parser.add_argument(
+        "--head-only", action="store_true", help="with classes: train no tower, only the head"
+    )
+    parser.add_argument(
+        "--epochs", type=int, metavar="N", help="passes over the images (default: 20)"
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images of a step (default: 64)"
+    )
+    parser.add_argument(
+        "--blocks",
+        type=int,
+        metavar="N",
+        help="with classes: train this many last blocks of the image tower (default: all)",
+    )
+    parser.add_argument(
+        "--lr",
+        type=float,
+        metavar="R",
+        help="peak of the learning rate (default: follows the model's width)",
+    )
+
+
+def finetune(
+    *,
+    data: Path,
+    out: Path,
+    head_only: bool,
+    epochs: int | None,
+    batch_size: int | None,
+    blocks: int | None,
+    lr: float | None,
+    alpha: float,
+    held_out: float,
+    workers: int,
+    choice: ModelChoice,
+) -> int:
+    """Fine-tune a model, save it, and print figures on held-out images before and after."""
+    if not data.exists():
+        raise DataError(f"there is no file or folder {data}")
+    check_result_folder(out)
+    if distributed.is_first():
+        tell_left_out(data, read_pairs(data))
+    try:
+        start = choice.load(torch.float32)
+        if distributed.is_first():
+            tell(f"Starting from {choice.model or 'tiny'}, {start!r}.")
+        figures = finetune_from(
+            data,
+            out,
+            start,
+            held_out=held_out,
+            head_only=head_only,
+            epochs=epochs,
+            batch_size=batch_size,
+            blocks=blocks,
+            alpha=alpha,
+            lr=lr,
+            workers=workers,
+        )
+        is_first = distributed.is_first()
+    finally:
+        distributed.stop()
+    if is_first:
+        _print_before_and_after(figures)
+        tell_size(out)
+        _print_way_on(out, is_classifier="accuracy" in figures)
+    return DONE
+
+
+def _print_before_and_after(figures: dict[str, tuple[float, float]]) -> None:
+    rows = [["on held-out images", "before", "after"]]
+    for name, (before, after) in figures.items():
+        rows.append([name, f"{before:.1%}", f"{after:.1%}"])
+    for row in align(rows, right=(1, 2)):
+        print("  ".join(row))
+
+
+def _print_way_on(out: Path, is_classifier: bool) -> None:
+    """Say what to do with the result. A classifier's model alone would lack the fitted head."""
+    if is_classifier:
+        print(f"Saved to {out}; go on with: clipkit classify --classifier {out} IMAGE ...")
+        return
+    model = out / "model"
+    print(f"Saved to {out}; load the model with clipkit.load({str(model)!r}) or --model {model}")
+
+
+FINETUNE = Command(
+    name="finetune",
+    summary="adapt a model to your captioned images or class folders",
+    examples="clipkit finetune my_photos/captions.csv --out tuned/ --model ViT-B/32\n"
+    "clipkit finetune my_folders/ --out tuned/ --blocks 2 --epochs 10",
+    add_arguments=_add_arguments,
+    run=finetune,
+    takes_model=True,
+)

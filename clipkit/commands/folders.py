@@ -1,0 +1,109 @@
+"""Read class folders, tell what is left out of them, and check the folder for the result."""
+
+import os
+from collections import Counter
+from pathlib import Path
+
+from clipkit import Pairs, read_folder
+from clipkit.classify.folder import HEAD, MODEL
+from clipkit.commands.display import count, size, tell, visible
+from clipkit.data.decode import image_suffixes
+from clipkit.data.folders import is_hidden
+from clipkit.errors import DataError, OutputError
+from clipkit.files import check_output
+from clipkit.training.state import CHECKPOINT
+
+RUN = "run"  # the folder in which fine-tuning keeps what it needs to go on
+_SHOWN = 5  # names in a message
+
+
+def read_class_folders(data: Path) -> Pairs:
+    """Read a folder of class folders, and tell which parts of it hold nothing to learn from.
+
+    Raises:
+        DataError: if there is no such folder, or no class folder with an image in it.
+    """
+    if not data.exists():
+        raise DataError(f"there is no folder {data}")
+    if not data.is_dir():
+        raise DataError(
+            f"{data} is a file: a folder with a folder of images for each class is needed"
+        )
+    pairs = read_folder(data)
+    tell_left_out(data, pairs)
+    return pairs
+
+
+def tell_left_out(data: Path, pairs: Pairs) -> None:
+    """Tell of class folders without images, and of images that lie in no class folder.
+
+    There is nothing to tell of a table.
+    """
+    if pairs.class_names is None:
+        return
+    used = {file.relative_to(data).parts[0] for file in pairs.files}
+    entries = [entry for entry in sorted(data.iterdir()) if not is_hidden(entry.name)]
+    empty = [entry.name for entry in entries if entry.name not in used and entry.is_dir()]
+    suffixes = image_suffixes()
+    loose = [
+        entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()
+    ]
+    if empty:
+        tell(f"clipkit: no images, so no class: {_list(empty)}")
+    if loose:
+        tell(f"clipkit: in no class folder, so left out: {_list(loose)}")
+
+
+def tell_few(pairs: Pairs, shots: int) -> None:
+    """Tell which classes have fewer images than are to be drawn from each."""
+    counts = Counter(pairs.labels or [])
+    names = pairs.class_names or []
+    few = [f"{names[label]} ({n})" for label, n in sorted(counts.items()) if n < shots]
+    if few:
+        tell(f"clipkit: fewer than {shots} images, so all are taken: {_list(few)}")
+
+
+def check_result_folder(out: Path) -> None:
+    """Check, before any work, that a result can be written to a folder, and tell what it replaces.
+
+    Raises:
+        OutputError: if the folder cannot be written, or holds what clipkit did not write.
+    """
+    check_output(out, "folder")
+    held = [name for name in _names_in(out) if not is_hidden(name)]
+    if not held:
+        return
+    if not any((out / name).exists() for name in (HEAD, RUN)):
+        raise OutputError(
+            f"{out} holds other files ({_list(held)}): choose a new or an empty folder"
+        )
+    if (out / HEAD).exists():
+        tell(f"This replaces the classifier in {out}.")
+    elif (out / MODEL).exists():
+        tell(f"This replaces the model in {out}.")
+
+
+def tell_size(folder: Path) -> None:
+    """Tell how much of the disk a result takes, and what of it may be deleted."""
+    message = f"{folder} takes {size(_size_of(folder))} on disk"
+    for checkpoint in (folder / RUN / CHECKPOINT, folder / CHECKPOINT):
+        if checkpoint.exists():
+            share = size(checkpoint.stat().st_size)
+            message += f", {share} of it {checkpoint}, which only going on with the run needs"
+    tell(f"{message}.")
+
+
+def _size_of(folder: Path) -> int:
+    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+
+
+def _names_in(folder: Path) -> list[str]:
+    return sorted(os.listdir(folder)) if folder.is_dir() else []
+
+
+def _list(names: list[str]) -> str:
+    """Return names as a list for people, with the number of those that are too many to show."""
+    shown = [visible(name) for name in names[:_SHOWN]]
+    if len(names) > _SHOWN:
+        shown.append(f"and {count(len(names) - _SHOWN, 'other')}")
+    return ", ".join(shown)

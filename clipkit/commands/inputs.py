@@ -1,0 +1,193 @@
+"""Find what a command line speaks of: images, lists of images, and labels from files."""
+
+import glob
+import json
+import os
+import stat
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, cast
+
+from clipkit.commands.display import tell
+from clipkit.data.decode import image_suffixes
+from clipkit.data.folders import list_images
+from clipkit.errors import ConfigError, DataError
+from clipkit.prompts import ClassNames, is_wordnet_id, name_ids, wordnet_name
+
+STANDARD_INPUT = "-"
+
+_MAX_LIST = 64 << 20  # bytes of a list of labels or paths
+_MAX_IMAGE = 256 << 20  # bytes of an image from standard input
+
+
+def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:
+    """Return the images that the patterns lead to, in order and once each; and what led nowhere.
+
+    Args:
+        patterns: files, folders to search for images, or globs.
+    """
+    found: dict[Path, None] = {}
+    problems: list[str] = []
+    for pattern in patterns:
+        matches = _matches(pattern)
+        if not matches:
+            problems.append(f"no image at {pattern}")
+        found |= dict.fromkeys(matches)
+    return list(found), problems
+
+
+def _matches(pattern: str) -> list[Path]:
+    if not pattern or "\0" in pattern:
+        return []  # Path("") would be the working directory
+    # A name that is too long for the file system raises an error in methods of Path.
+    if os.path.isdir(pattern):
+        return list_images(pattern)
+    if os.path.exists(pattern):
+        return [Path(pattern)]
+    # A file whose name holds brackets exists, so only what is no file is taken as a glob.
+    return sorted(p for p in map(Path, glob.glob(pattern, recursive=True)) if p.is_file())
+
+
+def read_image() -> bytes:
+    """Return the bytes of one image from standard input.
+
+    Raises:
+        DataError: if there are none, or more than an image can have.
+    """
+    return _read_standard_input("an image", _MAX_IMAGE)
+
+
+def read_paths(source: str) -> list[str]:
+    """Return the paths in a list, which are separated by line ends, or by NUL as `find -print0`.
+
+    Args:
+        source: a file, or "-" for standard input.
+
+    Raises:
+        DataError: if it cannot be read or holds no path.
+    """
+    content = _read_list(source, "a list of images")
+    if b"\0" in content:
+        parts = content.split(b"\0")
+    else:
+        parts = content.removeprefix(b"\xef\xbb\xbf").splitlines()
+    # Names of files are bytes, which need not be UTF-8.
+    paths = [part.decode("utf-8", "surrogateescape") for part in parts if part.strip()]
+    if not paths:
+        raise DataError(f"{_shown(source)} lists no images")
+    return paths
+
+
+def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
+    """Return the labels of a command line, or of a file, with names in place of WordNet ids.
+
+    Args:
+        labels: as they were given to `--labels`.
+        source: a file with a label in each line, a JSON list of labels, or a JSON object of labels
+            and their names; "-" for standard input.
+
+    Raises:
+        ConfigError: if neither or both are given, or an image stands among the labels.
+        DataError: if the file cannot be read, or holds no labels.
+    """
+    if labels is not None and source is not None:
+        raise ConfigError("--labels and --labels-file both give labels: leave one out")
+    if source is not None:
+        found = _parse_labels(_read_list(source, "labels"), source)
+        if isinstance(found, dict):
+            return found
+        labels = found
+    tell_unknown_ids(labels or [])
+    return name_ids(labels or [])
+
+
+def tell_unknown_ids(labels: Sequence[str]) -> None:
+    """Tell which labels look like WordNet ids and are none that has a name."""
+    unknown = [label for label in labels if is_wordnet_id(label) and wordnet_name(label) is None]
+    if unknown:
+        tell(
+            f"clipkit: WordNet has no noun of the id {', '.join(unknown[:5])}, so that is taken as "
+            "a name"
+        )
+
+
+def images_among(labels: Sequence[str]) -> list[str]:
+    """Return which labels are the names of image files: they were meant as images to classify."""
+    suffixes = image_suffixes()
+    return [
+        label
+        for label in labels
+        if Path(label).suffix.lower() in suffixes and os.path.isfile(label)
+    ]
+
+
+def _parse_labels(content: bytes, source: str) -> list[str] | dict[str, Any]:
+    try:
+        text = content.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{_shown(source)} is not text in UTF-8: {error}") from error
+    if text.lstrip().startswith(("[", "{")):
+        return _parse_json(text, source)
+    labels = [line.strip() for line in text.splitlines()]
+    if not any(labels):
+        raise DataError(f"{_shown(source)} holds no labels: one is needed in each line")
+    return [label for label in labels if label]
+
+
+def _parse_json(text: str, source: str) -> list[str] | dict[str, Any]:
+    """Return a list of labels, or a mapping from labels to a name or a list of names each."""
+    try:
+        values = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{_shown(source)} is not JSON, as it begins: {error}") from error
+    if isinstance(values, list):
+        labels = cast("list[Any]", values)
+        if labels and all(isinstance(label, str) for label in labels):
+            return cast("list[str]", labels)
+    elif values:
+        return cast("dict[str, Any]", values)  # its names are checked with the prompts
+    raise DataError(
+        f'{_shown(source)} must hold labels, as ["cat", "dog"], or labels with their names, as '
+        '{"cat": ["cat", "kitten"], "dog": "dog"}'
+    )
+
+
+def _read_list(source: str, what: str) -> bytes:
+    """Return the content of a file, or of standard input for "-"."""
+    if source == STANDARD_INPUT:
+        return _read_standard_input(what, _MAX_LIST)
+    try:
+        path = Path(source)
+        # A pipe that a shell makes, `<(command)`, lies there; any other might wait for ever.
+        if not (stat.S_ISREG(path.stat().st_mode) or source.startswith("/dev/")):
+            raise DataError(f"{source} is no file, so {what} cannot be read from it")
+        with path.open("rb") as file:
+            content = file.read(_MAX_LIST + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        reason = getattr(error, "strerror", None) or error
+        raise DataError(f"{source} cannot be read: {reason}") from error
+    return _check_size(content, source, _MAX_LIST)
+
+
+def _read_standard_input(what: str, limit: int) -> bytes:
+    if sys.stdin is None or sys.stdin.closed:
+        raise DataError(f"standard input is closed, so {what} cannot be read from it")
+    if sys.stdin.isatty():
+        tell(f"Reading {what} from standard input; Ctrl-D ends it.")
+    content = _check_size(sys.stdin.buffer.read(limit + 1), STANDARD_INPUT, limit)
+    if not content:
+        raise DataError(f"standard input is empty, where {what} should be")
+    return content
+
+
+def _check_size(content: bytes, source: str, limit: int) -> bytes:
+    if len(content) > limit:
+        raise DataError(f"{_shown(source)} holds more than {limit:,} bytes: it is something else")
+    return content
+
+
+def _shown(source: str) -> str:
+    return "standard input" if source == STANDARD_INPUT else source

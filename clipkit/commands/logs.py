@@ -1,0 +1,40 @@
+"""Show on stderr what the library tells through `logging` while a command runs."""
+
+import logging
+import sys
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from clipkit.commands.display import tell
+
+_ROWS = "clipkit.training.log"  # tells of rows of figures, for which a terminal has a bar
+
+
+class _Teller(logging.Handler):
+    """Print warnings as the command's own, and all else as it is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        message = record.getMessage()
+        tell(f"clipkit: {message}" if record.levelno >= logging.WARNING else message)
+
+
+@contextmanager
+def told_logs() -> Generator[None, None, None]:
+    """Print what the library logs. On a terminal a bar takes the place of training's figures.
+
+    Example:
+        with told_logs():
+            train(RunConfig.read(path))
+    """
+    logger = logging.getLogger("clipkit")
+    handler = _Teller()
+    if sys.stderr is not None and sys.stderr.isatty():
+        handler.addFilter(lambda record: record.name != _ROWS)
+    level = logger.level
+    logger.addHandler(handler)
+    logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
+        logger.setLevel(level)

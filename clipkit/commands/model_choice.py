@@ -1,0 +1,134 @@
+"""Choose what a command works with: a model by its name and options, or a fitted classifier."""
+
+import argparse
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from clipkit import CLIP, CLIPConfig, ImageClassifier, distributed
+from clipkit.commands.command import add_device
+from clipkit.commands.display import tell
+from clipkit.config import Activation
+from clipkit.errors import ConfigError
+from clipkit.files import read_json
+from clipkit.prompts import TEMPLATES, ClassNames, Templates
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelChoice:
+    """Hold what the options say of the model; each is None where it was not given.
+
+    Attributes:
+        model: a published name, a hub id, a folder or a file.
+        config: the name of an architecture, or a JSON file of a CLIPConfig.
+        activation, head_width: for weights that do not say what they are.
+        revision: branch, tag or commit of a hub repository.
+        cache_dir: where downloads are kept.
+        device: where to put the model.
+    """
+
+    model: str | None = None
+    config: str | None = None
+    activation: Activation | None = None
+    head_width: int | None = None
+    revision: str | None = None
+    cache_dir: Path | None = None
+    device: str | None = None
+
+    def load(self, dtype: torch.dtype | None = None) -> CLIP:
+        """Load the model. It is the embedded one, which stderr is told, if none was named."""
+        if self.model is None and distributed.is_first():
+            tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
+        return CLIP.from_pretrained(
+            self.model or "tiny",
+            device=self.device,
+            dtype=dtype,
+            config=read_config(self.config),
+            activation=self.activation,
+            head_width=self.head_width,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+        )
+
+    def given(self) -> list[str]:
+        """Return the options that were given, as they are written. The device is none of them."""
+        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
+        return [f"--{name.replace('_', '-')}" for name in names if name != "device"]
+
+
+def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
+    """Add the options of `ModelChoice`."""
+    group = parser.add_argument_group("model")
+    group.add_argument(
+        "--model",
+        metavar="NAME",
+        help=f"a name from `clipkit models`, a hub id, or a path (default: {default})",
+    )
+    group.add_argument(
+        "--config",
+        metavar="NAME",
+        help="what weights are that do not say so: the published name that they derive from, or a "
+        "JSON file of a CLIPConfig",
+    )
+    group.add_argument(
+        "--activation",
+        choices=["gelu", "quick_gelu"],
+        help="the same for weights of a shape of their own, with --head-width",
+    )
+    group.add_argument(
+        "--head-width", type=int, metavar="N", help="width of an attention head, nearly always 64"
+    )
+    group.add_argument(
+        "--revision", metavar="NAME", help="branch, tag or commit of a hub repository"
+    )
+    group.add_argument(
+        "--cache-dir", type=Path, metavar="DIR", help="where downloads are kept, and looked for"
+    )
+    add_device(parser)
+
+
+def take_model(options: dict[str, Any]) -> ModelChoice:
+    """Move the values of `add_model`'s options out of those of a whole command."""
+    return ModelChoice(**{field.name: options.pop(field.name) for field in fields(ModelChoice)})
+
+
+def read_config(config: str | None) -> str | CLIPConfig | None:
+    """Return the name of an architecture as it is, and read a JSON file of a CLIPConfig.
+
+    The file holds the fields of a CLIPConfig, or is the `config.json` of a saved model.
+
+    Raises:
+        ConfigError: if the file cannot be read, or is of no CLIPConfig.
+    """
+    if config is None or not config.endswith(".json"):
+        return config
+    values = read_json(config, error=ConfigError)
+    return CLIPConfig.from_dict(values["model"] if values.get("format") == "clipkit" else values)
+
+
+def choose_classifier(
+    folder: Path | None, labels: ClassNames, choice: ModelChoice, templates: list[str] | None
+) -> ImageClassifier:
+    """Load the fitted classifier in `folder`, or make a zero-shot one of the labels.
+
+    Raises:
+        ConfigError: if a fitted classifier would ignore templates or options of the model.
+    """
+    if folder is None:
+        return ImageClassifier.zero_shot(choice.load(), labels, read_templates(templates))
+    if ignored := [*choice.given(), *(["--templates"] if templates is not None else [])]:
+        raise ConfigError(
+            f"--classifier brings its own model and texts: leave {' and '.join(ignored)} out"
+        )
+    return ImageClassifier.load(folder, device=choice.device)
+
+
+def read_templates(texts: list[str] | None) -> Templates:
+    """Return templates, or the name of a prompt set: a single text with no place for the label."""
+    if texts is None:
+        return TEMPLATES
+    if len(texts) == 1 and "{}" not in texts[0]:
+        return texts[0]
+    return texts

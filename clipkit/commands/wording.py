@@ -1,0 +1,56 @@
+"""Say errors in the words of the command line: `--config`, where Python has `config=`."""
+
+import re
+from collections.abc import Collection
+
+# Remedies of Python that have another form here.
+_PHRASES = {
+    "`clipkit.list_models()` names them all": "`clipkit models` lists them all",
+    "`clipkit.prompt_sets()` names them all": "`clipkit prompts` lists them all",
+    "; shorten it, or pass truncate=True to cut it": "; shorten it",
+    "pass token=... of an account that may read it": "set HF_TOKEN to a token of an account that "
+    "may read it",
+    "for a private one pass token=...": "for a private one set HF_TOKEN",
+    "or give a CLIPConfig": "or give --config a JSON file of a CLIPConfig",
+    "config= with a CLIPConfig": "config= with a JSON file of a CLIPConfig",
+    "A single file goes in a list": "",
+}
+
+# Arguments that messages name as words. `head_width` is also a field of configs.
+_WORDS = {"batch_size", "cache_dir", "head_only", "held_out"}
+
+
+def in_options(message: str, names: Collection[str]) -> str:
+    """Return an error's message with the options of a command in place of Python's arguments.
+
+    Args:
+        message: of an error of the library.
+        names: the arguments that the command has as options, spelled as in Python.
+
+    Example:
+        >>> in_options("pass config= or activation='gelu'; held_out is 2", ["config", "held_out"])
+        "pass --config or activation='gelu'; --held-out is 2"
+    """
+    for phrase, replacement in _PHRASES.items():
+        message = message.replace(phrase, replacement)
+    for name in names:
+        message = _replace(message, name, f"--{name.replace('_', '-')}")
+    return message.strip()
+
+
+def _replace(message: str, name: str, option: str) -> str:
+    """Put an option in the place of an argument, where a message surely means the argument."""
+    # As an assignment, perhaps with a value: config=, activation='gelu', head_only=True.
+    assigned = rf"(?<![\w./-])(?:TrainConfig\.)?{name}=(?:'([^']*)'|\"([^\"]*)\"|(\w[\w.-]*\w|\w))?"
+    message = re.sub(assigned, lambda match: _with_value(option, match), message)
+    # As a word by itself that means the argument, or that begins a sentence about it.
+    if name in _WORDS:
+        alone = rf"(?<![\w./'\"=\\-])(?:TrainConfig\.)?{name}(?![\w./'\"=\\])"
+    else:
+        alone = rf"(?:^|TrainConfig\.){name}(?= (?:must|is|has)\b)"
+    return re.sub(alone, lambda _: option, message)
+
+
+def _with_value(option: str, match: re.Match[str]) -> str:
+    value = next((group for group in match.groups() if group is not None), "")
+    return f"{option} {value}" if value and value != "True" else option

@@ -1,0 +1,45 @@
+"""Errors speak of options where Python's speak of arguments (S1)."""
+
+import pytest
+
+from clipkit.commands.wording import in_options
+
+NAMES = ["config", "activation", "head_width", "cache_dir", "head_only", "held_out", "alpha", "lr"]
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("pass config= with a name", "pass --config with a name"),
+        ("or activation= and head_width=", "or --activation and --head-width"),
+        ("with activation='gelu' for GELU", "with --activation gelu for GELU"),
+        ("head_only=True trains no tower", "--head-only trains no tower"),
+        ("pass the cache_dir that holds it", "pass the --cache-dir that holds it"),
+        ("held_out must be a share", "--held-out must be a share"),
+        ("TrainConfig.lr must be a number", "--lr must be a number"),
+        ("alpha must be from 0", "--alpha must be from 0"),
+        ("pass truncate=True to it", "pass truncate=True to it"),  # no option of this command
+    ],
+)
+def test_arguments_become_options(message: str, said: str) -> None:
+    assert in_options(message, NAMES) == said
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "cannot read photos/held_out/a.jpg",
+        "no file 'head_width'",
+        "cannot read /runs/config=3/a.jpg",
+        "the config states 3 layers",
+        "an alpha channel must be",
+        "more tokens than context_length=77",
+    ],
+)
+def test_paths_and_words_stay(message: str) -> None:
+    assert in_options(message, NAMES) == message
+
+
+def test_functions_become_commands() -> None:
+    said = in_options("`clipkit.list_models()` names them all", [])
+    assert said == "`clipkit models` lists them all"
