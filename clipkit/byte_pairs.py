@@ -4,9 +4,12 @@ Sennrich et al. 2016 (1508.07909), on bytes as in GPT-2 (Radford et al. 2019).
 """
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
 from itertools import pairwise
+from typing import cast
+
+from clipkit.errors import TokenizerError
 
 END_OF_WORD = "</w>"
 BYTE_TOKENS = 512  # each byte inside a word, and each byte at the end of one
@@ -140,3 +143,31 @@ class _LinkedWord:
         for left in changed:
             self.pair_ranks[left] = self._rank_at(left)
         return changed
+
+
+def check_merges(merges: object) -> tuple[str, ...]:
+    """Return a table of merges; raise `TokenizerError` unless each joins two earlier symbols.
+
+    Args:
+        merges: lines "a b", in rank order. A first one that starts with "#version" is left out.
+    """
+    try:
+        lines: list[object] = list(cast("Iterable[object]", merges))
+    except TypeError as error:
+        raise TokenizerError(
+            f"merges must be lines 'a b', not {type(merges).__name__} {merges!r:.60}"
+        ) from error
+    if lines and isinstance(lines[0], str) and lines[0].startswith("#version"):
+        del lines[0]
+    known = set(byte_ids())
+    checked: list[str] = []
+    for number, line in enumerate(lines):
+        first, _, second = line.partition(" ") if isinstance(line, str) else ("", "", "")
+        if first not in known or second not in known or first + second in known:
+            raise TokenizerError(
+                f"merge {number}, {line!r:.60}, must join two earlier symbols to a new one, "
+                "as 'a b'"
+            )
+        known.add(first + second)
+        checked.append(f"{first} {second}")
+    return tuple(checked)

@@ -5,7 +5,7 @@
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from typing import Any
 
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
+from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
 from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
 from clipkit.data.preprocess import Preprocess
@@ -59,6 +60,8 @@ class CLIP(nn.Module):
         self.preprocess = Preprocess(config.vision.resolution, config.preprocess)
         self.is_optimized = False
         self.optimizations: tuple[str, ...] = ()
+        if tokenizer is not None:
+            check_tokenizer(tokenizer, config.text)
         self._tokenizer = tokenizer
 
     @classmethod
@@ -73,6 +76,7 @@ class CLIP(nn.Module):
         head_width: int | None = None,
         resolution: int | tuple[int, int] | None = None,
         preprocess: Callable[[Any], Tensor] | None = None,
+        tokenizer: Tokenizer | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -87,6 +91,7 @@ class CLIP(nn.Module):
             activation=activation,
             head_width=head_width,
             resolution=resolution,
+            tokenizer=tokenizer,
             revision=revision,
             cache_dir=cache_dir,
             token=token,
@@ -165,11 +170,7 @@ class CLIP(nn.Module):
         return copy
 
     def check_original(self, verb: str) -> None:
-        """Raise `ConfigError` for a copy from `optimize`, which cannot do all that a model can.
-
-        Args:
-            verb: what the caller is about to do to the model, such as "save".
-        """
+        """Raise `ConfigError` for a copy from `optimize`, which cannot do what `verb` says."""
         if self.is_optimized:
             done = ", ".join(self.optimizations) or "unchanged on this device"
             raise ConfigError(f"this is an inference-only copy ({done}): {verb} the model it is of")
@@ -183,7 +184,7 @@ class CLIP(nn.Module):
         """
         return embed_images(self, images, batch_size=batch_size, workers=workers, progress=progress)
 
-    def embed_texts(self, texts: Sequence[str], *, truncate: bool = False) -> Tensor:
+    def embed_texts(self, texts: Iterable[str], *, truncate: bool = False) -> Tensor:
         """Return the normalized features of texts, (N, D) float32 on the CPU.
 
         Arguments and errors are those of `clipkit.encode.embed.embed_texts`.
@@ -194,13 +195,7 @@ class CLIP(nn.Module):
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that belongs to the weights, built at first use."""
         if self._tokenizer is None:
-            tokenizer = Tokenizer(context_length=self.context_length)
-            if tokenizer.vocab_size != self.vocab_size:
-                raise ConfigError(
-                    f"the model has {self.vocab_size} tokens and the standard tokenizer "
-                    f"{tokenizer.vocab_size}: give CLIP the tokenizer that belongs to its weights"
-                )
-            self._tokenizer = tokenizer
+            self._tokenizer = default_tokenizer(self.config.text)
         return self._tokenizer
 
     @property
@@ -261,7 +256,7 @@ class CLIP(nn.Module):
             TokenizerError: for any other shape or dtype, or ids outside the vocabulary (which are
                 not looked at while a graph is recorded).
         """
-        check_tokens(text, self.context_length, self.vocab_size)
+        check_tokens(text, self.config.text)
         features = self.text(text)
         return F.normalize(features, dim=-1) if normalize else features
 
@@ -314,7 +309,7 @@ class CLIP(nn.Module):
         """Move or cast the weights: `to`, `half`, `cuda` and the like all come through here."""
         if not any(type(weight) is PackedWeight for weight in self.parameters()):
             return super()._apply(fn, recurse)
-        moved = fn(torch.empty(0, dtype=self.dtype))
+        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (moved.device, moved.dtype) != (self.device, self.dtype):
             raise ConfigError(
                 f"packed weights stay {self.dtype} on the CPU: move or cast the model that this is "
@@ -335,6 +330,7 @@ def load(
     head_width: int | None = None,
     resolution: int | tuple[int, int] | None = None,
     preprocess: Callable[[Any], Tensor] | None = None,
+    tokenizer: Tokenizer | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -360,6 +356,7 @@ def load(
         resolution: (height, width) or one side in pixels; positions are resampled if it differs.
         preprocess: use this in place of the checkpoint's own. It must be given for a model that was
             saved with a function that cannot be written as data.
+        tokenizer: use this in place of the one that comes with the checkpoint.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads are kept; by default the hub's own cache, and ~/.cache/clip for
             OpenAI's archives.
@@ -391,6 +388,7 @@ def load(
         head_width=head_width,
         resolution=resolution,
         preprocess=preprocess,
+        tokenizer=tokenizer,
         revision=revision,
         cache_dir=download_root if cache_dir is None else cache_dir,
         token=token,

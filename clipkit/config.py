@@ -5,12 +5,21 @@ states both, and nothing guesses them. `CLIPConfig.to_dict` gives the JSON form,
 `CLIPConfig.from_dict` reads it.
 """
 
-import sys
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, fields
-from typing import Any, ClassVar, Literal, Protocol, TypeVar, cast
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 from clipkit.errors import ConfigError
+from clipkit.fields import (
+    MAX_SIZE,
+    as_sequence,
+    build,
+    check_choice,
+    check_sizes,
+    is_number,
+    is_positive,
+    read_channels,
+    read_sides,
+)
 
 Activation = Literal["quick_gelu", "gelu"]
 ResizeMode = Literal["shortest", "longest", "squash"]
@@ -22,88 +31,14 @@ OPENAI_STD = (0.26862954, 0.26130258, 0.27577711)
 
 RESNET_DOWNSAMPLING = 32  # five halvings, from pixels to the last feature map
 
-
-class _Dataclass(Protocol):
-    """Describe any dataclass to the type checker."""
-
-    __dataclass_fields__: ClassVar[dict[str, Any]]
+# Bounds that no CLIP comes near, so that a damaged file is refused before anything is built.
+MAX_SIDE = 1 << 16  # pixels
+MAX_LAYERS = 1000
 
 
-Config = TypeVar("Config", bound=_Dataclass)
-
-
-def _is_positive(value: object) -> bool:
-    """Return whether `value` is an integer above 0. A bool is no integer here."""
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _is_number(value: object) -> bool:
-    """Return whether `value` is a finite number. A bool is no number here."""
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return False
-    # The comparison also works for integers that are too large for a float, and is false for NaN.
-    return abs(value) <= sys.float_info.max
-
-
-def _as_sequence(value: object) -> Sequence[object] | None:
-    """Return a list or a tuple as it is, and None for anything else."""
-    return cast("Sequence[object]", value) if isinstance(value, list | tuple) else None
-
-
-def _pair(value: object, name: str) -> tuple[int, int]:
-    """Return (height, width), where one integer stands for both."""
-    sides = _as_sequence(value)
-    if sides is None:
-        sides = (value, value)
-    if len(sides) != 2 or not all(_is_positive(side) for side in sides):
-        raise ConfigError(
-            f"{name} must be a positive integer or a (height, width) pair of them, not {value!r}"
-        )
-    height, width = sides
-    return cast(int, height), cast(int, width)
-
-
-def _channels(value: object, name: str) -> tuple[float, float, float]:
-    """Return three finite numbers, one for each of red, green and blue."""
-    numbers = _as_sequence(value)
-    if numbers is None or len(numbers) != 3 or not all(_is_number(number) for number in numbers):
-        raise ConfigError(
-            f"{name} must be three numbers, one per channel and all finite, not {value!r}"
-        )
-    red, green, blue = cast("Sequence[float]", numbers)
-    return red, green, blue
-
-
-def check_positive(config: object, *names: str) -> None:
-    """Raise `ConfigError` unless the named fields of `config` are integers above 0."""
-    for name in names:
-        value = getattr(config, name)
-        if not _is_positive(value):
-            raise ConfigError(
-                f"{type(config).__name__}.{name} must be a positive integer, not {value!r}"
-            )
-
-
-def check_choice(config: object, name: str, choices: tuple[object, ...]) -> None:
-    """Raise `ConfigError` unless the named field of `config` is one of the choices."""
-    value = getattr(config, name)
-    if value not in choices:
-        raise ConfigError(f"{type(config).__name__}.{name} must be one of {choices}, not {value!r}")
-
-
-def build(cls: type[Config], values: dict[str, Any]) -> Config:
-    """Make a dataclass from a dict of its fields.
-
-    Raises:
-        ConfigError: if a key is unknown or missing, or a value is impossible. The message names it.
-    """
-    names = [f.name for f in fields(cls)]
-    if unknown := sorted(set(values) - set(names), key=str):
-        raise ConfigError(f"{cls.__name__} has no field {unknown}; it has {names}")
-    try:
-        return cls(**values)
-    except TypeError as error:
-        raise ConfigError(f"{cls.__name__}: {error}") from error
+def _resolution(config: "ViTConfig | ResNetConfig") -> tuple[int, int]:
+    """Return (height, width) of an image tower, where one integer stands for both."""
+    return read_sides(config.resolution, f"{type(config).__name__}.resolution", MAX_SIDE)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,7 +63,8 @@ class TransformerConfig:
     mlp_ratio: float = 4.0
 
     def __post_init__(self) -> None:
-        check_positive(self, "width", "layers", "head_width")
+        check_sizes(self, "width", "head_width")
+        check_sizes(self, "layers", largest=MAX_LAYERS)
         check_choice(self, "activation", ("quick_gelu", "gelu"))
         self._check_head_width()
         self._check_mlp_ratio()
@@ -141,10 +77,15 @@ class TransformerConfig:
             )
 
     def _check_mlp_ratio(self) -> None:
-        if not _is_number(self.mlp_ratio) or self.mlp_ratio < 1 / self.width:
+        if not is_number(self.mlp_ratio) or self.mlp_ratio < 1 / self.width:
             raise ConfigError(
                 f"{type(self).__name__}.mlp_ratio must be a positive number that leaves the MLPs "
                 f"a width, not {self.mlp_ratio!r}"
+            )
+        if self.mlp_ratio * self.width > MAX_SIZE:
+            raise ConfigError(
+                f"{type(self).__name__}.mlp_ratio {self.mlp_ratio!r} gives the MLPs a width above "
+                f"{MAX_SIZE:,}"
             )
 
     @property
@@ -182,9 +123,9 @@ class ViTConfig(TransformerConfig):
     patch_size: int
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", _pair(self.resolution, "ViTConfig.resolution"))
+        object.__setattr__(self, "resolution", _resolution(self))
         super().__post_init__()
-        check_positive(self, "patch_size")
+        check_sizes(self, "patch_size")
         if min(self.resolution) < self.patch_size:
             raise ConfigError(
                 f"ViTConfig: patch_size {self.patch_size} is larger than resolution "
@@ -221,8 +162,8 @@ class ResNetConfig:
     head_width: int = 64
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "resolution", _pair(self.resolution, "ResNetConfig.resolution"))
-        check_positive(self, "width", "head_width")
+        object.__setattr__(self, "resolution", _resolution(self))
+        check_sizes(self, "width", "head_width")
         self._check_layers()
         object.__setattr__(self, "layers", tuple(self.layers))
         if min(self.resolution) < RESNET_DOWNSAMPLING:
@@ -237,10 +178,14 @@ class ResNetConfig:
             )
 
     def _check_layers(self) -> None:
-        layers = _as_sequence(self.layers)
-        if layers is None or len(layers) != 4 or not all(_is_positive(n) for n in layers):
+        layers = as_sequence(self.layers)
+        if layers is None or len(layers) != 4 or not all(is_positive(n) for n in layers):
             raise ConfigError(
                 f"ResNetConfig.layers must be four positive integers, not {self.layers!r}"
+            )
+        if sum(self.layers) > MAX_LAYERS:
+            raise ConfigError(
+                f"ResNetConfig.layers must be at most {MAX_LAYERS:,} in all, not {self.layers!r}"
             )
 
     @property
@@ -267,11 +212,11 @@ class ResNetConfig:
 class TextConfig(TransformerConfig):
     """Describe the causal text transformer.
 
-    The end-of-text token is the highest id of the vocabulary.
-
     Attributes:
         context_length: tokens of a row, start and end of text included.
         vocab_size: number of token ids.
+        end_of_text: the id at which the text feature is read; None for the highest id of each row,
+            which is OpenAI's rule. With tokens that were added behind it, it is not the highest.
 
     Raises:
         ConfigError: if a value is impossible.
@@ -279,10 +224,19 @@ class TextConfig(TransformerConfig):
 
     context_length: int = 77
     vocab_size: int = 49408
+    end_of_text: int | None = None
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_positive(self, "context_length", "vocab_size")
+        check_sizes(self, "context_length", "vocab_size")
+        end = self.end_of_text
+        if end is None:
+            return
+        if not isinstance(end, int) or isinstance(end, bool) or not 0 <= end < self.vocab_size:
+            raise ConfigError(
+                "TextConfig.end_of_text must be a token id below vocab_size, which is "
+                f"{self.vocab_size}, or None for the highest id of each row; not {end!r}"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -305,8 +259,8 @@ class PreprocessConfig:
     resize_mode: ResizeMode = "shortest"
 
     def __post_init__(self) -> None:
-        object.__setattr__(self, "mean", _channels(self.mean, "PreprocessConfig.mean"))
-        object.__setattr__(self, "std", _channels(self.std, "PreprocessConfig.std"))
+        object.__setattr__(self, "mean", read_channels(self.mean, "PreprocessConfig.mean"))
+        object.__setattr__(self, "std", read_channels(self.std, "PreprocessConfig.std"))
         if min(self.std) <= 0:
             raise ConfigError(f"PreprocessConfig.std must be positive, not {self.std!r}")
         check_choice(self, "interpolation", ("bicubic", "bilinear"))
@@ -351,7 +305,7 @@ class CLIPConfig:
     preprocess: PreprocessConfig = field(default_factory=PreprocessConfig)
 
     def __post_init__(self) -> None:
-        check_positive(self, "embed_dim")
+        check_sizes(self, "embed_dim")
         for name, kinds in _PARTS.items():
             part = getattr(self, name)
             if not isinstance(part, kinds):
@@ -361,6 +315,8 @@ class CLIPConfig:
     def to_dict(self) -> dict[str, Any]:
         """Return the JSON form. `vision` gains a `type`, "vit" or "resnet"."""
         values = asdict(self)
+        if self.text.end_of_text is None:  # as version 0.1.0 wrote it, which knew no other
+            del values["text"]["end_of_text"]
         kind = "vit" if isinstance(self.vision, ViTConfig) else "resnet"
         return values | {"vision": {"type": kind} | values["vision"]}
 

@@ -24,27 +24,31 @@ the text tower is causal.
 
 import functools
 import gzip
-import html
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from importlib import resources
 from itertools import chain
 from operator import index
-from typing import TYPE_CHECKING, Any, cast
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
 import torch
 
-from clipkit.byte_pairs import BYTE_TOKENS, END_OF_WORD, byte_ids, letter_of_byte, merge_word
+from clipkit.byte_pairs import (
+    BYTE_TOKENS,
+    END_OF_WORD,
+    byte_ids,
+    check_merges,
+    letter_of_byte,
+    merge_word,
+)
 from clipkit.errors import TokenizerError
+from clipkit.words import END, START, AddedTokens, check_texts, clean, is_plain, word_pattern
 
-if TYPE_CHECKING:
-    import regex
-
-START, END = "<|startoftext|>", "<|endoftext|>"
 CACHE_WORDS = 1 << 16  # the cache is emptied when it holds so many words; it soon fills again
 CACHE_CHARACTERS = 64  # longer words are rare and not worth keeping
 SEPARATOR = "\n"  # stands between texts; cleaning leaves none inside them
+LONGEST_ROW = 1 << 16  # tokens; a mistaken length would fill the memory with zeros
 
 
 @functools.cache
@@ -52,37 +56,6 @@ def default_merges() -> tuple[str, ...]:
     """Return the 48,894 merges "a b" of every published plain CLIP, in rank order."""
     data = resources.files("clipkit").joinpath("assets/merges.txt.gz").read_bytes()
     return tuple(gzip.decompress(data).decode("utf-8").split("\n"))
-
-
-@functools.cache
-def _pattern(allow_special: bool) -> "regex.Pattern[str]":
-    """Return the expression that cuts a text into words (openai/CLIP, simple_tokenizer.py)."""
-    import regex
-
-    special = r"<\|startoftext\|>|<\|endoftext\|>|" if allow_special else ""
-    words = r"'s|'t|'re|'ve|'m|'ll|'d|\p{L}+|\p{N}|[^\s\p{L}\p{N}]+"
-    return regex.compile(special + words, regex.IGNORECASE)
-
-
-def _is_plain(text: str) -> bool:
-    """Return whether cleaning cannot change any word of `text`.
-
-    That is so for printable ASCII, which has no tab or line break, without HTML entities.
-    """
-    return text.isascii() and text.isprintable() and "&" not in text
-
-
-def _clean(text: str) -> str:
-    """Mend and unescape `text`, and collapse its whitespace to single spaces.
-
-    Plain text comes back as it is. It may hold runs of spaces, which cut words as one space does.
-    """
-    if _is_plain(text):
-        return text
-    import ftfy
-
-    mended = ftfy.fix_text(text)
-    return " ".join(html.unescape(html.unescape(mended)).split())
 
 
 class _Words(dict[str, tuple[int, ...]]):
@@ -111,15 +84,19 @@ class Tokenizer:
         merges: lines "a b", in rank order; None takes CLIP's own table. A first line that starts
             with "#version" is skipped.
         context_length: the default length of a row, in tokens.
+        added_tokens: texts that are one token each, such as "<cat>", with their ids. These come
+            after those of the table. The longest one counts. By default capitals do not matter.
+        exact_tokens: those of the added tokens that are found in their own case only.
 
     Attributes:
         merges: the table, as a tuple of lines.
-        vocab_size: 512 + merges + 2. All ids are below it.
-        sot_token, eot_token: the ids of start and end of text, the two highest.
+        vocab_size: 512 + merges + 2, or one above the highest id of an added token.
+        sot_token, eot_token: the ids of start and end of text, the two highest of the table.
+        added_tokens, exact_tokens: as above.
 
     Raises:
-        TokenizerError: if a merge does not join two earlier symbols to a new one, or the context
-            length is no integer of at least 2.
+        TokenizerError: if a merge does not join two earlier symbols to a new one, the context
+            length is no integer of at least 2, or an added token is no text or id of its own.
 
     Example:
         >>> tokenizer = Tokenizer(context_length=8)
@@ -129,12 +106,21 @@ class Tokenizer:
         'a photo of a dog'
     """
 
-    def __init__(self, merges: Iterable[str] | None = None, context_length: int = 77) -> None:
+    def __init__(
+        self,
+        merges: Iterable[str] | None = None,
+        context_length: int = 77,
+        added_tokens: Mapping[str, int] | None = None,
+        exact_tokens: Collection[str] = (),
+    ) -> None:
         self.context_length = _check_length(context_length)
-        self.merges = default_merges() if merges is None else _check_merges(merges)
-        self.vocab_size = BYTE_TOKENS + len(self.merges) + 2
-        self.sot_token = self.vocab_size - 2
-        self.eot_token = self.vocab_size - 1
+        self.merges = default_merges() if merges is None else check_merges(merges)
+        self.sot_token = BYTE_TOKENS + len(self.merges)
+        self.eot_token = self.sot_token + 1
+        self._added = AddedTokens(added_tokens or {}, exact_tokens, self.eot_token + 1)
+        self.added_tokens = self._added.ids
+        self.exact_tokens = self._added.exact
+        self.vocab_size = max([self.eot_token, *self.added_tokens.values()]) + 1
         self._ranks = dict(zip(self.merges, range(len(self.merges)), strict=True))
         self._words = {
             allow: _Words(functools.partial(self._encode_word, allow_special=allow))
@@ -143,25 +129,36 @@ class Tokenizer:
 
     @functools.cached_property
     def _symbols(self) -> list[str]:
-        """List the symbol of each id. Only `decode` needs it."""
+        """List the symbol of each id of the table. Only `decode` needs it."""
         return [*byte_ids(), *(merge.replace(" ", "") for merge in self.merges)]
+
+    @functools.cached_property
+    def _added_symbols(self) -> dict[int, str]:
+        """Map the id of each added token to the letters of its bytes. Only `decode` needs it."""
+        letters = letter_of_byte()
+        return {
+            token: "".join([letters[byte] for byte in text.encode("utf-8", "replace")])
+            + END_OF_WORD
+            for text, token in self.added_tokens.items()
+        }
 
     @property
     def is_default(self) -> bool:
-        """Return whether the table is CLIP's own."""
-        return self.merges == default_merges()
+        """Return whether the table is CLIP's own, and nothing was added to it."""
+        return not self.added_tokens and self.merges == default_merges()
 
     def __eq__(self, other: object) -> bool:
         if not isinstance(other, Tokenizer):
             return NotImplemented
-        return self.merges == other.merges and self.context_length == other.context_length
+        return self.__reduce__() == other.__reduce__()
 
     def __hash__(self) -> int:
         return hash((self.vocab_size, self.context_length))
 
     def __reduce__(self) -> tuple[Any, ...]:
         # The published table stays at home, so that a pickled tokenizer is small.
-        return Tokenizer, (None if self.is_default else self.merges, self.context_length)
+        merges = None if self.merges == default_merges() else self.merges
+        return Tokenizer, (merges, self.context_length, self.added_tokens, self.exact_tokens)
 
     def __repr__(self) -> str:
         return f"Tokenizer(vocab_size={self.vocab_size}, context_length={self.context_length})"
@@ -176,9 +173,18 @@ class Tokenizer:
         Raises:
             TokenizerError: if it is no string.
         """
-        _check_texts([text])
-        words = _clean(text).lower().split(" ")
-        return list(chain.from_iterable(map(self._words[allow_special].__getitem__, words)))
+        check_texts([text])
+        if not self.added_tokens:
+            return self._encode_words(clean(text).lower(), allow_special)
+        ids: list[int] = []
+        for part in self._added.split(text):
+            ids += [part] if isinstance(part, int) else self._encode_words(part, allow_special)
+        return ids
+
+    def _encode_words(self, text: str, allow_special: bool) -> list[int]:
+        """Return the ids of a clean text."""
+        found = map(self._words[allow_special].__getitem__, text.split(" "))
+        return list(chain.from_iterable(found))
 
     def count(self, text: str) -> int:
         """Return the number of tokens of `text`, start and end included.
@@ -205,7 +211,7 @@ class Tokenizer:
             if token == self.eot_token:
                 break
             if token != self.sot_token:
-                symbols.append(self._symbols[token])
+                symbols.append(self._added_symbols.get(token) or self._symbols[token])
         letters = "".join(symbols).replace(END_OF_WORD, " ")
         byte_of = {letter: byte for byte, letter in letter_of_byte().items()} | {" ": ord(" ")}
         text = bytes(byte_of[letter] for letter in letters).decode("utf-8", errors="replace")
@@ -219,9 +225,10 @@ class Tokenizer:
             raise TokenizerError(
                 f"decode needs one row of integer ids; it met {value!r:.60}"
             ) from error
-        if not 0 <= token < self.vocab_size:
+        if not 0 <= token <= self.eot_token and token not in self._added_symbols:
             raise TokenizerError(
-                f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}"
+                f"token id {token} is outside the vocabulary, 0 to {self.vocab_size - 1}, "
+                "or has no text in it"
             )
         return token
 
@@ -247,7 +254,7 @@ class Tokenizer:
             TokenizerError: if a text is no string, or is too long and `truncate` is not set.
         """
         length = self.context_length if context_length is None else _check_length(context_length)
-        rows = [texts] if isinstance(texts, str) else _check_texts(texts)
+        rows = [texts] if isinstance(texts, str) else check_texts(texts)
         if not rows:
             return torch.zeros((0, length), dtype=torch.int64, device="cpu")
         ids, starts, counts = self._encode_rows(rows, allow_special)
@@ -270,7 +277,9 @@ class Tokenizer:
         Returns:
             ids (sum of counts,), starts (N,), counts (N,). Each row has its start and end of text.
         """
-        cleaned = rows if _is_plain(" ".join(rows)) else [_clean(text) for text in rows]
+        if self.added_tokens:
+            return self._encode_rows_apart(rows, allow_special)
+        cleaned = rows if is_plain(" ".join(rows)) else [clean(text) for text in rows]
         stream = f" {SEPARATOR} ".join(cleaned).lower()
         words = f"{SEPARATOR} {stream} {SEPARATOR}".split(" ")
         found = map(self._words[allow_special].__getitem__, words)
@@ -281,6 +290,16 @@ class Tokenizer:
         ids[ends] = self.eot_token
         # The first -1 ends nothing, and the last start begins nothing: both are cut off.
         return ids[1:-1], ends[:-1], np.diff(ends)
+
+    def _encode_rows_apart(
+        self, rows: list[str], allow_special: bool
+    ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+        """Return the same as `_encode_rows`, for texts that may hold added tokens."""
+        found = [
+            [self.sot_token, *self.encode(text, allow_special), self.eot_token] for text in rows
+        ]
+        counts = np.array([len(ids) for ids in found], np.int64)
+        return np.array([*chain(*found)], np.int64), np.cumsum(counts) - counts, counts
 
     def _encode_word(self, word: str, allow_special: bool) -> tuple[int, ...]:
         """Return the ids of one cleaned word between spaces.
@@ -295,7 +314,7 @@ class Tokenizer:
         letters = letter_of_byte()
         special = {START: self.sot_token, END: self.eot_token} if allow_special else {}
         ids: list[int] = []
-        for piece in cast("list[str]", _pattern(allow_special).findall(word)):
+        for piece in cast("list[str]", word_pattern(allow_special).findall(word)):
             if piece in special:
                 ids.append(special[piece])
             else:
@@ -356,45 +375,11 @@ def _overflow(text: str, count: int, length: int) -> TokenizerError:
     )
 
 
-def _check_texts(texts: Any) -> list[str]:
-    """Return many texts as a list, and raise `TokenizerError` for what is no string."""
-    if isinstance(texts, bytes) or not isinstance(texts, Iterable):
-        raise TokenizerError(
-            f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}"
-        )
-    found = list(cast("Iterable[Any]", texts))
-    for text in found:
-        if not isinstance(text, str):
-            raise TokenizerError(f"a text must be a string, not {type(text).__name__} {text!r:.60}")
-    return found
-
-
 def _check_length(length: Any) -> int:
     """Return a context length, and raise `TokenizerError` unless start and end of text fit."""
-    if not isinstance(length, int) or length < 2:
+    if not isinstance(length, int) or not 2 <= length <= LONGEST_ROW:
         raise TokenizerError(
-            "context_length must be an integer of at least 2 (start and end of text), not "
-            f"{length!r}"
+            "context_length must be an integer of at least 2 (start and end of text) and at most "
+            f"{LONGEST_ROW}, not {length!r}"
         )
     return length
-
-
-def _check_merges(merges: Any) -> tuple[str, ...]:
-    """Return a table of merges; raise `TokenizerError` unless each joins two earlier symbols."""
-    if not isinstance(merges, Iterable):
-        raise TokenizerError(
-            f"merges must be lines 'a b', not {type(merges).__name__} {merges!r:.60}"
-        )
-    lines = list(cast("Iterable[Any]", merges))
-    if lines and isinstance(lines[0], str) and lines[0].startswith("#version"):
-        del lines[0]
-    known = set(byte_ids())
-    for number, line in enumerate(lines):
-        first, _, second = line.partition(" ") if isinstance(line, str) else ("", "", "")
-        if first not in known or second not in known or first + second in known:
-            raise TokenizerError(
-                f"merge {number}, {line!r:.60}, must join two earlier symbols to a new one, "
-                "as 'a b'"
-            )
-        known.add(first + second)
-    return tuple(lines)

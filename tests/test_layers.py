@@ -18,7 +18,13 @@ MODULES = {
 # goes to a lower floor, or stays in its own room.
 FLOORS = [
     {"clipkit.errors"},
-    {"clipkit.files", "clipkit.distributed", "clipkit.byte_pairs"},
+    {
+        "clipkit.files",
+        "clipkit.distributed",
+        "clipkit.fields",
+        "clipkit.byte_pairs",
+        "clipkit.words",
+    },
     {"clipkit.config", "clipkit.tokenizer", "clipkit.prompts"},
     {"clipkit.data"},
     {"clipkit.models"},

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from clipkit import tokenizer as module
+from clipkit import words
 from clipkit.byte_pairs import merge_word
 from clipkit.errors import TokenizerError
 from clipkit.tokenizer import Tokenizer, default_merges, tokenize
@@ -160,9 +161,9 @@ def test_plain_path_is_exact(tokenizer: Tokenizer) -> None:
     for _ in range(300):
         text = "".join(random.choices(string.printable[:95] + " " * 20, k=random.randint(0, 40)))
         cleaned = " ".join(ftfy.fix_text(text).split())
-        assert module._is_plain(text) == ("&" not in text)
-        assert not module._is_plain(text + random.choice("\t\n\x0b\x1c\x7f\xa0é&"))
-        pieces = module._pattern(False).findall(cleaned.lower())
+        assert words.is_plain(text) == ("&" not in text)
+        assert not words.is_plain(text + random.choice("\t\n\x0b\x1c\x7f\xa0é&"))
+        pieces = words.word_pattern(False).findall(cleaned.lower())
         if "&" not in text:
             merged = [merge_word(piece, tokenizer._ranks) for piece in pieces]
             assert tokenizer.encode(text) == [token for ids in merged for token in ids]

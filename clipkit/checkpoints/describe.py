@@ -5,9 +5,18 @@ from dataclasses import asdict
 from typing import Any
 
 from clipkit.byte_pairs import byte_ids
-from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TransformerConfig, ViTConfig
+from clipkit.checkpoints.infer import LEGACY_EOS
+from clipkit.config import (
+    CLIPConfig,
+    PreprocessConfig,
+    ResNetConfig,
+    TextConfig,
+    TransformerConfig,
+    ViTConfig,
+)
 from clipkit.errors import ConfigError
-from clipkit.tokenizer import END, START, Tokenizer
+from clipkit.tokenizer import Tokenizer
+from clipkit.words import END, START
 
 
 def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
@@ -35,10 +44,16 @@ def to_open_clip(config: CLIPConfig) -> dict[str, Any]:
                 "heads": text.heads,
                 "layers": text.layers,
                 "mlp_ratio": _mlp_ratio(text),
+                **_open_clip_end(text),
             },
         },
         "preprocess_cfg": asdict(config.preprocess),
     }
+
+
+def _open_clip_end(text: TextConfig) -> dict[str, Any]:
+    """Return what `text_cfg` says of the end of a text, if it is not the highest id."""
+    return {} if text.end_of_text is None else {"pool_type": "eos", "eos_id": text.end_of_text}
 
 
 def _open_clip_vision(config: CLIPConfig) -> dict[str, Any]:
@@ -83,8 +98,8 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
     too.
 
     Raises:
-        ConfigError: for what that layout cannot say: a ResNet, input that is not square, and
-            resizing to the longest side.
+        ConfigError: for what that layout cannot say: a ResNet, input that is not square, resizing
+            to the longest side, and gaps between the ids of added tokens.
 
     Example:
         >>> from clipkit.checkpoints.registry import MODELS
@@ -102,7 +117,7 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
             f"the transformers layout cannot hold a {height} x {width} input resized by "
             f"{config.preprocess.resize_mode!r}: it knows squares, and 'shortest' or 'squash'"
         )
-    return {
+    documents = {
         "config.json": _transformers_config(config, vision, tokenizer),
         "preprocessor_config.json": _image_processor(config.preprocess, height),
         "tokenizer_config.json": {
@@ -117,6 +132,10 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
         # and says nothing.
         "vocab.json": _vocabulary(tokenizer),
     }
+    if tokenizer.added_tokens:
+        documents["added_tokens.json"] = dict(tokenizer.added_tokens)
+        documents["tokenizer_config.json"]["added_tokens_decoder"] = _added_tokens(tokenizer)
+    return documents
 
 
 def _transformers_config(
@@ -141,9 +160,38 @@ def _transformers_config(
             "vocab_size": text.vocab_size,
             "max_position_embeddings": text.context_length,
             "bos_token_id": tokenizer.sot_token,
-            "eos_token_id": tokenizer.eot_token,
+            "eos_token_id": _eos_token_id(text, tokenizer),
             "pad_token_id": tokenizer.eot_token,
         },
+    }
+
+
+def _eos_token_id(text: TextConfig, tokenizer: Tokenizer) -> int:
+    """Return where transformers is to read the text feature."""
+    if text.end_of_text is not None:
+        return text.end_of_text
+    # Where that is not the highest id of the vocabulary, 2 tells transformers to take the highest.
+    return tokenizer.eot_token if tokenizer.eot_token == text.vocab_size - 1 else LEGACY_EOS
+
+
+def _added_tokens(tokenizer: Tokenizer) -> dict[str, dict[str, Any]]:
+    """Return the added tokens as `tokenizer_config.json` has them."""
+    by_id = dict(sorted((token, text) for text, token in tokenizer.added_tokens.items()))
+    first = tokenizer.eot_token + 1
+    if list(by_id) != list(range(first, first + len(by_id))):
+        raise ConfigError(
+            f"transformers numbers added tokens from {first} on without a gap, and they are {by_id}"
+        )
+    return {
+        str(token): {
+            "content": text,
+            "normalized": text not in tokenizer.exact_tokens,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "special": False,
+        }
+        for token, text in by_id.items()
     }
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 from clipkit.checkpoints import infer
+from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.config import CLIPConfig
 from clipkit.errors import (
     CheckpointNotFoundError,
@@ -22,6 +23,9 @@ from clipkit.files import read_json
 OPEN_CLIP_CONFIG = "open_clip_config.json"
 CONFIG = "config.json"
 MERGES = "merges.txt"
+TOKENIZER = "tokenizer.json"
+ADDED_TOKENS = "added_tokens.json"
+SETTINGS = ("special_tokens_map.json", "tokenizer_config.json")
 # transformers wrote the first name up to its version 4, and writes the second since version 5.
 PROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
@@ -36,12 +40,12 @@ class Stated:
 
     Attributes:
         config: the architecture and the preprocessing.
-        merges: the merge table of a tokenizer that belongs to the weights.
+        tokenizer: the files of a tokenizer that belongs to the weights.
         preprocess: a preprocessing that differs from the config's, as plain data.
     """
 
     config: CLIPConfig | None = None
-    merges: Path | None = None
+    tokenizer: TokenizerFiles = TokenizerFiles()
     preprocess: dict[str, Any] | None = None
 
 
@@ -66,19 +70,22 @@ def read_documents(
         return Stated()
     values = _parse(path)
     in_transformers_layout = document == CONFIG and values.get("format") != "clipkit"
-    merges = _find_merges(find, values, in_transformers_layout)
+    if in_transformers_layout:
+        tokenizer = _find_tokenizer(find, values)
+    else:
+        tokenizer = _own_tokenizer(find, values)
     if ignore_config:
-        return Stated(merges=merges)
+        return Stated(tokenizer=tokenizer)
     try:
         if document == OPEN_CLIP_CONFIG:
-            return Stated(infer.from_open_clip(values, known), merges)
+            return Stated(infer.from_open_clip(values, known), tokenizer)
         if in_transformers_layout:
             # Old repositories have no processor.
             processor = find_any(find, PROCESSORS)
             processor_values = None if processor is None else _parse(processor)
-            return Stated(infer.from_transformers(values, processor_values), merges)
+            return Stated(infer.from_transformers(values, processor_values), tokenizer)
         config = CLIPConfig.from_dict(values.get("model", {}))
-        return Stated(config, merges, _own_preprocess(values))
+        return Stated(config, tokenizer, _own_preprocess(values))
     except ClipkitError:
         raise
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
@@ -95,12 +102,33 @@ def find_any(find: Find, names: Sequence[str]) -> Path | None:
         return None
 
 
-def _find_merges(find: Find, values: dict[str, Any], in_transformers_layout: bool) -> Path | None:
-    """Return the merge table that belongs to the weights, or None for CLIP's own."""
-    if values.get("tokenizer") == MERGES:
-        return find((MERGES,))
-    # transformers keeps the merges beside the weights without naming them, the standard ones too.
-    return find_any(find, (MERGES,)) if in_transformers_layout else None
+def _own_tokenizer(find: Find, values: dict[str, Any]) -> TokenizerFiles:
+    """Return the tokenizer that our own folders name, in the open_clip layout too."""
+    if values.get("tokenizer") != MERGES:
+        return TokenizerFiles()
+    own = {key: values[key] for key in ("added_tokens", "exact_tokens") if key in values}
+    return TokenizerFiles(merges=find((MERGES,)), own=own)
+
+
+def _find_tokenizer(find: Find, values: dict[str, Any]) -> TokenizerFiles:
+    """Return the tokenizer beside weights of transformers.
+
+    It lies there without being named, also where it is CLIP's own. Where the vocabulary has the
+    size of CLIP's own, there are no added tokens, and their files, which may be large, are not
+    fetched.
+    """
+    text: Any = values.get("text_config_dict") or values.get("text_config") or {}
+    has_own_size = isinstance(text, dict) and text.get("vocab_size", 49408) == 49408
+    merges = find_any(find, (MERGES,))
+    if has_own_size:
+        return TokenizerFiles(merges, find_any(find, (TOKENIZER,)) if merges is None else None)
+    settings = [find_any(find, (name,)) for name in SETTINGS]
+    return TokenizerFiles(
+        merges,
+        find_any(find, (TOKENIZER,)),
+        find_any(find, (ADDED_TOKENS,)),
+        tuple(path for path in settings if path is not None),
+    )
 
 
 def _own_preprocess(values: dict[str, Any]) -> dict[str, Any] | None:

@@ -6,21 +6,20 @@ huggingface_hub work as everywhere.
 """
 
 import contextlib
-import time
-from collections.abc import Mapping, Sequence
+import urllib.error
+import urllib.request
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 from clipkit.errors import CheckpointNotFoundError, CorruptCheckpointError, DownloadError
-from clipkit.files import sha256
+from clipkit.files import check_output, sha256
+from clipkit.files.locks import holding
 
 # OpenAI's own package keeps its archives here, so those it has downloaded are used
 # (openai/CLIP, clip.py).
 OPENAI_CACHE = "~/.cache/clip"
 
-_GO_OFFLINE = (
-    "To go on without a network, fetch it once where there is one and pass the path of the file or "
-    "folder, or pass the cache_dir that already holds it."
-)
+_PATIENCE = 5.0  # seconds for the first answer of a server
 
 
 class MissingFilesError(CheckpointNotFoundError):
@@ -60,6 +59,8 @@ def fetch_hub(
         # was not there before is asked for last.
         in_turn = sorted(filenames, key=lambda name: _known_missing(cached[name]))
         try:
+            if not isinstance(cached[in_turn[0]], str):
+                _reach(repo_id, in_turn[0], revision, token)
             path = _download_first(repo_id, in_turn, revision, cache_dir, token)
         except (CheckpointNotFoundError, MemoryError):
             raise
@@ -70,7 +71,7 @@ def fetch_hub(
                 return path
             names = ", ".join(filenames)
             raise MissingFilesError(f"The hub's {repo_id!r} has none of the files tried: {names}")
-    return _take_from_cache(repo_id, revision, cached, failure)
+    return _take_from_cache(repo_id, revision, cache_dir, cached, failure)
 
 
 def _look_in_cache(
@@ -97,6 +98,7 @@ def _look_in_cache(
 def _take_from_cache(
     repo_id: str,
     revision: str | None,
+    cache_dir: str | Path | None,
     cached: Mapping[str, object],
     failure: BaseException | None,
 ) -> Path:
@@ -109,7 +111,7 @@ def _take_from_cache(
         raise MissingFilesError(
             f"The hub's {repo_id!r} had none of the files tried when last asked: {names}"
         )
-    raise _download_error(repo_id, revision, names, failure) from failure
+    raise _download_error(repo_id, revision, cache_dir, names, failure) from failure
 
 
 def _known_missing(entry: object) -> bool:
@@ -125,6 +127,26 @@ def _reason(error: Exception) -> BaseException:
     if isinstance(error, FileNotFoundError) and error.__cause__ is not None:
         return error.__cause__
     return error
+
+
+def _reach(repo_id: str, filename: str, revision: str | None, token: str | bool | None) -> None:
+    """Raise the client's error if the hub gives no answer, whatever the answer is.
+
+    The client's own download would ask again and again for half a minute.
+    """
+    import huggingface_hub as client
+
+    url = client.hf_hub_url(repo_id, filename, revision=revision)
+    for is_last in (False, True):  # a connection that was kept open may have been closed
+        try:
+            client.get_hf_file_metadata(url, token=token, timeout=_PATIENCE)
+        except client.errors.HfHubHTTPError:
+            return  # the hub is there, and what it says is for the download
+        except Exception:
+            if is_last:
+                raise
+        else:
+            return
 
 
 def _download_first(
@@ -165,9 +187,15 @@ def _download_first(
 
 
 def _download_error(
-    repo_id: str, revision: str | None, names: str, failure: BaseException | None
+    repo_id: str,
+    revision: str | None,
+    cache_dir: str | Path | None,
+    names: str,
+    failure: BaseException | None,
 ) -> DownloadError:
     """Make the error that says why neither the hub nor the cache gave a file, and what to do."""
+    from huggingface_hub.constants import HF_HUB_CACHE
+
     status = getattr(getattr(failure, "response", None), "status_code", None)
     if status in (401, 403):
         return DownloadError(
@@ -176,18 +204,43 @@ def _download_error(
             "or log in with `hf auth login`."
         )
     reason = "asked for local files only" if failure is None else failure
+    folder = f"models--{repo_id.replace('/', '--')}"
     return DownloadError(
         f"Neither the hub nor the cache gave {repo_id} (revision {revision or 'main'}): {names}. "
-        f"The reason: {reason}. {_GO_OFFLINE}"
+        f"The reason: {reason}. To go on without a network, run `hf download {repo_id}` where "
+        f"there is one and copy its folder {folder} into {cache_dir or HF_HUB_CACHE}; or pass the "
+        "path of the file or folder, or pass the cache_dir that already holds it."
     )
 
 
-def _remove_abandoned(path: Path) -> None:
-    """Remove what killed downloads left beside `path`. One that goes on was written to just now."""
-    for partial in path.parent.glob(f"{path.name}.*.partial"):
-        with contextlib.suppress(OSError):
-            if time.time() - partial.stat().st_mtime > 3600:
+@contextlib.contextmanager
+def _alone(path: Path) -> Generator[None, None, None]:
+    """Hold the download of a file for this process, and remove what killed ones left beside it.
+
+    Where another process downloads the same file, both do, and nothing is removed.
+    """
+    with contextlib.ExitStack() as held:
+        partials = list(path.parent.glob(f"{path.name}.*.partial"))
+        try:
+            held.enter_context(holding(path.with_name(f".{path.name}.lock")))
+        except OSError:  # another process holds it
+            partials = []
+        for partial in partials:
+            with contextlib.suppress(OSError):
                 partial.unlink()
+        yield
+
+
+def _download(url: str, path: Path, digest: str) -> None:
+    """Download a file, if its server answers soon."""
+    from torch.hub import download_url_to_file
+
+    question = urllib.request.Request(url, method="HEAD", headers={"User-Agent": "clipkit"})
+    with contextlib.suppress(urllib.error.HTTPError):  # it is there, and may answer no HEAD
+        urllib.request.urlopen(question, timeout=_PATIENCE).close()
+    with _alone(path):
+        # It writes to a temporary name beside `path`, and moves that when the digest is right.
+        download_url_to_file(url, str(path), hash_prefix=digest.lower())
 
 
 def fetch_url(
@@ -207,9 +260,9 @@ def fetch_url(
     Raises:
         CorruptCheckpointError: if the downloaded bytes are not those promised.
         DownloadError: if the network fails.
+        OutputError: if the cache folder cannot be written.
     """
     from huggingface_hub.constants import HF_HUB_OFFLINE
-    from torch.hub import download_url_to_file
 
     path = Path(cache_dir or OPENAI_CACHE).expanduser() / url.rsplit("/", 1)[-1]
     damaged = ""
@@ -220,13 +273,16 @@ def fetch_url(
         damaged = (
             f" There is a file {path}, but its SHA-256 digest is {actual}, so it was not used."
         )
+    remedy = (
+        f"To go on without a network, fetch it where there is one and copy it to {path}, or pass "
+        "its path."
+    )
     if local_files_only or HF_HUB_OFFLINE:
-        raise DownloadError(f"Offline, and no good copy of {url} at {path}.{damaged} {_GO_OFFLINE}")
+        raise DownloadError(f"Offline, and no good copy of {url} at {path}.{damaged} {remedy}")
+    check_output(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
     try:
-        # It writes to a temporary name beside `path`, and moves that when the digest is right.
-        download_url_to_file(url, str(path), hash_prefix=digest.lower())
+        _download(url, path, digest)
     except RuntimeError as error:
         raise CorruptCheckpointError(
             f"What came from {url} is not the promised file, or not all of it ({error}); it was "
@@ -234,6 +290,6 @@ def fetch_url(
         ) from error
     except Exception as error:  # urllib raises OSError, http.client its own
         raise DownloadError(
-            f"Could not download {url} to {path}: {error}.{damaged} {_GO_OFFLINE}"
+            f"Could not download {url} to {path}: {error}.{damaged} {remedy}"
         ) from error
     return path

@@ -1,5 +1,6 @@
 """Read a config from a checkpoint's JSON or from the shapes of its weights, and compare configs."""
 
+import logging
 import math
 from collections.abc import Collection, Mapping
 from dataclasses import fields, is_dataclass
@@ -7,6 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
+from clipkit.checkpoints.layouts import count_parts
 from clipkit.checkpoints.processors import from_image_processor, from_preprocess_cfg
 from clipkit.config import (
     Activation,
@@ -17,6 +19,12 @@ from clipkit.config import (
     ViTConfig,
 )
 from clipkit.errors import ConfigError, CorruptCheckpointError, UnsupportedCheckpointError
+
+_LOG = logging.getLogger("clipkit")
+
+# In configs of transformers that are older than its pull request 24773, the end-of-text token is 2,
+# which is wrong. transformers therefore reads at the highest id if it is 2 (modeling_clip.py).
+LEGACY_EOS = 2
 
 # These options of open_clip leave the model a plain CLIP whatever their value. They act in training
 # only, or on the names of weights.
@@ -93,14 +101,25 @@ def _pop_vision_sizes(section: dict[str, Any]) -> dict[str, Any]:
 def _pop_text_sizes(section: dict[str, Any]) -> dict[str, Any]:
     """Take the sizes out of `text_cfg`. Raises KeyError for one that every text tower states."""
     width = section.pop("width")
+    vocab_size = section.pop("vocab_size", 49408)
     return {
         "width": width,
         "head_width": _head_width(width, section.pop("heads")),
         "layers": section.pop("layers"),
         "context_length": section.pop("context_length", 77),
-        "vocab_size": section.pop("vocab_size", 49408),
+        "vocab_size": vocab_size,
+        "end_of_text": _pop_end_of_text(section, vocab_size),
         "mlp_ratio": section.pop("mlp_ratio", 4.0),
     }
+
+
+def _pop_end_of_text(section: dict[str, Any], vocab_size: int) -> int | None:
+    """Take the end-of-text token out of `text_cfg`, which counts with one way of pooling alone."""
+    token = section.pop("eos_id", 2)  # open_clip's default
+    if section.get("pool_type") != "eos":
+        return None
+    del section["pool_type"]
+    return None if token == vocab_size - 1 else token
 
 
 def _open_clip_vision(sizes: dict[str, Any], activation: Activation) -> ViTConfig | ResNetConfig:
@@ -150,9 +169,11 @@ def from_transformers(
         patch_size=vision.get("patch_size", 32),
         **_transformers_stack(vision, width=768, heads=12, mlp_width=3072),
     )
+    vocab_size = text.get("vocab_size", 49408)
     text_config = TextConfig(
         context_length=text.get("max_position_embeddings", 77),
-        vocab_size=text.get("vocab_size", 49408),
+        vocab_size=vocab_size,
+        end_of_text=_end_of_text(text, vocab_size),
         **_transformers_stack(text, width=512, heads=8, mlp_width=2048),
     )
     preprocess = PreprocessConfig()
@@ -164,6 +185,23 @@ def from_transformers(
         text=text_config,
         preprocess=preprocess,
     )
+
+
+def _end_of_text(section: Mapping[str, Any], vocab_size: int) -> int | None:
+    """Return where a config of transformers reads the text feature; None for the highest id."""
+    token = section.get("eos_token_id", 49407)
+    if token in (None, LEGACY_EOS, vocab_size - 1):
+        return None
+    if isinstance(token, int) and token >= vocab_size:
+        if "eos_token_id" in section:
+            _LOG.warning(
+                "config.json: eos_token_id is %d, and there are %d tokens: texts are read at their "
+                "highest id",
+                token,
+                vocab_size,
+            )
+        return None
+    return token
 
 
 def _transformers_stack(
@@ -246,7 +284,7 @@ def from_shapes(
 
 def _resnet_from_shapes(weights: Mapping[str, Tensor], head_width: int) -> ResNetConfig:
     first, second, third, fourth = (
-        _count(weights, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)
+        count_parts(weights, f"visual.layer{stage}.") for stage in (1, 2, 3, 4)
     )
     return ResNetConfig(
         resolution=_resolution(weights["visual.attnpool.positional_embedding"], 32),
@@ -281,16 +319,11 @@ def _resolution(positions: Tensor, stride: int) -> tuple[int, int]:
     return side * stride, side * stride
 
 
-def _count(weights: Mapping[str, Tensor], prefix: str) -> int:
-    """Count the numbered parts below a prefix."""
-    return len({key[len(prefix) :].split(".")[0] for key in weights if key.startswith(prefix)})
-
-
 def _stack_from_shapes(weights: Mapping[str, Tensor], tower: str) -> dict[str, Any]:
     """Return width, layers and MLP ratio of a tower's transformer, by the fields of our configs."""
     blocks = f"{tower}.transformer.resblocks."
     mlp_width, width = weights[blocks + "0.mlp.c_fc.weight"].shape
-    return {"width": width, "layers": _count(weights, blocks), "mlp_ratio": mlp_width / width}
+    return {"width": width, "layers": count_parts(weights, blocks), "mlp_ratio": mlp_width / width}
 
 
 def differences(

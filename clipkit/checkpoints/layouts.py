@@ -95,6 +95,13 @@ NOT_PLAIN = {
 }
 
 
+# Where layers are numbered, and what they are the layers of.
+_DEPTHS = {
+    "image tower": "visual.transformer.resblocks.",
+    "text tower": "text.transformer.resblocks.",
+    **{f"stage {n} of the image tower": f"visual.layer{n}." for n in (1, 2, 3, 4)},
+}
+
 # The last rows of `NOT_PLAIN` are of one tower alone. Beside a whole CLIP such names are a head's.
 _ONE_TOWER = 2
 # Every name of a CLIP begins with one of these, in any layout. `logit_bias` tells another model.
@@ -258,7 +265,8 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     """
     missing = sorted(expected.keys() - found.keys())
     unexpected = sorted(found.keys() - expected.keys())
-    lines = [f"  - {key} {tuple(expected[key].shape)}" for key in missing]
+    lines = _describe_depths(expected, found)
+    lines += [f"  - {key} {tuple(expected[key].shape)}" for key in missing]
     lines += [f"  + {key} {tuple(found[key].shape)}" for key in unexpected]
     for key in sorted(expected.keys() & found.keys()):
         problem = _describe_weight(expected[key], found[key])
@@ -270,6 +278,21 @@ def describe_mismatch(expected: Mapping[str, Tensor], found: Mapping[str, Tensor
     if len(lines) > 20:
         shown.append(f"  ... and {len(lines) - 20} more")
     return "\n".join(["weights do not fit the model (- missing, + unexpected, ! wrong):", *shown])
+
+
+def count_parts(names: Iterable[str], prefix: str) -> int:
+    """Count the numbered parts below a prefix, such as the blocks of a tower."""
+    return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
+
+
+def _describe_depths(expected: Iterable[str], found: Iterable[str]) -> list[str]:
+    """Say where a tower has another number of layers, which explains all lines about them."""
+    lines: list[str] = []
+    for part, prefix in _DEPTHS.items():
+        has, needs = count_parts(found, prefix), count_parts(expected, prefix)
+        if has != needs and has and needs:
+            lines.append(f"  ! the {part} has {has} layers, the model {needs}")
+    return lines
 
 
 def _describe_weight(expected: Tensor, found: Tensor) -> str | None:

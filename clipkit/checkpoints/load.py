@@ -21,15 +21,14 @@ from clipkit.checkpoints import infer, layouts, registry
 from clipkit.checkpoints.resize import resize_positions
 from clipkit.checkpoints.source import Source, resolve
 from clipkit.checkpoints.unpickle import OPENAI_SCALARS
+from clipkit.checkpoints.vocabulary import check_tokenizer, read_tokenizer
 from clipkit.checkpoints.weights import read_run_config, read_weights
 from clipkit.config import Activation, CLIPConfig, ResNetConfig, ViTConfig
 from clipkit.errors import (
     CheckpointError,
     ConfigError,
-    CorruptCheckpointError,
     StateDictMismatchError,
 )
-from clipkit.files import read_text
 from clipkit.models.build import expected_weights
 from clipkit.tokenizer import Tokenizer
 
@@ -62,6 +61,7 @@ def load_checkpoint(
     activation: Activation | None = None,
     head_width: int | None = None,
     resolution: int | tuple[int, int] | None = None,
+    tokenizer: Tokenizer | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -81,6 +81,7 @@ def load_checkpoint(
         head_width: of the image tower, for weights without a config.
         resolution: (height, width) or one side in pixels. Position embeddings are resampled if it
             is not the checkpoint's own.
+        tokenizer: use this in place of the one beside the weights.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads are kept.
         token: for private and gated repositories.
@@ -107,7 +108,7 @@ def load_checkpoint(
         ignore_config=config is not None,
         needs_config=activation is None or head_width is None,
     )
-    stored = read_weights(source.weights)
+    stored = read_weights(source.weights, mapped=source.is_constant)
     try:
         weights = layouts.to_canonical(stored)
         stated = _stated_config(source, stored, weights, config, activation)
@@ -115,26 +116,13 @@ def load_checkpoint(
         _check_weights(decided, weights)
         if resolution is not None:
             decided, weights = _resize(decided, weights, resolution)
-        if not source.is_constant:
-            weights = _copy_mapped(weights, stored)
     except CheckpointError as error:
         raise type(error)(f"{source.weights}: {error}") from error
-    tokenizer = _read_tokenizer(source.merges, decided)
+    if tokenizer is None:
+        tokenizer = read_tokenizer(source.tokenizer, decided.text)
+    else:
+        check_tokenizer(tokenizer, decided.text)
     return Checkpoint(decided, weights, tokenizer, source.weights, source.preprocess)
-
-
-def _copy_mapped(weights: dict[str, Tensor], stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Copy the weights that still lie in the memory of those in the file.
-
-    The file's bytes go straight into the copies. What renaming has joined is a copy already.
-    """
-    in_file = {value.untyped_storage().data_ptr() for value in stored.values()}
-    return {
-        key: value.clone(memory_format=torch.contiguous_format)
-        if value.untyped_storage().data_ptr() in in_file
-        else value
-        for key, value in weights.items()
-    }
 
 
 def published_config(name: str, activation: Activation | None = None) -> CLIPConfig:
@@ -289,7 +277,7 @@ def _check_weights(config: CLIPConfig, weights: dict[str, Tensor]) -> None:
     expected = expected_weights(config)
     for key in expected.keys() - weights.keys():
         if key.endswith("num_batches_tracked"):
-            weights[key] = torch.tensor(0)
+            weights[key] = torch.tensor(0, device="cpu")
     if problem := layouts.describe_mismatch(expected, weights):
         raise StateDictMismatchError(problem)
 
@@ -317,21 +305,3 @@ def _resize(
         key = "visual.attnpool.positional_embedding"
     resized = resize_positions(weights[key], config.vision.grid, vision.grid)
     return replace(config, vision=vision), weights | {key: resized}
-
-
-def _read_tokenizer(merges: Path | None, config: CLIPConfig) -> Tokenizer | None:
-    """Read the tokenizer of a merge file beside the weights.
-
-    Returns None where there is no such file, or where its tokenizer is CLIP's own.
-    """
-    if merges is None:
-        return None
-    text = read_text(merges, error=CorruptCheckpointError)
-    tokenizer = Tokenizer(text.splitlines(), config.text.context_length)
-    if tokenizer.is_default:
-        return None
-    if tokenizer.vocab_size != config.text.vocab_size:
-        raise ConfigError(
-            f"{merges} makes {tokenizer.vocab_size} tokens, the model has {config.text.vocab_size}"
-        )
-    return tokenizer

@@ -18,6 +18,17 @@ from clipkit.errors import CorruptCheckpointError, UnsupportedCheckpointError
 
 _LOG = logging.getLogger("clipkit")
 
+# Training loops put the weights here: Lightning and open_clip first, then the usual names of
+# hand-written loops.
+_WRAPPERS = ("state_dict", "model_state_dict", "model")
+# DistributedDataParallel, torch.compile and Lightning wrap a module and so prefix all its names.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
+# Training loops store these beside the weights.
+_BOOKKEEPING = frozenset(
+    "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name "
+    "optimizer optimizer_state_dict optimizer_states scaler scheduler step".split()
+)
+
 # The names by which both towers are found, in OpenAI's names or in transformers'.
 _IMAGE = ("visual.conv1.weight", "vision_model.embeddings.patch_embedding.weight")
 _TEXT = (
@@ -40,7 +51,7 @@ def find_clip(content: object) -> dict[str, Tensor] | None:
     and a line of the log "clipkit" says so.
 
     Args:
-        content: nested dicts of tensors and anything else. It is not changed.
+        content: nested dicts and lists of tensors and anything else. It is not changed.
 
     Returns:
         Tensors that share memory with those given and need no gradient; None if nothing in the
@@ -57,9 +68,9 @@ def find_clip(content: object) -> dict[str, Tensor] | None:
         >>> sorted(find_clip(saved))
         ['token_embedding.weight', 'visual.conv1.weight']
     """
-    if not isinstance(content, dict):
+    if not isinstance(content, dict | list | tuple):
         return None
-    outer = cast("dict[Any, Any]", content)
+    outer = cast("dict[Any, Any] | list[Any] | tuple[Any, ...]", content)
     tensors = dict(_tensors(outer))
     prefixes = _prefixes(tensors)
     if not prefixes:
@@ -82,8 +93,8 @@ def entries_of(mapping: object) -> list[tuple[Any, Any]]:
     return list(plain.items(mapping))
 
 
-def _tensors(outer: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
-    """Yield the tensors in nested dicts, in their order, by names joined with dots."""
+def _tensors(outer: object) -> Iterator[tuple[str, Tensor]]:
+    """Yield the tensors in nested dicts and lists, in their order, by names joined with dots."""
     entries = 0
     pending: list[tuple[str, int, object]] = [("", 0, outer)]
     while pending:
@@ -93,12 +104,19 @@ def _tensors(outer: dict[Any, Any]) -> Iterator[tuple[str, Tensor]]:
             raise CorruptCheckpointError("nests without end")
         if isinstance(value, Tensor):
             yield name, value
-        elif isinstance(value, dict):
+        else:
             pending += [
                 (f"{name}.{key}" if name else str(key), depth + 1, inner)
-                for key, inner in reversed(entries_of(cast("object", value)))
-                if isinstance(key, str | int) and isinstance(inner, Tensor | dict)
+                for key, inner in reversed(_children(value))
+                if isinstance(key, str | int) and isinstance(inner, Tensor | dict | list | tuple)
             ]
+
+
+def _children(value: object) -> list[tuple[Any, Any]]:
+    """Return what lies in a dict by its keys, or in a list by its positions."""
+    if isinstance(value, dict):
+        return entries_of(cast("object", value))
+    return list(enumerate(cast("list[Any]", value)))
 
 
 def _prefixes(names: dict[str, Tensor]) -> list[str]:
@@ -113,9 +131,13 @@ def _prefixes(names: dict[str, Tensor]) -> list[str]:
     return found
 
 
-def _choose(prefixes: list[str], tensors: dict[str, Tensor], outer: dict[Any, Any]) -> str:
+def _choose(
+    prefixes: list[str],
+    tensors: dict[str, Tensor],
+    outer: dict[Any, Any] | list[Any] | tuple[Any, ...],
+) -> str:
     """Return the prefix to take. Raise `UnsupportedCheckpointError` if several CLIPs differ."""
-    if outer.keys() >= _OWN_TRAINING:
+    if isinstance(outer, dict) and outer.keys() >= _OWN_TRAINING:
         averages = [prefix for prefix in prefixes if prefix.startswith("average.")]
         prefixes = averages or prefixes
     first = prefixes[0]
@@ -155,3 +177,64 @@ def _report(prefix: str, left: list[str]) -> None:
             ", ".join(left[:5]),
             more,
         )
+
+
+def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
+    """Find the state dict in what a training loop saved; the argument is never changed.
+
+    A whole CLIP is found wherever it lies (see `find_clip`). Other weights may lie under
+    "state_dict", "model_state_dict" or "model" (also nested), and lose the prefixes that all names
+    share.
+
+    Returns:
+        The tensors by name. They share memory with those given and require no gradient.
+
+    Raises:
+        CorruptCheckpointError: if there are no tensors, or entries that are neither tensors nor
+            known bookkeeping such as "epoch".
+
+    Example:
+        >>> import torch
+        >>> list(unwrap_state_dict({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}))
+        ['a']
+    """
+    clip = find_clip(obj)
+    if clip is not None:
+        return clip
+    found = _unwrap(obj)
+    if not isinstance(found, dict):
+        raise CorruptCheckpointError(
+            f"holds a {type(found).__name__}, not a state dict of named tensors"
+        )
+    state: dict[str, Tensor] = {}
+    for name, value in entries_of(cast("object", found)):
+        if name in _BOOKKEEPING:
+            continue
+        if not isinstance(name, str) or not isinstance(value, Tensor):
+            raise CorruptCheckpointError(
+                f"has an entry {name!r} that is a {type(value).__name__}, not a tensor"
+            )
+        state[name] = value.detach()
+    if not state:
+        raise CorruptCheckpointError("holds no tensors")
+    return _without_prefixes(state)
+
+
+def _unwrap(obj: object) -> object:
+    """Return the innermost mapping under the names that training loops give to the weights."""
+    for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
+        if not isinstance(obj, dict):
+            return obj
+        wrapper = cast("dict[Any, Any]", obj)
+        inner = (wrapper[key] for key in _WRAPPERS if isinstance(dict.get(wrapper, key), dict))
+        obj = next(inner, wrapper)
+    return obj
+
+
+def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Remove the known prefixes that all names share, however many are nested."""
+    while True:
+        shared = [p for p in _PREFIXES if all(name.startswith(p) for name in state)]
+        if not shared:
+            return state
+        state = {name.removeprefix(shared[0]): value for name, value in state.items()}

@@ -10,7 +10,14 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints import describe, layouts
-from clipkit.checkpoints.documents import CONFIG, MERGES, OPEN_CLIP_CONFIG
+from clipkit.checkpoints.documents import (
+    ADDED_TOKENS,
+    CONFIG,
+    MERGES,
+    OPEN_CLIP_CONFIG,
+    SETTINGS,
+    TOKENIZER,
+)
 from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
@@ -76,7 +83,9 @@ def save_checkpoint(
     cast = dict(weights)
     if dtype is not None:
         cast = {key: cast_weight(key, value, dtype) for key, value in weights.items()}
-    with replacing_folder(folder, owned=[MERGES]) as fresh:
+    # A tokenizer that transformers saved there before would overrule the one that is written.
+    others = [TOKENIZER, ADDED_TOKENS, *SETTINGS] if layout == "transformers" else []
+    with replacing_folder(folder, owned=[MERGES, *others]) as fresh:
         write_weights(layouts.from_canonical(cast, names), fresh / weight_file)
         for name, text in texts.items():
             (fresh / name).write_text(text + "\n", "utf-8")
@@ -107,6 +116,9 @@ def _texts(
         documents[main]["preprocess"] = preprocess
     if tokenizer is not None:
         documents[main]["tokenizer"] = MERGES
+        if tokenizer.added_tokens and layout != "transformers":
+            documents[main]["added_tokens"] = dict(tokenizer.added_tokens)
+            documents[main]["exact_tokens"] = sorted(tokenizer.exact_tokens)
     texts = {name: json.dumps(values, indent=2) for name, values in documents.items()}
     # transformers' tokenizer cannot do without the merges, CLIP's own included.
     if tokenizer is not None or layout == "transformers":

@@ -16,11 +16,17 @@ from clipkit.checkpoints.documents import (
     Stated,
     read_documents,
 )
+from clipkit.checkpoints.formats import describe_others
+from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.checkpoints.weights import shard_names
 from clipkit.config import CLIPConfig
 from clipkit.errors import (
+    CheckpointError,
     CheckpointNotFoundError,
+    ConfigError,
     DownloadError,
+    OutputError,
+    UnknownModelError,
     UnsupportedCheckpointError,
 )
 from clipkit.files import settle
@@ -39,6 +45,7 @@ TRANSFORMERS = ("model.safetensors", "pytorch_model.bin", *SHARDS)
 LAYOUTS = {OPEN_CLIP_CONFIG: OPEN_CLIP, CONFIG: TRANSFORMERS}
 WEIGHT_FILES = OPEN_CLIP + TRANSFORMERS
 SUFFIXES = (".safetensors", ".bin", ".pt", ".pth")
+RUN_MODEL = "model"  # the folder of the model in that of a run of `clipkit train` that has ended
 
 _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
@@ -50,7 +57,7 @@ class Source:
     Attributes:
         weights: the weight file.
         config: the config that the JSON beside it states.
-        merges: the merge table of a tokenizer that belongs to the weights.
+        tokenizer: the files of a tokenizer that belongs to the weights.
         row: the registry's row of a published model.
         preprocess: what clipkit's own layout says of a preprocessing beside the config.
         is_constant: whether nothing rewrites the weight file in place. That holds for the hub's
@@ -59,7 +66,7 @@ class Source:
 
     weights: Path
     config: CLIPConfig | None = None
-    merges: Path | None = None
+    tokenizer: TokenizerFiles = TokenizerFiles()
     row: registry.Model | None = None
     preprocess: dict[str, Any] | None = None
     is_constant: bool = False
@@ -101,6 +108,7 @@ def resolve(
         UnsupportedCheckpointError, ConfigError, CorruptCheckpointError: if the JSON is of another
             model, contradictory or damaged.
     """
+    _check_arguments(name, revision, cache_dir, token)
     local = _find_local(name, ignore_config)
     if local is not None:
         return local
@@ -118,14 +126,32 @@ def resolve(
         token=token,
         local_files_only=local_files_only,
     )
+    failure: DownloadError | CheckpointNotFoundError
     try:
         return _on_hub(find, row, ignore_config, needs_config and not ignore_config)
     except (DownloadError, CheckpointNotFoundError) as error:
-        if row is None:
-            raise type(error)(f"{error}\n{_no_local(spelled)}") from error
-        if row.openai is None or revision is not None:
-            raise
-        return _from_openai(row, row.openai, error, cache, local_files_only)
+        failure = error
+    # From here on there is no exception in flight: one error says it all, and drags none along.
+    if row is None:
+        raise type(failure)(f"{failure}\n{_no_local(spelled)}")
+    if row.openai is None or revision is not None:
+        raise failure from None
+    return _from_openai(row, row.openai, failure, cache, local_files_only)
+
+
+def _check_arguments(name: object, revision: object, cache_dir: object, token: object) -> None:
+    """Raise an error for arguments of a wrong type, before anything is looked for."""
+    if not isinstance(name, str | os.PathLike) or isinstance(os.fspath(name), bytes):
+        raise UnknownModelError(
+            f"a model is named by a string or a path, not {type(name).__name__} {name!r:.60}: "
+            "`clipkit.list_models()` has the published names"
+        )
+    if not isinstance(revision, str | None):
+        raise ConfigError(f"revision must be a branch, tag or commit, not {revision!r:.60}")
+    if not isinstance(cache_dir, str | os.PathLike | None):
+        raise ConfigError(f"cache_dir must be the path of a folder, not {cache_dir!r:.60}")
+    if not isinstance(token, str | bool | None):
+        raise ConfigError(f"token must be a string or a bool, not a {type(token).__name__}")
 
 
 def _find_local(name: str | os.PathLike[str], ignore_config: bool) -> Source | None:
@@ -138,13 +164,18 @@ def _find_local(name: str | os.PathLike[str], ignore_config: bool) -> Source | N
     spelled = os.fspath(name)
     try:
         path = Path(spelled).expanduser()
+        # A save that was killed in one of these folders may have files left to move.
+        for folder in (path.parent, path, path / RUN_MODEL):
+            settle(folder)
         exists = spelled != "" and path.exists()  # Path("") would be the current folder
+    except OutputError:
+        raise
     except (OSError, RuntimeError, ValueError) as error:
         # The name is too long, holds a null byte, or names the home of nobody.
         raise registry.unknown(spelled) from error
     if exists and not path.is_dir():
         return _at_file(path, ignore_config)
-    if exists and (_is_spelled_as_path(name) or not _means_a_model(spelled) or _weight_files(path)):
+    if exists and (_is_spelled_as_path(name) or not _means_a_model(spelled) or _holds_model(path)):
         return _in_folder(path, ignore_config)
     if _is_spelled_as_path(name):
         raise CheckpointNotFoundError(f"there is no file or folder {spelled!r}")
@@ -168,9 +199,21 @@ def _means_a_model(name: str) -> bool:
 
 def _weight_files(folder: Path) -> list[Path]:
     """Return the files in a folder that may hold weights, those of known names first."""
-    known = [folder / name for name in WEIGHT_FILES if (folder / name).exists()]
-    others = sorted(path for path in folder.iterdir() if path.suffix in SUFFIXES)
-    return known + [path for path in others if path not in known]
+    try:
+        files = sorted(path for path in folder.iterdir() if not path.is_dir())
+    except OSError as error:
+        raise CheckpointError(
+            f"the folder {folder} cannot be listed ({error.strerror}): give yourself the "
+            "permission to read it, or pass the path of a copy"
+        ) from error
+    known = [folder / name for name in WEIGHT_FILES if folder / name in files]
+    return known + [path for path in files if path.suffix in SUFFIXES and path not in known]
+
+
+def _holds_model(folder: Path) -> bool:
+    """Return whether a folder, or the model of a run in it, has a weight file."""
+    run_model = folder / RUN_MODEL
+    return bool(_weight_files(folder) or (run_model.is_dir() and _weight_files(run_model)))
 
 
 def _no_local(name: str) -> str:
@@ -234,24 +277,23 @@ def _from_openai(
     try:
         path = hub.fetch_url(address, digest, cache_dir, local_files_only=local_files_only)
     except DownloadError as error:
-        raise DownloadError(f"{failure}\nOpenAI's own archive was tried too: {error}") from error
-    return Source(path, row=row, is_constant=True)
+        reasons = f"{failure}\nOpenAI's own archive was tried too: {error}"
+    else:
+        return Source(path, row=row, is_constant=True)
+    raise DownloadError(reasons)
 
 
 def _in_folder(folder: Path, ignore_config: bool) -> Source:
     """Take the first weight file of a known name in a folder, or else the only one."""
-    settle(folder)
     files = _weight_files(folder)
     if files and files[0].name in WEIGHT_FILES:
         _refuse_adapters(folder)
         return _at_file(files[0], ignore_config)
-    if any((folder / "model" / name).exists() for name in WEIGHT_FILES):
-        return _in_folder(
-            folder / "model", ignore_config
-        )  # a run of `clipkit train` that has ended
+    if any((folder / RUN_MODEL / name).exists() for name in WEIGHT_FILES):
+        return _in_folder(folder / RUN_MODEL, ignore_config)
     _refuse_adapters(folder)
     if len(files) != 1:
-        held = ", ".join(path.name for path in files) or "no weight file"
+        held = ", ".join(path.name for path in files) or f"no weight file{describe_others(folder)}"
         raise CheckpointNotFoundError(
             f"the folder {folder} holds {held}: expected one of {', '.join(WEIGHT_FILES)}. "
             "Pass the path of a file"
@@ -289,7 +331,7 @@ def _at_file(path: Path, ignore_config: bool) -> Source:
 
 
 def _source(weights: Path, stated: Stated, row: registry.Model | None = None) -> Source:
-    return Source(weights, stated.config, stated.merges, row, stated.preprocess)
+    return Source(weights, stated.config, stated.tokenizer, row, stated.preprocess)
 
 
 def _find_in(folder: Path, names: Sequence[str]) -> Path:

@@ -263,7 +263,7 @@ def read_torchscript(
             if isinstance(node, _TensorSpec):
                 yield name, _build_tensor(node, file, records, whole)
             elif name in OPENAI_SCALARS and isinstance(node, int):
-                yield name, torch.tensor(node)
+                yield name, torch.tensor(node, device="cpu")
             elif isinstance(node, _Inert) and isinstance(node.state, dict):
                 state = cast("dict[Any, Any]", node.state)
                 pending += [
@@ -305,4 +305,6 @@ def _build_tensor(
     ):
         raise ValueError(f"a tensor of shape {spec.size} reaches beyond its record data/{key}")
     record = whole[start : start + length]
-    return torch.empty(0, dtype=dtype).set_(record, spec.offset, spec.size, spec.stride)
+    return torch.empty(0, dtype=dtype, device="cpu").set_(
+        record, spec.offset, spec.size, spec.stride
+    )

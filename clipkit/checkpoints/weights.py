@@ -2,15 +2,16 @@
 
 `read_weights` tells the format from the bytes, never from the file's name:
 
-    safetensors                     memory-mapped
-    torch.save, zip                 memory-mapped, through torch's weights-only unpickler
-    torch.save before torch 1.6     read into memory, through torch's weights-only unpickler
-    TorchScript archive             memory-mapped; see `read_torchscript`
+    safetensors
+    torch.save, zip                 through torch's weights-only unpickler
+    torch.save before torch 1.6     the same
+    TorchScript archive             see `read_torchscript`
     *.safetensors.index.json        the shards of a transformers checkpoint, each one of the above
 
-Mapped tensors are read from disk when they are touched. Writing to them changes neither the file
-nor other readers. The file must not be overwritten in place while they live. `write_weights`
-replaces it instead, so a checkpoint may be saved over the file that it was loaded from.
+The tensors are copies in memory, so whatever happens to the file later changes none of them. With
+`mapped=True` they stay in the file, and are read from disk when they are touched. Writing to them
+then changes neither the file nor other readers, but the file must not be overwritten in place while
+they live. (`write_weights` replaces it instead.)
 """
 
 import errno
@@ -24,13 +25,15 @@ import stat
 import sys
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, BinaryIO, cast
+from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
 
-from clipkit.checkpoints.nesting import entries_of, find_clip
+from clipkit.checkpoints.formats import refuse_other_formats, refuse_zip
+from clipkit.checkpoints.nesting import unwrap_state_dict
 from clipkit.checkpoints.unpickle import (
     MAX_PICKLE,
     NUMPY_GLOBALS,
@@ -39,56 +42,21 @@ from clipkit.checkpoints.unpickle import (
     refuse_unsafe,
     tensor_specs,
 )
-from clipkit.errors import (
-    CheckpointError,
-    CheckpointNotFoundError,
-    CorruptCheckpointError,
-    UnsupportedCheckpointError,
-)
+from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
 
-# Training loops put the weights here: Lightning and open_clip first, then the usual names of
-# hand-written loops.
-_WRAPPERS = ("state_dict", "model_state_dict", "model")
-# DistributedDataParallel, torch.compile and Lightning wrap a module and so prefix all its names.
-_PREFIXES = ("module.", "_orig_mod.", "model.")
-# Training loops store these beside the weights.
-_BOOKKEEPING = frozenset(
-    "args best_acc config epoch global_step hyper_parameters iteration loss lr_scheduler name "
-    "optimizer optimizer_state_dict optimizer_states scaler scheduler step".split()
-)
-
-# Sound files of other formats, told by the bytes at their beginning, from this position on.
-_OTHER_FORMATS = {
-    b"GGUF": (0, "a GGUF file of llama.cpp and its kin"),
-    b"ggml": (0, "a GGML file"),
-    b"lmgg": (0, "a GGML file"),
-    b"\x89HDF\r\n\x1a\n": (0, "an HDF5 file, as Keras writes"),
-    b"TFL3": (4, "a TensorFlow Lite model"),
-    b"\x93NUMPY": (0, "a NumPy array"),
-    b"\x1f\x8b": (0, "compressed with gzip"),
-    b"ustar": (257, "a tar archive"),
-    b"7z\xbc\xaf\x27\x1c": (0, "a 7z archive"),
-    b"\xfd7zXZ\x00": (0, "compressed with xz"),
-    b"\x28\xb5\x2f\xfd": (0, "compressed with zstandard"),
-}
-# These formats have no such bytes.
-_OTHER_SUFFIXES = {
-    ".onnx": "an ONNX graph",
-    ".msgpack": "a Flax checkpoint",
-    ".keras": "a Keras model",
-    ".npz": "an archive of NumPy arrays",
-    ".pt2": "an exported program",
-}
-_OTHER_FORMAT = (
-    "clipkit reads safetensors and what torch.save writes: unpack it, or load it with the program "
-    "that it is for and save the state_dict() of the torch model"
-)
+# Threads that read the tensors of one file.
+_READERS = 2
 
 
-def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
+def read_weights(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[str, Tensor]:
     """Read the tensors of a weight file.
 
     Wrappers and prefixes of training loops are removed (see `unwrap_state_dict`).
+
+    Args:
+        path: the file.
+        mapped: leave the tensors in the file where its format allows it. For files that nobody
+            overwrites in place.
 
     Returns:
         The tensors by name, on the CPU, in the dtypes that the file holds.
@@ -110,6 +78,8 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
         raise CheckpointNotFoundError(f"{path} is a folder; name the weight file in it")
     head = _read_head(path)
     kind, read = _recognize(path, head)
+    if read is _map_safetensors and not mapped:
+        read = _read_safetensors
     try:
         content = read(path)
     except (CheckpointError, MemoryError):
@@ -122,9 +92,32 @@ def read_weights(path: str | os.PathLike[str]) -> dict[str, Tensor]:
             path, f"cannot be read as {kind} ({type(error).__name__}: {error})"
         ) from error
     try:
-        return unwrap_state_dict(content)
+        state = unwrap_state_dict(content)
     except CorruptCheckpointError as error:
         raise _corrupt(path, str(error), "Save the model's state_dict() alone.") from error
+    if read in (_map_zip, _map_shards) and not mapped:
+        return _copy(state)  # and not the rest of the file, such as an optimizer's state
+    return state
+
+
+def _copy(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """Copy the memory that tensors lie in. Those that share it still do.
+
+    So the copies take no more memory than the file, however many tensors it makes of its bytes.
+    """
+    copies: dict[str, Tensor] = {}
+    storages: dict[int, torch.UntypedStorage] = {}
+    for name, value in state.items():
+        if value.layout != torch.strided or value.is_quantized or value.is_meta:
+            copies[name] = value  # no weight of a CLIP, as is told later
+            continue
+        storage = value.untyped_storage()
+        if storage.data_ptr() not in storages:
+            storages[storage.data_ptr()] = storage.clone()
+        copies[name] = torch.empty(0, dtype=value.dtype, device="cpu").set_(
+            storages[storage.data_ptr()], value.storage_offset(), value.shape, value.stride()
+        )
+    return copies
 
 
 def read_run_config(path: Path) -> dict[str, Any] | None:
@@ -133,7 +126,7 @@ def read_run_config(path: Path) -> dict[str, Any] | None:
         if file.read(4) != b"PK\x03\x04":
             return None
     try:
-        return dict(_read_zip(path)["identity"][0])
+        return dict(_map_zip(path)["identity"][0])
     except (LookupError, TypeError, ValueError):
         return None
 
@@ -150,67 +143,6 @@ def _read_head(path: Path) -> bytes:
             f"{path} cannot be read ({error.strerror or error}): give yourself the permission to "
             "read it, or pass the path of a copy"
         ) from error
-
-
-def unwrap_state_dict(obj: object) -> dict[str, Tensor]:
-    """Find the state dict in what a training loop saved; the argument is never changed.
-
-    A whole CLIP is found wherever it lies (see `nesting.find_clip`). Other weights may lie under
-    "state_dict", "model_state_dict" or "model" (also nested), and lose the prefixes that all names
-    share.
-
-    Returns:
-        The tensors by name. They share memory with those given and require no gradient.
-
-    Raises:
-        CorruptCheckpointError: if there are no tensors, or entries that are neither tensors nor
-            known bookkeeping such as "epoch".
-
-    Example:
-        >>> import torch
-        >>> list(unwrap_state_dict({"state_dict": {"module.a": torch.ones(2)}, "epoch": 3}))
-        ['a']
-    """
-    clip = find_clip(obj)
-    if clip is not None:
-        return clip
-    found = _unwrap(obj)
-    if not isinstance(found, dict):
-        raise CorruptCheckpointError(
-            f"holds a {type(found).__name__}, not a state dict of named tensors"
-        )
-    state: dict[str, Tensor] = {}
-    for name, value in entries_of(cast("object", found)):
-        if name in _BOOKKEEPING:
-            continue
-        if not isinstance(name, str) or not isinstance(value, Tensor):
-            raise CorruptCheckpointError(
-                f"has an entry {name!r} that is a {type(value).__name__}, not a tensor"
-            )
-        state[name] = value.detach()
-    if not state:
-        raise CorruptCheckpointError("holds no tensors")
-    return _without_prefixes(state)
-
-
-def _unwrap(obj: object) -> object:
-    """Return the innermost mapping under the names that training loops give to the weights."""
-    for _ in range(4):  # deeper than training loops nest; a pickled dict may also contain itself
-        if not isinstance(obj, dict):
-            return obj
-        wrapper = cast("dict[Any, Any]", obj)
-        inner = (wrapper[key] for key in _WRAPPERS if isinstance(dict.get(wrapper, key), dict))
-        obj = next(inner, wrapper)
-    return obj
-
-
-def _without_prefixes(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Remove the known prefixes that all names share, however many are nested."""
-    while True:
-        shared = [p for p in _PREFIXES if all(name.startswith(p) for name in state)]
-        if not shared:
-            return state
-        state = {name.removeprefix(shared[0]): value for name, value in state.items()}
 
 
 def shard_names(index: str | os.PathLike[str]) -> list[str]:
@@ -257,46 +189,84 @@ def _recognize(path: Path, head: bytes) -> tuple[str, Callable[[Path], Any]]:
         raise _corrupt(
             path, "is a git-lfs pointer, not the weights", "Fetch them with `git lfs pull`."
         )
-    for magic, (start, name) in _OTHER_FORMATS.items():
-        if head[start : start + len(magic)] == magic:
-            raise UnsupportedCheckpointError(f"{path} is {name}. {_OTHER_FORMAT}")
-    if path.suffix.lower() in _OTHER_SUFFIXES:
-        raise UnsupportedCheckpointError(
-            f"{path} is {_OTHER_SUFFIXES[path.suffix.lower()]}, by its name. {_OTHER_FORMAT}"
-        )
+    refuse_other_formats(path, head)
     if head.lstrip()[:1] == b"<":
         raise _corrupt(path, "is a web page, not a checkpoint: the address or the access was wrong")
     if head.startswith(b"PK\x03\x04"):
-        return "a torch archive", _read_zip
+        return "a torch archive", _map_zip
     # A safetensors file starts with its header's length, and among those eight bytes are zeros.
     if head.startswith(b"{") and 0 not in head[:8]:
-        return "an index of shards", _read_shards
+        return "an index of shards", _map_shards
     if head[8:9] == b"{":
-        return "safetensors", _read_safetensors
+        return "safetensors", _map_safetensors
     return "a torch pickle", _read_legacy
 
 
-def _read_safetensors(path: Path) -> dict[str, Tensor]:
+def _map_safetensors(path: Path) -> dict[str, Tensor]:
     import safetensors.torch
 
     return safetensors.torch.load_file(path)
 
 
-def _read_shards(path: Path) -> dict[str, Tensor]:
-    """Read the shards that an index lists, and join them."""
+def _read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Read the tensors of a file straight into memory.
+
+    Copies of a map would take the double for a while, and as much time again as the map's pages
+    need. Two threads are as fast as memory is filled at all.
+    """
+    mapped = _map_safetensors(path)  # nothing is touched, but the header is checked
+    begins = _begins(path)
+    copies = {name: torch.empty_like(value) for name, value in mapped.items()}
+
+    def fill(name: str) -> None:
+        if copies[name].numel() == 0:
+            return
+        content = memoryview(copies[name].reshape(-1).view(torch.uint8).numpy())
+        with path.open("rb", buffering=0) as file:
+            file.seek(begins[name])
+            done = 0
+            while done < len(content):
+                count = file.readinto(content[done:])
+                if not count:
+                    raise ValueError("it became shorter while it was read")
+                done += count
+
+    with ThreadPoolExecutor(_READERS) as pool:
+        for _ in pool.map(fill, copies):
+            pass  # or its error would be lost
+    return copies
+
+
+def _begins(path: Path) -> dict[str, int]:
+    """Return where the bytes of each tensor of a sound safetensors file begin.
+
+    The format is a length of eight bytes, that much JSON, and then the tensors.
+    """
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header: dict[str, Any] = json.loads(file.read(length))
+    return {
+        name: 8 + length + about["data_offsets"][0]
+        for name, about in header.items()
+        if name != "__metadata__"
+    }
+
+
+def _map_shards(path: Path) -> dict[str, Tensor]:
+    """Map the shards that an index lists, and join them."""
     tensors: dict[str, Tensor] = {}
     for name in shard_names(path):
         if not (path.parent / name).exists():
             raise CheckpointNotFoundError(f"{path} lists the shard {name}, which is not beside it")
-        shard = read_weights(path.parent / name)
+        shard = read_weights(path.parent / name, mapped=True)
         if twice := tensors.keys() & shard.keys():
             raise ValueError(f"{sorted(twice)[0]} is in more than one shard")
         tensors |= shard
     return tensors
 
 
-def _read_zip(path: Path) -> Any:
-    """Read a zip file by torch.save, or a TorchScript archive, which has `constants.pkl` too."""
+def _map_zip(path: Path) -> Any:
+    """Map a zip file by torch.save, or a TorchScript archive, which has `constants.pkl` too."""
     with zipfile.ZipFile(path) as archive:
         _refuse_odd_members(archive, path)
         pickle_name = _pickle_name(archive)
@@ -346,6 +316,8 @@ def _pickle_name(archive: zipfile.ZipFile) -> str:
     pickles = [
         name for name in archive.namelist() if name.count("/") == 1 and name.endswith("/data.pkl")
     ]
+    if not pickles and not any(name.lower().endswith("data.pkl") for name in archive.namelist()):
+        refuse_zip(Path(str(archive.filename)))
     if len(pickles) != 1:
         raise ValueError(f"a zip file with {len(pickles)} data.pkl, where one belongs")
     return pickles[0]
@@ -366,11 +338,15 @@ def _records_below(archive: zipfile.ZipFile, folder: str) -> dict[str, zipfile.Z
 
 
 def _read_legacy(path: Path) -> Any:
-    """Read a file that torch.save wrote before torch 1.6."""
+    """Read a file that torch.save wrote before torch 1.6. Such a file cannot be mapped."""
     with path.open("rb") as file:
         if file.peek(1)[:1] != b"\x80":  # opens every pickle that torch writes
             refuse_unsafe(file, path)
-            raise ValueError("neither safetensors nor anything that torch.save writes")
+            raise _corrupt(
+                path,
+                "is neither safetensors nor anything that torch.save writes",
+                "Pass the path of a weight file. If it should be one, download or copy it again.",
+            )
         return _torch_load(path, file, mmap=False)
 
 

@@ -1,7 +1,10 @@
 """Read image files as upright PIL images with 8 bits per channel."""
 
+import functools
 import io
+import logging
 import os
+import stat
 from typing import IO, TYPE_CHECKING
 
 import numpy as np
@@ -10,6 +13,8 @@ from clipkit.errors import ImageError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+_LOG = logging.getLogger("clipkit")
 
 # What Pillow opens and is no raster image: EPS would start Ghostscript, the others need a program
 # beside Pillow or hold no pixels. A file of any other name could be one of them.
@@ -30,6 +35,8 @@ _EXIF_TURNS = {
 
 # These modes hold transparency, or may hold it.
 _TRANSPARENT_MODES = {"P", "PA", "LA", "La", "RGBA", "RGBa"}
+_LIMIT = "PIL.Image.MAX_IMAGE_PIXELS"
+_ROWS = 256  # of an image that are scaled at a time, to need little memory beside it
 
 
 def raster_formats() -> list[str]:
@@ -88,6 +95,8 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)
+        if isinstance(image, str | os.PathLike):
+            _check_file(image)
         file: str | os.PathLike[str] | IO[bytes] = (
             io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
         )
@@ -102,16 +111,36 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
         raise ImageError(
             f"cannot find {_describe(image)}. Check its spelling and the working directory"
         ) from error
-    except Image.DecompressionBombError as error:
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{_describe(image)} is larger than Pillow opens by default: {error}. If you trust it, "
-            "set PIL.Image.MAX_IMAGE_PIXELS to its number of pixels"
+            f"set {_LIMIT} to its number of pixels"
         ) from error
     except Exception as error:  # decoders raise nearly anything on broken bytes
         raise ImageError(
-            f"cannot read {_describe(image)}: {error}. Is it complete, and of a type that Pillow "
-            "reads?"
+            f"cannot read {_describe(image)}: {_reason(error)}. Is it complete, and of a type that "
+            "Pillow reads?"
         ) from error
+
+
+def _check_file(path: str | os.PathLike[str]) -> None:
+    """Raise `ImageError` for what is no regular file: to open a pipe may take for ever."""
+    mode = os.stat(path).st_mode
+    if stat.S_ISDIR(mode):
+        raise ImageError("it is a folder, which stands by itself and not in a list")
+    if not stat.S_ISREG(mode):
+        raise ImageError("it is no regular file: read it, and pass its bytes")
+
+
+def _reason(error: Exception) -> str:
+    """Return what an error says, without the path that the message has already."""
+    from PIL import UnidentifiedImageError
+
+    if isinstance(error, UnidentifiedImageError):
+        return "cannot identify image file"
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    return str(error) or type(error).__name__
 
 
 def _describe(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> str:
@@ -135,6 +164,8 @@ def _eight_bit(image: "Image") -> "Image":
     if 0 in image.size:
         raise ImageError("it has no pixels")
     image.load()
+    # What is made of an image has no format. That tells images of files from others.
+    file = None if image.format is None else getattr(image, "filename", "")
     image = _upright(image)
     if image.mode == "F":
         raise ImageError(
@@ -142,7 +173,7 @@ def _eight_bit(image: "Image") -> "Image":
             "PIL.Image.fromarray(array.astype('uint8')), or pass a float tensor (3, h, w) in 0-1"
         )
     if image.mode == "I" or image.mode.startswith("I;16"):
-        return _scale_16_bit_gray(image)
+        return _scale_16_bit_gray(image, file)
     if image.mode in _TRANSPARENT_MODES or "transparency" in image.info:
         return _lay_over_white(image)
     if image.mode in ("L", "RGB", "CMYK"):
@@ -150,29 +181,68 @@ def _eight_bit(image: "Image") -> "Image":
     return image.convert("L" if image.mode == "1" else "RGB")
 
 
-def _scale_16_bit_gray(image: "Image") -> "Image":
-    """Return 16-bit gray in mode L. PIL's own conversion would clip nearly all of it to white."""
+def _scale_16_bit_gray(image: "Image", file: str | None) -> "Image":
+    """Return 16-bit gray in mode L. PIL's own conversion would clip nearly all of it to white.
+
+    Args:
+        image: in mode I or I;16.
+        file: the name of its file, "" if it has none; None for an image that a program made.
+    """
     from PIL import Image
 
-    levels = np.asarray(image).astype(np.int32)
-    if image.format is None and levels.size and 0 <= levels.min() and levels.max() <= 255:
+    _refuse_large(image)
+    levels = np.asarray(image)
+    low, high = int(levels.min()), int(levels.max())
+    if file is None and low >= 0 and high <= 255:
         return Image.fromarray(levels.astype(np.uint8))  # 8-bit gray in an array of integers
-    if levels.min() < 0 or levels.max() > 65535:
+    if low < 0 or high > 65535:
         raise ImageError(
-            f"its integers run from {levels.min()} to {levels.max()}, but 16-bit gray is 0-65535. "
-            "Scale them first"
+            f"its integers run from {low} to {high}, but 16-bit gray is 0-65535. Scale them first"
         )
-    # 65535 is 255 x 257, so adding half of 257 first rounds to the nearest level.
-    return Image.fromarray(((levels + 128) // 257).astype(np.uint8))
+    if 0 < high < 1 << 12:
+        _tell_of_dark_file(file or f"of size {image.size}", high)
+    scaled = np.empty(levels.shape, np.uint8)
+    for start in range(0, len(levels), _ROWS):
+        rows = levels[start : start + _ROWS].astype(np.int32)
+        # 65535 is 255 x 257, so adding half of 257 first rounds to the nearest level.
+        scaled[start : start + _ROWS] = (rows + 128) // 257
+    return Image.fromarray(scaled)
+
+
+@functools.lru_cache(maxsize=4096)  # once for each file
+def _tell_of_dark_file(name: str, high: int) -> None:
+    """Say in the log that an image of 16 bits is dark, as one of 8 or 12 bits in 16 would be."""
+    bits = 8 if high < 1 << 8 else 12
+    _LOG.warning(
+        "the 16-bit image %s has no value above %d and is read as nearly black. If its white is "
+        "%d, multiply it first: Image.fromarray(numpy.asarray(image) * %d)",
+        name,
+        high,
+        (1 << bits) - 1,
+        65535 // ((1 << bits) - 1),
+    )
+
+
+def _refuse_large(image: "Image") -> None:
+    """Raise `ImageError` for an image that copies of it would make several times as large."""
+    from PIL.Image import MAX_IMAGE_PIXELS
+
+    if MAX_IMAGE_PIXELS is not None and image.width * image.height > MAX_IMAGE_PIXELS:
+        raise ImageError(
+            f"its {image.width} x {image.height} pixels of mode {image.mode} would take several "
+            f"gigabytes. If you trust it, set {_LIMIT} to its number of pixels"
+        )
 
 
 def _lay_over_white(image: "Image") -> "Image":
     """Return an image in mode RGB that is white where this one is transparent."""
     from PIL import Image
 
+    _refuse_large(image)
     if image.mode == "La":  # premultiplied gray, which PIL converts to nothing but LA
         image = image.convert("LA")
-    image = image.convert("RGBA")
+    if image.mode != "RGBA":
+        image = image.convert("RGBA")
     white = Image.new("RGB", image.size, "white")
     white.paste(image, mask=image.getchannel("A"))
     return white
@@ -196,6 +266,7 @@ def _upright(image: "Image") -> "Image":
         return image
     if turn is None:
         return image
+    _refuse_large(image)
     info = image.info
     image = image.transpose(Transpose[turn])
     # With the old metadata it would be turned again. The transparent color is still needed.

@@ -1,11 +1,10 @@
-"""Find images in folders, and read them by index from a list, a data set or a DataLoader."""
+"""Read images by index, from a folder, a list, a data set or a DataLoader."""
 
 import hashlib
 import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from pathlib import Path
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
@@ -18,7 +17,8 @@ from torch.utils.data import (
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from clipkit.data.decode import image_suffixes, is_encoded, read_image
+from clipkit.data.decode import is_encoded, read_image
+from clipkit.data.folders import list_images
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 
@@ -37,62 +37,6 @@ CHUNK = 1024
 # What broken files raise in data sets that open them by themselves. Pillow's errors are OSErrors,
 # but for some about PNG.
 _UNREADABLE = (ImageError, OSError, SyntaxError, struct.error)
-
-# What operating systems, file servers and archives leave beside images, in lower case.
-_LEFTOVERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
-
-
-def is_hidden(name: str) -> bool:
-    """Return whether a file or folder of this name is hidden, or a leftover of a system.
-
-    Example:
-        is_hidden(".ipynb_checkpoints"), is_hidden("._cat.jpg"), is_hidden("__MACOSX")  # all True
-    """
-    return name.startswith(".") or name.lower() in _LEFTOVERS
-
-
-def check_folder(folder: str | os.PathLike[str]) -> Path:
-    """Return the folder as a path, or raise `DataError` if it is none.
-
-    An empty text is no folder: it would become the working directory.
-    """
-    if os.fspath(folder) == "":
-        raise DataError("an empty text names no folder. '.' is the working directory")
-    path = Path(folder)
-    if path.is_dir():
-        return path
-    if path.exists():
-        raise DataError(f"{path} is no folder. A single file goes in a list")
-    raise DataError(f"there is no folder {path}. A single file goes in a list")
-
-
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
-    """Return the images in a folder and in the folders below it, sorted by path.
-
-    They are told by the endings of their names. Hidden files and folders are left out (see
-    `is_hidden`), and links to folders are not followed. The folder itself may be hidden.
-
-    The rows of features of a folder come in this order.
-
-    Raises:
-        DataError: if there is no such folder.
-
-    Example:
-        files = list_images("photos")
-    """
-    found: list[Path] = []
-    suffixes = image_suffixes()
-    for parent, folders, files in os.walk(check_folder(folder), onerror=_refuse_unreadable):
-        folders[:] = [name for name in folders if not is_hidden(name)]  # os.walk enters these only
-        for name in files:
-            path = Path(parent, name)
-            if path.suffix.lower() in suffixes and not is_hidden(name) and path.is_file():
-                found.append(path)
-    return sorted(found)
-
-
-def _refuse_unreadable(error: OSError) -> None:
-    raise DataError(f"a folder cannot be listed, so its images would be missing: {error}")
 
 
 class Item(NamedTuple):
@@ -148,6 +92,8 @@ class ImageSet(Dataset[Item]):
         batch_size: int = 64,
         workers: int = 0,
     ) -> None:
+        batch_size = _check_count("batch_size", batch_size, 1)
+        workers = _check_count("workers", workers, 0)
         if isinstance(images, DataLoader):
             loader = cast("DataLoader[Any]", images)
             order = _order_of_loader(loader, transform)
@@ -161,10 +107,9 @@ class ImageSet(Dataset[Item]):
             source = _as_indexed(images)
             order = range(len(source))
             merge = cast(_Merge, default_collate)
-        if not order or batch_size < 1 or workers < 0:
+        if not order:
             raise ConfigError(
-                f"encoding needs at least one image, and there are {len(order)} in {images!r:.99}; "
-                f"a positive batch_size, not {batch_size}; and workers from 0, not {workers}"
+                f"encoding needs at least one image, and there is none in {images!r:.99}"
             )
         self.source = source
         self.transform = transform
@@ -191,7 +136,7 @@ class ImageSet(Dataset[Item]):
             prepared = _prepare(image, self.transform)
         except _UNREADABLE as error:
             if not _is_readable(image):
-                raise
+                raise ImageError(f"image {name}: {error}") from error
             return Item(name, None, str(error) or repr(error))
         return Item(name, prepared if label is None else (prepared, label))
 
@@ -241,6 +186,13 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor of any dtype, shape and device, in the order of its elements."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)  # (...) -> (n,)
     return flat.view(uint8).numpy().data
+
+
+def _check_count(name: str, value: object, lowest: int) -> int:
+    """Return an integer of at least `lowest`, or raise `ConfigError`."""
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < lowest:
+        raise ConfigError(f"{name} must be an integer from {lowest} on, not {value!r:.60}")
+    return int(value)
 
 
 def _as_indexed(images: Images) -> _Indexed:

@@ -27,9 +27,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.config import PreprocessConfig, check_choice
+from clipkit.config import PreprocessConfig
 from clipkit.data.decode import is_encoded, read_image
 from clipkit.errors import ConfigError, ImageError
+from clipkit.fields import as_sequence, check_choice, is_positive
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -68,14 +69,23 @@ class Preprocess:
     backend: Literal["pil", "tensor"] = "pil"
 
     def __post_init__(self) -> None:
-        sides = self.resolution if isinstance(self.resolution, list | tuple) else ()
-        if len(sides) != 2 or not all(isinstance(side, int) and side > 0 for side in sides):
+        sides = as_sequence(self.resolution) or ()
+        if len(sides) != 2 or not all(is_positive(side) for side in sides):
             raise ConfigError(
                 "Preprocess.resolution must be (height, width), two positive integers, "
                 f"not {self.resolution!r}"
             )
+        height, width = self.resolution
+        if height * width > _MAX_RESIZED_PIXELS:
+            raise ConfigError(
+                f"Preprocess.resolution {self.resolution!r} is more than the "
+                f"{_MAX_RESIZED_PIXELS:,} pixels that fit into memory"
+            )
+        given: object = self.config
+        if not isinstance(given, PreprocessConfig):
+            raise ConfigError(f"Preprocess.config must be a PreprocessConfig, not {given!r}")
         check_choice(self, "backend", ("pil", "tensor"))
-        object.__setattr__(self, "resolution", tuple(sides))
+        object.__setattr__(self, "resolution", (height, width))
 
     def __call__(
         self, image: "Image | str | os.PathLike[str] | bytes | IO[bytes] | Tensor"

@@ -53,6 +53,7 @@ def build_text(config: TextConfig, embed_dim: int) -> TextTransformer:
         mlp_width=config.mlp_width,
         activation=config.activation,
         output_dim=embed_dim,
+        end_of_text=config.end_of_text,
     )
 
 

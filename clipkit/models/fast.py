@@ -1,14 +1,15 @@
 """Change the towers of an inference-only copy so that they do less for the same features."""
 
 from copy import deepcopy
+from typing import TypeGuard
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, pack
+from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, is_hooked, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
-from clipkit.models.resnet import Bottleneck, ModifiedResNet
+from clipkit.models.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 
 # Pixels that a ResNet takes at once. Its feature maps then stay in a CPU's cache: 5 images of RN50.
 CACHED_PIXELS = 300_000
@@ -17,7 +18,8 @@ CACHED_PIXELS = 300_000
 def make_fast(visual: nn.Module, text: nn.Module, *, compile: bool = False) -> tuple[str, ...]:
     """Change both towers in place so that they do less for the same features.
 
-    They are then for inference alone.
+    They are then for inference alone. What a program has hooked to a layer, put in its place or
+    wrapped around it stays, and that layer computes as before.
 
     Args:
         visual: the image tower of a copy, in eval mode and without gradients.
@@ -55,18 +57,26 @@ def _simplify_resnet(visual: ModifiedResNet) -> list[str]:
 
 def _fold_norms(module: nn.Module) -> int:
     """Fold the batch norms that a part of a ResNet has itself. Return how many they were."""
-    if not isinstance(module, ModifiedResNet | Bottleneck):
+    if type(module) not in (ModifiedResNet, Bottleneck) or _is_overridden(module):
         return 0
     folded = sum([_fold(module, f"conv{i}", f"bn{i}") for i in (1, 2, 3)])
-    if isinstance(module, Bottleneck) and module.downsample is not None:
-        folded += _fold(module.downsample, "0", "1")
+    shortcut = getattr(module, "downsample", None)
+    if type(shortcut) is nn.Sequential and not _is_overridden(shortcut):
+        folded += _fold(shortcut, "0", "1")
     return folded
+
+
+def _is_overridden(module: nn.Module) -> bool:
+    """Return whether a module has a `forward` of its own, which may use its parts in any way."""
+    return "forward" in vars(module)
 
 
 def _fold(parent: nn.Module, conv_name: str, norm_name: str) -> bool:
     """Fold a norm into the convolution before it, in float32. Return whether there was one."""
-    conv, norm = getattr(parent, conv_name), getattr(parent, norm_name)
-    if isinstance(norm, nn.Identity):
+    conv, norm = getattr(parent, conv_name, None), getattr(parent, norm_name, None)
+    if type(conv) is not nn.Conv2d or type(norm) is not nn.BatchNorm2d:
+        return False
+    if is_hooked(conv) or is_hooked(norm) or norm.running_mean is None:
         return False
     fused = fuse_conv_bn_eval(deepcopy(conv).float(), deepcopy(norm).float())
     setattr(parent, conv_name, fused.to(conv.weight.dtype).requires_grad_(False))
@@ -78,32 +88,52 @@ def _pack_layers(tower: nn.Module) -> int:
     """Pack the linear layers of a tower that oneDNN computes. Return how many they were."""
     packed = 0
     for module in list(tower.modules()):
-        if type(module) is MLP:
-            packed += _pack_mlp(module)
-        for name, layer in list(module.named_children()):
-            if type(layer) is nn.Linear and can_pack(layer.weight):
-                setattr(module, name, PackedLinear(layer.weight, layer.bias))
-                packed += 1
-        if type(module) is Attention and can_pack(module.in_proj_weight):
-            module.in_proj_weight = pack(module.in_proj_weight)
-            packed += 1
-        if type(module) is Patches and can_pack(module.weight):
-            module.weight = pack(
-                module.weight.flatten(1)
-            )  # (W, C, size, size) -> (W, C x size x size)
-            packed += 1
+        # Any other module may use the weights of the layers in it in its own way.
+        if type(module) in (MLP, Attention, AttentionPool2d) and not _is_overridden(module):
+            packed += _pack_parts(module)
+        if type(module) is Patches:
+            packed += _pack_patches(module)
     return packed
+
+
+def _pack_patches(patches: Patches) -> int:
+    """Pack the weight of a patch embedding that is one product. Return how many weights."""
+    is_product = patches.stride == patches.kernel_size and not is_hooked(patches)
+    if not is_product or not can_pack(patches.weight):
+        return 0
+    patches.weight = pack(patches.weight.flatten(1))  # (W, C, size, size) -> (W, C x size x size)
+    return 1
+
+
+def _pack_parts(module: nn.Module) -> int:
+    """Pack the linear layers that a module of ours has itself. Return how many they were."""
+    packed = _pack_mlp(module) if type(module) is MLP else 0
+    for name, layer in list(module.named_children()):
+        if _is_ordinary(layer) and can_pack(layer.weight):
+            setattr(module, name, PackedLinear(layer.weight, layer.bias))
+            packed += 1
+    if type(module) is Attention and not is_hooked(module) and can_pack(module.in_proj_weight):
+        module.in_proj_weight = pack(module.in_proj_weight)
+        packed += 1
+    return packed
+
+
+def _is_ordinary(layer: nn.Module) -> TypeGuard[nn.Linear]:
+    """Return whether this is a linear layer of torch, without hooks or a `forward` of its own."""
+    return type(layer) is nn.Linear and not is_hooked(layer)
 
 
 def _pack_mlp(mlp: MLP) -> int:
     """Pack both layers of an MLP, the first together with the activation. Return how many.
 
-    Neither is packed here if oneDNN cannot fuse the activation, or if a layer is not torch's own.
+    Neither is packed here if oneDNN cannot fuse the activation, or if a layer is not torch's own or
+    has hooks.
     """
     fc, proj = mlp.c_fc, mlp.c_proj
     fused = _fused_name(mlp.gelu)
-    ordinary = type(fc) is nn.Linear and type(proj) is nn.Linear
-    if fused is None or not ordinary or not can_pack(fc.weight) or not can_pack(proj.weight):
+    if fused is None or not _is_ordinary(fc) or not _is_ordinary(proj) or fc.bias is None:
+        return 0
+    if not can_pack(fc.weight) or not can_pack(proj.weight):
         return 0
     # oneDNN has no QuickGELU. It has x sigmoid(x), and QuickGELU is that of 1.702 x, divided by
     # 1.702.
@@ -120,6 +150,8 @@ def _pack_mlp(mlp: MLP) -> int:
 
 def _fused_name(activation: nn.Module) -> Fused | None:
     """Return oneDNN's name for the activation that it fuses in place of this one, if any."""
+    if is_hooked(activation):
+        return None
     if type(activation) is QuickGELU:
         return "swish"
     if type(activation) is nn.GELU and activation.approximate == "none":

@@ -3,11 +3,12 @@
 import torch
 from torch import Tensor
 
+from clipkit.config import TextConfig
 from clipkit.errors import ImageError, TokenizerError
 from clipkit.models.kernels import values_are_known
 
 
-def check_images(image: Tensor, resolution: tuple[int, int]) -> None:
+def check_images(image: object, resolution: tuple[int, int]) -> None:
     """Raise `ImageError` unless `image` is floating and of shape (N, 3, height, width).
 
     Args:
@@ -15,36 +16,66 @@ def check_images(image: Tensor, resolution: tuple[int, int]) -> None:
         resolution: (height, width) in pixels.
     """
     height, width = resolution
+    needed = f"encode_image needs a float tensor of shape (N, 3, {height}, {width}), not "
+    if not isinstance(image, Tensor):
+        raise ImageError(
+            f"{needed}{_describe(image)}: model.embed_images([...]) takes paths and images, and "
+            "model.preprocess(image) makes one of them a tensor"
+        )
     has_shape = image.ndim == 4 and image.shape[1:] == (3, height, width)
     if not has_shape or not image.is_floating_point():
         raise ImageError(
-            f"encode_image needs a float tensor of shape (N, 3, {height}, {width}), not "
-            f"{image.dtype} of {tuple(image.shape)}: pass images through model.preprocess, and add "
-            "the batch axis by unsqueeze(0)"
+            f"{needed}{image.dtype} of {tuple(image.shape)}: pass images through model.preprocess, "
+            "and add the batch axis by unsqueeze(0)"
         )
 
 
-def check_tokens(text: Tensor, context_length: int, vocab_size: int) -> None:
-    """Raise `TokenizerError` unless `text` holds token ids of shape (N, 1 to `context_length`).
+def check_tokens(text: object, config: TextConfig) -> None:
+    """Raise `TokenizerError` unless `text` holds token ids that a text tower can read.
 
     The ids themselves are not looked at while a graph is recorded.
 
     Args:
         text: what `encode_text` was given.
-        context_length: length of the longest row.
-        vocab_size: how many tokens there are.
+        config: of the tower.
     """
-    has_shape = text.ndim == 2 and 1 <= text.shape[1] <= context_length
+    length = config.context_length
+    needed = f"encode_text needs int64 or int32 token ids of shape (N, 1 to {length}), not "
+    if not isinstance(text, Tensor):
+        raise TokenizerError(
+            f"{needed}{_describe(text)}: model.embed_texts([...]) takes texts, and "
+            "model.tokenizer(texts) makes token ids of them"
+        )
+    has_shape = text.ndim == 2 and 1 <= text.shape[1] <= length
     if not has_shape or text.dtype not in (torch.int64, torch.int32):
         raise TokenizerError(
-            f"encode_text needs int64 or int32 token ids of shape (N, 1 to {context_length}), not "
-            f"{text.dtype} of {tuple(text.shape)}: make them with model.tokenizer(texts)"
+            f"{needed}{text.dtype} of {tuple(text.shape)}: make them with model.tokenizer(texts)"
         )
-    if text.shape[0] == 0 or not values_are_known(text):
-        return
+    if text.shape[0] > 0 and values_are_known(text):
+        _check_ids(text, config)
+
+
+def _check_ids(text: Tensor, config: TextConfig) -> None:
+    """Raise `TokenizerError` for ids that the model does not know, and for rows without an end."""
     low, high = (int(bound) for bound in text.aminmax())
-    if low < 0 or high >= vocab_size:  # on CUDA the look-up would kill the process
+    last = config.vocab_size - 1
+    if low < 0 or high > last:  # on CUDA the look-up would kill the process
         raise TokenizerError(
-            f"token ids run from {low} to {high}, but this model knows 0 to {vocab_size - 1}: use "
+            f"token ids run from {low} to {high}, but this model knows 0 to {last}: use "
             "the tokenizer that belongs to it, model.tokenizer"
         )
+    if config.end_of_text is None:
+        return
+    has_end = (text == config.end_of_text).any(dim=1)  # (N,)
+    if not bool(has_end.all()):
+        row = int(has_end.int().argmin())
+        raise TokenizerError(
+            f"row {row} of the token ids has no end of text, which is {config.end_of_text} in this "
+            "model: make them with model.tokenizer(texts)"
+        )
+
+
+def _describe(value: object) -> str:
+    """Return the type of a value, and the beginning of how it prints."""
+    shown = " ".join(repr(value)[:60].split())
+    return f"{type(value).__name__} {shown}"

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as dispatch
 
@@ -70,7 +71,7 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
     adapters) finds it. What has been put in a layer's place, hooked to it or wrapped around it is
     called as usual.
     """
-    if type(layer) is nn.Linear and _takes_onednn(x, layer.weight) and not _is_hooked(layer):
+    if type(layer) is nn.Linear and _takes_onednn(x, layer.weight) and not is_hooked(layer):
         return _onednn_linear(x, layer.weight, layer.bias, "none")
     return layer(x)
 
@@ -90,13 +91,23 @@ def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
         and values_are_known(x)
         and not torch.is_autocast_enabled("cpu")
         and not _is_dispatching()
+        and not _has_tangents()
         and torch.backends.mkldnn.enabled
         and _onednn_is_faster()
         and _onednn_agrees(torch.float32, packed=False)
     )
 
 
-def _is_hooked(layer: nn.Module) -> bool:
+def _has_tangents() -> bool:
+    """Return whether forward-mode differentiation is under way, of which the ops know nothing.
+
+    `torch.no_grad` does not switch it off. Transforms of torch.func are seen by
+    `values_are_known`.
+    """
+    return getattr(forward_ad, "_current_level", -1) >= 0
+
+
+def is_hooked(layer: nn.Module) -> bool:
     """Return whether calling the layer does more than its class's `forward`."""
     if layer._forward_hooks or layer._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
         return True
@@ -182,7 +193,7 @@ def _packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: Fused
 ) -> Tensor:
     """Return `_onednn_linear` of a packed weight, or refuse what such a weight cannot do."""
-    if torch.is_grad_enabled() and x.requires_grad:
+    if (torch.is_grad_enabled() and x.requires_grad) or _has_tangents():
         raise ConfigError(
             "a model from optimize() has no gradients: take those of the model that it is a copy of"
         )

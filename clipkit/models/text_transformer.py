@@ -17,11 +17,11 @@ CUDA_NODES = 16384
 class TextTransformer(nn.Module):
     """Turn token ids into text features.
 
-    The feature is read at the end-of-text token, which has the highest id of a row (its first
-    occurrence counts). Attention is causal, so nothing after that token can matter, and nothing
-    after the last one of the batch is computed. Without gradients only the tree of the rows'
-    prefixes is computed (see `clipkit.models.prefixes`), in parts of bounded memory. While a graph
-    is recorded, its shapes must not depend on the data, and everything is computed.
+    The feature is read at the end-of-text token, where it occurs first. Attention is causal, so
+    nothing after that token can matter, and nothing after the last one of the batch is computed.
+    Without gradients only the tree of the rows' prefixes is computed (see
+    `clipkit.models.prefixes`), in parts of bounded memory. While a graph is recorded, its shapes
+    must not depend on the data, and everything is computed.
 
     Args:
         context_length: length of the longest row of ids.
@@ -29,6 +29,7 @@ class TextTransformer(nn.Module):
         width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden
             width of its MLPs.
         output_dim: D, the width of the feature.
+        end_of_text: the id of the end-of-text token; None for the highest id of each row.
     """
 
     def __init__(
@@ -42,11 +43,13 @@ class TextTransformer(nn.Module):
         mlp_width: int,
         activation: Activation,
         output_dim: int,
+        end_of_text: int | None = None,
     ) -> None:
         super().__init__()
         self.context_length = context_length
         self.vocab_size = vocab_size
         self.output_dim = output_dim
+        self.end_of_text = end_of_text
         self.token_embedding = nn.Embedding(vocab_size, width)
         self.positional_embedding = nn.Parameter(torch.empty(context_length, width))
         self.transformer = Transformer(width, layers, heads, mlp_width, activation, causal=True)
@@ -67,22 +70,32 @@ class TextTransformer(nn.Module):
         if tokens.shape[0] > 1 and not torch.is_grad_enabled():
             return self._encode_prefixes(tokens)
         if tokens.shape[0] > 0:
-            last_end = int(tokens.argmax(dim=-1).max())
+            last_end = int(self.find_ends(tokens).max())
             tokens = tokens[:, : last_end + 1]
         return self._encode_rows(tokens)
+
+    def find_ends(self, tokens: Tensor) -> Tensor:
+        """Return the position of the end-of-text token of each row: (N, L) -> (N,) int64.
+
+        That is 0 in a row that has none, unless the highest id counts.
+        """
+        if self.end_of_text is None:
+            return tokens.argmax(dim=-1)
+        return (tokens == self.end_of_text).int().argmax(dim=-1)  # the first of several
 
     def _encode_rows(self, tokens: Tensor) -> Tensor:
         """Compute every token: (N, L) -> (N, D)."""
         tokens = tokens.to(self.token_embedding.weight.device)
         x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # (N, L, W)
-        x = self.transformer(x, at=tokens.argmax(dim=-1))  # (N, W)
+        x = self.transformer(x, at=self.find_ends(tokens))  # (N, W)
         return self._project(x)
 
     def _encode_prefixes(self, tokens: Tensor) -> Tensor:
         """Compute the tree of the rows' prefixes: (N, L) -> (N, D)."""
         device = self.token_embedding.weight.device
-        ids = tokens.cpu().numpy()
-        rows, places = sort_rows(ids, ids.argmax(axis=1))  # (distinct rows, L), (N,)
+        ids = tokens.cpu()
+        ends = self.find_ends(ids)
+        rows, places = sort_rows(ids.numpy(), ends.numpy())  # (distinct rows, L), (N,)
         parts: list[Tensor] = []
         for start, stop in cut(rows, CPU_NODES if device.type == "cpu" else CUDA_NODES):
             tree = grow(rows[start:stop], device)

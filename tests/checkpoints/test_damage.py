@@ -13,7 +13,12 @@ import pytest
 import torch
 
 from clipkit.checkpoints.weights import read_weights
-from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from clipkit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+)
 from clipkit.files import write_weights
 from tests.helpers.pickles import Storage, write_archive
 from tests.helpers.weight_files import Save, every_kind
@@ -86,7 +91,8 @@ def test_truncated_at_any_byte(save: Save, tmp_path: Path) -> None:
     for length in reversed(range(path.stat().st_size)):
         os.truncate(path, length)
         with pytest.raises(
-            CorruptCheckpointError, match=rf"weights \({length:,} bytes\) .*Delete it and download"
+            CorruptCheckpointError,
+            match=rf"weights \({length:,} bytes\) .*download or copy it again",
         ):
             read_weights(path)
 
@@ -114,7 +120,7 @@ def test_zip_of_something_else_and_compressed_records(tmp_path: Path) -> None:
     path = tmp_path / "w.pt"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("photos/cat.jpg", b"cat")
-    with pytest.raises(CorruptCheckpointError, match=r"a zip file with 0 data\.pkl"):
+    with pytest.raises(UnsupportedCheckpointError, match="a zip archive without weights of torch"):
         read_weights(path)
     torch.save({"w": torch.zeros(100_000)}, tmp_path / "plain.pt")
     with (

@@ -86,7 +86,7 @@ def test_published_names_of_the_same_shape_are_listed(
     # Each takes one number in memory; files may not hold such tensors.
     weights = {key: torch.zeros(()).expand(value.shape) for key, value in shapes.items()}
     (tmp_path / "bare.pt").touch()
-    monkeypatch.setattr("clipkit.checkpoints.load.read_weights", lambda path: weights)
+    monkeypatch.setattr("clipkit.checkpoints.load.read_weights", lambda path, *, mapped: weights)
     with pytest.raises(ConfigError, match=r"of this shape are (.*)\)") as caught:
         CLIP.from_pretrained(tmp_path / "bare.pt", device="cpu")
     listed = str(caught.value).split("of this shape are ")[1].split(")")[0].split(", ")

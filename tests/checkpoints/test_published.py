@@ -104,8 +104,8 @@ def test_no_network_says_what_was_tried_and_how_to_go_on(
 ) -> None:
     hub.stop()
     tried = (
-        rf"(?s)gave {REPO_OF_ROW} .*own archive was tried too: .*ViT-B-32\.pt.*"
-        "pass the path of the file or folder"
+        rf"(?s)gave {REPO_OF_ROW} .*own archive was tried too: .*"
+        r"copy it to .*ViT-B-32\.pt, or pass its path"
     )
     with pytest.raises(DownloadError, match=tried):
         resolve(ROW, cache_dir=tmp_path)

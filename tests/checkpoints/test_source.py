@@ -16,7 +16,7 @@ from tests.helpers.repositories import LAYOUTS, Contents, write
 def test_embedded() -> None:
     source = resolve("tiny")
     assert source.weights == EMBEDDED / "model.safetensors"
-    assert source.merges is None
+    assert source.tokenizer.merges is None
     assert source.row is None
     assert source.config is not None
     assert source.config.text.vocab_size == 49408
@@ -37,7 +37,7 @@ def test_folder_and_file(
         assert source.weights == weights
         assert source.config == vit_config
         assert source.row is None
-        assert source.merges == folder / "merges.txt"
+        assert source.tokenizer.merges == folder / "merges.txt"
         assert resolve(str(name), ignore_config=True).config is None
 
 

@@ -36,8 +36,8 @@ def test_hub(
     assert source.config == vit_config
     assert source.row is None
     assert source.weights.read_bytes() == contents(layout)[source.weights.name]
-    assert source.merges is not None
-    assert source.merges.read_bytes() == contents(layout)["merges.txt"]
+    assert source.tokenizer.merges is not None
+    assert source.tokenizer.merges.read_bytes() == contents(layout)["merges.txt"]
 
 
 def test_hub_with_both_layouts(hub: HubServer, contents: Contents, tmp_path: Path) -> None:
@@ -99,6 +99,10 @@ def test_what_was_not_there_before_is_not_asked_for_again(
     assert asked_for(hub) == [
         "config.json",
         "merges.txt",
+        "special_tokens_map.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+        "added_tokens.json",
         "preprocessor_config.json",
         "model.safetensors",
     ]

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from clipkit.checkpoints.weights import read_weights, unwrap_state_dict
+from clipkit.checkpoints.nesting import unwrap_state_dict
+from clipkit.checkpoints.weights import read_weights
 from clipkit.errors import CorruptCheckpointError
 from tests.helpers.models import assert_same_weights
 

@@ -51,16 +51,33 @@ def test_scripted_module(tmp_path: Path) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
 @every_kind
-def test_weights_are_mapped_and_the_file_is_safe_from_writes(save: Save, tmp_path: Path) -> None:
+def test_weights_are_mapped_where_asked_and_the_file_is_safe_from_writes(
+    save: Save, tmp_path: Path
+) -> None:
     path = tmp_path / "weights"
     save(path)
     before = sha256(path)
-    for tensor in read_weights(path).values():
+    for tensor in read_weights(path, mapped=True).values():
         if tensor.numel() and tensor.dim():  # TorchScript's plain integers become tensors in memory
             assert mapped_file(tensor) == ("" if save is save_legacy else str(path))
         tensor.zero_()
     assert sha256(path) == before
     assert any(tensor.any() for tensor in read_weights(path).values())
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+@every_kind
+def test_weights_are_in_memory_where_not_asked_and_no_map_stays_open(
+    save: Save, tmp_path: Path
+) -> None:
+    path = tmp_path / "weights"
+    save(path)
+    weights = read_weights(path)
+    assert weights
+    assert str(path) not in Path("/proc/self/maps").read_text()
+    path.write_bytes(bytes(path.stat().st_size))
+    assert_same_weights(weights, {name: value.clone() for name, value in weights.items()})
+    assert any(tensor.any() for tensor in weights.values())
 
 
 def test_training_checkpoint(tmp_path: Path) -> None:

@@ -270,7 +270,7 @@ def test_not_an_image_and_a_folder(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("hello")
     with pytest.raises(ImageError, match="notes.txt.*cannot identify"):
         make_preprocess()(tmp_path / "notes.txt")
-    with pytest.raises(ImageError, match="cannot read the image at the path"):
+    with pytest.raises(ImageError, match="cannot use the image at the path .*it is a folder"):
         make_preprocess()(tmp_path)
     with pytest.raises(ImageError, match="null byte"):
         make_preprocess()("a\0b")

@@ -65,7 +65,7 @@ def test_hidden_files_and_folders_are_left_out(tmp_path: Path, root: str) -> Non
     assert len(before) == 8
     assert list_images(folder) == before
     assert read_folder(folder).files == before
-    assert read_folder(folder).class_names == ["blue", "dark red", "green", "white"]
+    assert read_folder(folder).class_names == ["blue", "dark_red", "green", "white"]
     assert list_images(folder / ".ipynb_checkpoints") != []
 
 
@@ -84,7 +84,7 @@ def test_every_kind_of_hidden_name_counts_by_itself(tmp_path: Path) -> None:
     ("name", "message"),
     [
         ("", "an empty text names no folder. '.' is the working directory"),
-        ("{}/nowhere", "there is no folder {}/nowhere. A single file goes in a list"),
+        ("{}/nowhere", "there is no folder or file '{}/nowhere': check its spelling"),
         ("{}/one.png", "{}/one.png is no folder. A single file goes in a list"),
     ],
 )
@@ -99,9 +99,17 @@ def test_what_is_no_folder_is_said(
         read(name.format(tmp_path))
 
 
-def test_links_to_folders_are_not_followed(tmp_path: Path, folder: Path) -> None:
-    (tmp_path / "photos").mkdir()
-    noise(8, 8).save(tmp_path / "photos" / "one.png")
-    (tmp_path / "photos" / "link").symlink_to(folder, target_is_directory=True)
-    (tmp_path / "photos" / "lost.png").symlink_to(tmp_path / "nowhere.png")
-    assert list_images(tmp_path / "photos") == [tmp_path / "photos" / "one.png"]
+def test_links_to_folders_are_followed_and_no_folder_comes_twice(
+    tmp_path: Path, folder: Path
+) -> None:
+    photos = tmp_path / "photos"
+    (photos / "own").mkdir(parents=True)
+    noise(8, 8).save(photos / "own" / "one.png")
+    targets = {"a": photos / "own", "b": folder / "blue", "c": photos, "d": folder}
+    for name, target in {**targets, "own/up": photos, ".hidden": folder}.items():
+        (photos / name).symlink_to(target, target_is_directory=True)
+    (photos / "lost.png").symlink_to(tmp_path / "nowhere.png")
+    found = [str(path.relative_to(photos)) for path in list_images(photos)]
+    # A folder comes by its own path rather than by a link, and else by the first of its links.
+    colors = [f"d/{color}/{i:02}.png" for color in ("dark_red", "green", "white") for i in range(3)]
+    assert found == ["b/00.PNG", "b/01.png", "b/02.png", *colors, "own/one.png"]

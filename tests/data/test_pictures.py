@@ -319,13 +319,19 @@ def test_refuses_collating_that_loses_rows(model: CLIP) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"images": []}, "at least one image, and there are 0 in []"),
+        ({"images": []}, "at least one image, and there is none in []"),
         (
             {"images": DataLoader(TensorDataset(torch.zeros(1, 3)), batch_size=2, drop_last=True)},
-            "there are 0 in <",
+            "there is none in <",
         ),
-        ({"batch_size": 0}, "a positive batch_size, not 0"),
-        ({"workers": -1}, "workers from 0, not -1"),
+        *(
+            ({"batch_size": value}, f"batch_size must be an integer from 1 on, not {value!r}")
+            for value in (0, None, "4", 2.5, True)
+        ),
+        *(
+            ({"workers": value}, f"workers must be an integer from 0 on, not {value!r}")
+            for value in (-1, None, "2", 0.0, False)
+        ),
     ],
 )
 def test_refuses_impossible_arguments(model: CLIP, options: dict[str, Any], message: str) -> None:

@@ -24,6 +24,7 @@ from clipkit.errors import (
     CorruptCheckpointError,
     UnsupportedCheckpointError,
 )
+from clipkit.files.locks import holding
 from tests.helpers.models import RESNET, VIT, assert_same_weights, random_clip
 
 State = dict[str, Tensor]
@@ -254,11 +255,14 @@ def test_an_attribute_called_items_is_no_method(state: State, tmp_path: Path) ->
 
 
 # Kind X13: what a killed download left.
-def test_an_abandoned_download_is_removed_and_a_live_one_stays(tmp_path: Path) -> None:
-    for name, age in (("old", 7200), ("live", 0)):
-        partial = tmp_path / f"ViT-B-32.pt.{name}.partial"
-        partial.touch()
-        written = partial.stat().st_mtime - age
-        os.utime(partial, (written, written))
-    hub._remove_abandoned(tmp_path / "ViT-B-32.pt")
-    assert [path.name for path in tmp_path.iterdir()] == ["ViT-B-32.pt.live.partial"]
+def test_what_a_killed_download_left_is_removed_and_a_live_one_stays(tmp_path: Path) -> None:
+    file = tmp_path / "ViT-B-32.pt"
+    partial = tmp_path / "ViT-B-32.pt.1234.partial"
+    other = tmp_path / "RN50.pt.1234.partial"
+    partial.touch()
+    other.touch()
+    with holding(tmp_path / ".ViT-B-32.pt.lock"), hub._alone(file):
+        assert partial.exists()  # another process downloads
+    with hub._alone(file):
+        assert not partial.exists()
+    assert [path.name for path in tmp_path.iterdir()] == [other.name]

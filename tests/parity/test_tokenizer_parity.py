@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from clipkit.tokenizer import END, START, Tokenizer, default_merges
+from clipkit.tokenizer import Tokenizer, default_merges
+from clipkit.words import END, START
 
 reference_module = pytest.importorskip("open_clip.tokenizer")
 

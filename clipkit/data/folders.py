@@ -1,0 +1,90 @@
+"""Find the images in folders, and tell them from what systems leave there."""
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from clipkit.data.decode import image_suffixes
+from clipkit.errors import DataError
+
+# What operating systems, file servers and archives leave beside images, in lower case.
+_LEFTOVERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+
+
+def is_hidden(name: str) -> bool:
+    """Return whether a file or folder of this name is hidden, or a leftover of a system.
+
+    Example:
+        is_hidden(".ipynb_checkpoints"), is_hidden("._cat.jpg"), is_hidden("__MACOSX")  # all True
+    """
+    return name.startswith(".") or name.lower() in _LEFTOVERS
+
+
+def check_folder(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder as a path, or raise `DataError` if it is none.
+
+    An empty text is no folder: it would become the working directory.
+    """
+    if os.fspath(folder) == "":
+        raise DataError("an empty text names no folder. '.' is the working directory")
+    path = Path(folder)
+    try:
+        if path.is_dir():
+            return path
+        exists = path.exists()
+    except (OSError, ValueError) as error:  # the name is too long, or holds a null byte
+        raise DataError(f"{os.fspath(folder)!r:.300} names no folder: {error}") from error
+    if exists:
+        raise DataError(f"{path} is no folder. A single file goes in a list")
+    raise DataError(f"there is no folder or file {str(path)!r}: check its spelling")
+
+
+def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+    """Return the images in a folder and in the folders below it, sorted by path.
+
+    They are told by the endings of their names. Hidden files and folders are left out (see
+    `is_hidden`). The folder itself may be hidden. Links to folders are followed, and no folder is
+    listed twice, so links may also go round in circles.
+
+    The rows of features of a folder come in this order.
+
+    Raises:
+        DataError: if there is no such folder.
+
+    Example:
+        files = list_images("photos")
+    """
+    found: list[Path] = []
+    suffixes = image_suffixes()
+    for parent, files in _walk(check_folder(folder)):
+        for name in files:
+            path = Path(parent, name)
+            if path.suffix.lower() in suffixes and not is_hidden(name) and path.is_file():
+                found.append(path)
+    return sorted(found)
+
+
+def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder that is not hidden once, with the names of its files.
+
+    A folder that lies below the root and is linked too comes by its own path, not by the link's.
+    """
+    seen: set[str] = set()
+    starts = [str(root)]
+    while starts:
+        links: list[str] = []
+        for start in starts:
+            for parent, folders, files in os.walk(start, onerror=_refuse_unreadable):
+                real = os.path.realpath(parent)
+                shown = [] if real in seen else [name for name in folders if not is_hidden(name)]
+                folders[:] = shown  # os.walk enters these only, and no links
+                if real in seen:
+                    continue
+                seen.add(real)
+                links += [path for name in shown if os.path.islink(path := f"{parent}/{name}")]
+                yield parent, files
+        starts = sorted(links)
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise DataError(f"a folder cannot be listed, so its images would be missing: {error}")
