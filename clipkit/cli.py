@@ -10,7 +10,7 @@ from typing import Any
 import clipkit
 from clipkit.commands.classify import CLASSIFY
 from clipkit.commands.command import DONE, FAILED, INTERRUPTED, Command
-from clipkit.commands.display import lossless_streams, tell, tell_error
+from clipkit.commands.display import lossless_streams, tell_error, warn
 from clipkit.commands.evaluate import EVAL
 from clipkit.commands.finetune import FINETUNE
 from clipkit.commands.fit import FIT
@@ -75,7 +75,7 @@ def _run(command: Command, options: dict[str, Any]) -> int:
         _silence_output()
         return DONE
     except KeyboardInterrupt as interruption:
-        tell(f"clipkit: {interruption or 'interrupted'}")
+        warn(f"{interruption or 'interrupted'}")
         return INTERRUPTED
     except (ClipkitError, OSError) as error:  # an OSError is a full disk, a folder without rights
         tell_error(in_options(str(error), names))

@@ -30,6 +30,7 @@ from clipkit.commands.inputs import (
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
 from clipkit.encode.embed import Features, stream_features
 from clipkit.errors import ConfigError
+from clipkit.prompts import ClassNames
 
 BATCH = 32  # images; results appear after each batch
 
@@ -107,7 +108,7 @@ def classify(
     _check_standard_input(images, images_from, labels_file)
     if top < 1:
         raise ConfigError(f"--top must be at least 1, not {top}")
-    names = [] if classifier is not None else read_labels(labels, labels_file)
+    names: ClassNames = [] if classifier is not None else read_labels(labels, labels_file)
     found = _find([*images, *([] if images_from is None else read_paths(images_from))])
     problems = found.problems
     classified = 0

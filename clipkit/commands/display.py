@@ -7,6 +7,7 @@ import unicodedata
 from collections.abc import Collection, Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any, cast
 
 _BAR_WIDTH = 24  # characters of a whole bar
 _FULL = "\u2501"  # a heavy line over the whole character, and over its left half
@@ -17,6 +18,7 @@ _HALF = "\u2578"
 _HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
 _JOINERS = "\u200c\u200d"  # they join the letters of some scripts and the parts of emoji
 
+_LINE_END = "\n"
 _RESET = "\x1b[0m"
 _BOLD = "\x1b[1m"
 _DIM = "\x1b[2m"
@@ -117,11 +119,12 @@ def lossless_streams() -> Generator[None, None, None]:
         with lossless_streams():
             print("\u732b")  # under ASCII: \\u732b
     """
-    changed: list[tuple[io.TextIOWrapper, str]] = []
+    changed: list[tuple[io.TextIOWrapper[Any], str]] = []
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper) and stream.errors != "backslashreplace":
-            changed.append((stream, stream.errors or "strict"))
-            stream.reconfigure(errors="backslashreplace")
+            wrapper = cast("io.TextIOWrapper[Any]", stream)
+            changed.append((wrapper, wrapper.errors or "strict"))
+            wrapper.reconfigure(errors="backslashreplace")
     try:
         yield
     finally:
@@ -198,22 +201,27 @@ def align(rows: Sequence[Sequence[str]], right: Collection[int] = ()) -> list[li
 
 def tell(message: str) -> None:
     """Print a message for people to standard error, so that standard output holds results alone."""
-    print(visible(message, keep="\n"), file=sys.stderr, flush=True)
+    _print(Style.of(sys.stderr).dim(visible(message, keep=_LINE_END)))
+
+
+def warn(message: str) -> None:
+    """Print what a user should know of the results, such as what was left out."""
+    _print(f"{Style.of(sys.stderr).bold('clipkit:')} {visible(message, keep=_LINE_END)}")
 
 
 def tell_error(message: str) -> None:
     """Print why a command cannot go on."""
-    print(
-        f"{Style.of(sys.stderr).warning('clipkit:')} {visible(message, keep=chr(10))}",
-        file=sys.stderr,
-        flush=True,
-    )
+    _print(f"{Style.of(sys.stderr).warning('clipkit:')} {visible(message, keep=_LINE_END)}")
 
 
 def tell_skipped(problems: Sequence[str]) -> None:
     """Print which images were left out, and why, each in one line."""
     for problem in problems:
-        tell(f"clipkit: skipped: {visible(problem)}")
+        warn(f"skipped: {visible(problem)}")
+
+
+def _print(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

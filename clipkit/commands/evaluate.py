@@ -19,7 +19,7 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, count, tell, visible
+from clipkit.commands.display import Style, align, count, visible, warn
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
@@ -88,8 +88,8 @@ def _tell_seen(classifier: ImageClassifier, found: Features) -> None:
     """Warn if images to measure on are among those that the classifier was fitted on."""
     seen = classifier.count_seen(found.features, found.paths)
     if seen:
-        tell(
-            f"clipkit: the classifier was fitted on {seen:,} of these {len(found):,} images, so "
+        warn(
+            f"the classifier was fitted on {seen:,} of these {len(found):,} images, so "
             "the figures are better than they will be on others"
         )
 

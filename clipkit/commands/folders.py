@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipkit import Pairs, read_folder
 from clipkit.classify.folder import HEAD, MODEL
-from clipkit.commands.display import count, size, tell, visible
+from clipkit.commands.display import count, size, tell, visible, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
 from clipkit.errors import DataError, OutputError
@@ -49,9 +49,9 @@ def tell_left_out(data: Path, pairs: Pairs) -> None:
         entry.name for entry in entries if entry.suffix.lower() in suffixes and entry.is_file()
     ]
     if empty:
-        tell(f"clipkit: no images, so no class: {_list(empty)}")
+        warn(f"no images, so no class: {_list(empty)}")
     if loose:
-        tell(f"clipkit: in no class folder, so left out: {_list(loose)}")
+        warn(f"in no class folder, so left out: {_list(loose)}")
 
 
 def tell_few(pairs: Pairs, shots: int) -> None:
@@ -60,7 +60,7 @@ def tell_few(pairs: Pairs, shots: int) -> None:
     names = pairs.class_names or []
     few = [f"{names[label]} ({n})" for label, n in sorted(counts.items()) if n < shots]
     if few:
-        tell(f"clipkit: fewer than {shots} images, so all are taken: {_list(few)}")
+        warn(f"fewer than {shots} images, so all are taken: {_list(few)}")
 
 
 def check_result_folder(out: Path) -> None:
@@ -86,15 +86,16 @@ def check_result_folder(out: Path) -> None:
 def tell_size(folder: Path) -> None:
     """Tell how much of the disk a result takes, and what of it may be deleted."""
     message = f"{folder} takes {size(_size_of(folder))} on disk"
-    for checkpoint in (folder / RUN / CHECKPOINT, folder / CHECKPOINT):
-        if checkpoint.exists():
-            share = size(checkpoint.stat().st_size)
-            message += f", {share} of it {checkpoint}, which only going on with the run needs"
+    for part in (folder / RUN, folder / CHECKPOINT):
+        if part.exists():
+            message += f", {size(_size_of(part))} of it {part}, which only going on with it needs"
     tell(f"{message}.")
 
 
-def _size_of(folder: Path) -> int:
-    return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file())
+def _size_of(path: Path) -> int:
+    """Return the bytes of a file, or of all files in a folder."""
+    files = path.rglob("*") if path.is_dir() else [path]
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _names_in(folder: Path) -> list[str]:

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from clipkit.commands.display import tell
+from clipkit.commands.display import tell, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import list_images
 from clipkit.errors import ConfigError, DataError
@@ -106,10 +106,7 @@ def tell_unknown_ids(labels: Sequence[str]) -> None:
     """Tell which labels look like WordNet ids and are none that has a name."""
     unknown = [label for label in labels if is_wordnet_id(label) and wordnet_name(label) is None]
     if unknown:
-        tell(
-            f"clipkit: WordNet has no noun of the id {', '.join(unknown[:5])}, so that is taken as "
-            "a name"
-        )
+        warn(f"WordNet has no noun of the id {', '.join(unknown[:5])}, so that is taken as a name")
 
 
 def images_among(labels: Sequence[str]) -> list[str]:

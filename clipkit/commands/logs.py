@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from clipkit.commands.display import tell
+from clipkit.commands.display import tell, warn
 
 _ROWS = "clipkit.training.log"  # tells of rows of figures, for which a terminal has a bar
 
@@ -14,8 +14,10 @@ class _Teller(logging.Handler):
     """Print warnings as the command's own, and all else as it is."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        message = record.getMessage()
-        tell(f"clipkit: {message}" if record.levelno >= logging.WARNING else message)
+        if record.levelno >= logging.WARNING:
+            warn(record.getMessage())
+        else:
+            tell(record.getMessage())
 
 
 @contextmanager

@@ -72,8 +72,8 @@ def train(*, file: Path, device: str | None) -> int:
         check_output(out, "folder")
         if distributed.is_first():
             steps = count(config.train.steps, "step")
-            begins = "Going on with" if (out / CHECKPOINT).exists() else "Training for"
-            tell(f"{begins} {steps} in {out}; figures go to {out / 'log.jsonl'}.")
+            begins = "Going on with the run of" if (out / CHECKPOINT).exists() else "Training for"
+            tell(f"{begins} {steps} in {out}. Figures go to {out / 'log.jsonl'}.")
         train_model(config, device)
         is_first = distributed.is_first()
     finally:
