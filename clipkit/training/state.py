@@ -186,11 +186,11 @@ class TrainingState:
         same_start = state.get("start", self.start) == self.start
         # Nor do those tell of any shards.
         same_data = data == own_data or (data == "" and "start" not in state)
-        found = {
-            "another model": model == own_model,
-            "another start: other weights, classes or prompts": (
-                same_start and identity in [name for _, name, _ in self.identities]
-            ),
-            "other data": same_data,
-        }
-        return [name for name, is_same in found.items() if not is_same]
+        if model != own_model:
+            return ["another model"]
+        differences: list[str] = []
+        if not same_start or identity not in [name for _, name, _ in self.identities]:
+            differences.append("another start: other weights, classes or prompts")
+        if not same_data:
+            differences.append("other data")
+        return differences

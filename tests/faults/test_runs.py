@@ -236,7 +236,7 @@ def test_a_full_disk_ends_a_run_with_a_typed_error(
     if at == "board":
         pytest.importorskip("tensorboard")
     with monkeypatch.context() as patch:
-        patch.setattr(target, full)
+        patch.setattr(target, SimpleNamespace(dumps=full) if at == "log" else full)
         with pytest.raises(OutputError, match="No space left.*Free some space"):
             run(tmp_path, steps=4)
     assert state_of(tmp_path)["step"] == before["step"] == 2

@@ -94,8 +94,11 @@ def test_another_run_is_not_continued(tmp_path: Path) -> None:
     with pytest.raises(TrainingError, match=message):
         run(tmp_path, steps=2, lr=0.1)
     wider = CLIP(dataclasses.replace(CONFIG, embed_dim=16), toy_model().tokenizer)
-    for model, identity in ((wider, ""), (toy_model(), "the same of other data")):
-        with pytest.raises(TrainingError, match=r"of another run \(another model, start or data\)"):
+    for model, identity, what in (
+        (wider, "", "another model"),
+        (toy_model(), "the same of other prompts", "another start: .*"),
+    ):
+        with pytest.raises(TrainingError, match=rf"of another run \({what}\)"):
             Trainer(model, toy_batches, quick_config(), tmp_path, device="cpu", identity=identity)
 
 
@@ -150,7 +153,9 @@ def test_a_damaged_checkpoint_is_named(damage: bytes | None, tmp_path: Path) -> 
 
 def test_what_is_no_training_checkpoint_is_named(tmp_path: Path) -> None:
     torch.save({"weights": torch.ones(3)}, tmp_path / "checkpoint.pt")
-    with pytest.raises(TrainingError, match=r"checkpoint.pt cannot be resumed \('config'\)"):
+    with pytest.raises(
+        TrainingError, match="checkpoint.pt cannot be resumed .it has no entry 'config'"
+    ):
         run(tmp_path, steps=2)
 
 
