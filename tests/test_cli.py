@@ -24,6 +24,7 @@ MODEL_OPTIONS = {
     "--head-width",
     "--revision",
     "--cache-dir",
+    "--tokenizer",
     "--device",
 }
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
-from clipkit import CLIP, CLIPConfig, ImageClassifier, distributed
+from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed
 from clipkit.commands.command import add_device
 from clipkit.commands.display import tell
 from clipkit.config import Activation
 from clipkit.errors import ConfigError
-from clipkit.files import read_json
+from clipkit.files import read_json, read_text
 from clipkit.prompts import TEMPLATES, ClassNames, Templates
 
 
@@ -26,6 +26,7 @@ class ModelChoice:
         activation, head_width: for weights that do not say what they are.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads are kept.
+        tokenizer: a file of merges, or a JSON file of added tokens and their ids.
         device: where to put the model.
     """
 
@@ -35,6 +36,7 @@ class ModelChoice:
     head_width: int | None = None
     revision: str | None = None
     cache_dir: Path | None = None
+    tokenizer: Path | None = None
     device: str | None = None
 
     def load(self, dtype: torch.dtype | None = None) -> CLIP:
@@ -50,6 +52,7 @@ class ModelChoice:
             head_width=self.head_width,
             revision=self.revision,
             cache_dir=self.cache_dir,
+            tokenizer=read_tokenizer(self.tokenizer),
         )
 
     def given(self) -> list[str]:
@@ -86,6 +89,13 @@ def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
     group.add_argument(
         "--cache-dir", type=Path, metavar="DIR", help="where downloads are kept, and looked for"
     )
+    group.add_argument(
+        "--tokenizer",
+        type=Path,
+        metavar="FILE",
+        help="instead of the tokenizer beside the weights: a merges.txt, or a JSON object of added "
+        "tokens and their ids",
+    )
     add_device(parser)
 
 
@@ -106,6 +116,20 @@ def read_config(config: str | None) -> str | CLIPConfig | None:
         return config
     values = read_json(config, error=ConfigError)
     return CLIPConfig.from_dict(values["model"] if values.get("format") == "clipkit" else values)
+
+
+def read_tokenizer(file: Path | None) -> Tokenizer | None:
+    """Return the tokenizer of a file, or None without one.
+
+    Raises:
+        ConfigError: if the file cannot be read.
+        TokenizerError: if it holds no merges, or no tokens.
+    """
+    if file is None:
+        return None
+    if file.suffix == ".json":
+        return Tokenizer(added_tokens=read_json(file, error=ConfigError))
+    return Tokenizer(read_text(file, error=ConfigError).splitlines())
 
 
 def choose_classifier(

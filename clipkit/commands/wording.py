@@ -16,6 +16,15 @@ _PHRASES = {
     "A single file goes in a list": "",
 }
 
+# What builds a tokenizer in Python, and the file that says the same here.
+_TOKENIZERS = (
+    (
+        r"tokenizer=clipkit\.Tokenizer\(added_tokens=[^)]*\)",
+        "tokenizer= a JSON file of them and their ids",
+    ),
+    (r"tokenizer=clipkit\.Tokenizer\([^)]*\)", "tokenizer= its merges.txt"),
+)
+
 # Arguments that messages name as words. `head_width` is also a field of configs.
 _WORDS = {"batch_size", "cache_dir", "head_only", "held_out"}
 
@@ -33,6 +42,9 @@ def in_options(message: str, names: Collection[str]) -> str:
     """
     for phrase, replacement in _PHRASES.items():
         message = message.replace(phrase, replacement)
+    if "tokenizer" in names:
+        for pattern, replacement in _TOKENIZERS:
+            message = re.sub(pattern, replacement, message)
     for name in names:
         message = _replace(message, name, f"--{name.replace('_', '-')}")
     return message.strip()

@@ -11,6 +11,7 @@ from PIL import Image
 
 from clipkit.cli import main
 from clipkit.commands.inputs import read_labels, read_paths
+from clipkit.commands.model_choice import read_tokenizer
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import name_ids, prompt_set, wordnet_name
 
@@ -229,3 +230,12 @@ def test_labels_that_are_ids_are_classified_by_name(capsys: pytest.CaptureFixtur
     out, err = capsys.readouterr()
     assert labels_in(out) == {"tabby cat", "space shuttle", "n99999999"}
     assert "no noun of the id n99999999" in err
+
+
+def test_a_tokenizer_is_read_from_its_merges(tmp_path: Path) -> None:
+    file = tmp_path / "merges.txt"
+    file.write_text("#version: 0.2\nc a\nca t</w>\n")
+    tokenizer = read_tokenizer(file)
+    assert tokenizer is not None
+    assert tokenizer.merges == ("c a", "ca t</w>")
+    assert read_tokenizer(None) is None

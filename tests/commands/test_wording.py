@@ -43,3 +43,20 @@ def test_paths_and_words_stay(message: str) -> None:
 def test_functions_become_commands() -> None:
     said = in_options("`clipkit.list_models()` names them all", [])
     assert said == "`clipkit models` lists them all"
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        (
+            "pass the one that belongs as tokenizer=clipkit.Tokenizer(merges, ...)",
+            "pass the one that belongs as --tokenizer its merges.txt",
+        ),
+        (
+            "Load it as tokenizer=clipkit.Tokenizer(added_tokens={'<a>': 5}, context_length=7), or",
+            "Load it as --tokenizer a JSON file of them and their ids, or",
+        ),
+    ],
+)
+def test_tokenizers_become_files(message: str, said: str) -> None:
+    assert in_options(message, ["tokenizer"]) == said
