@@ -55,13 +55,14 @@ def check_texts(texts: object) -> list[str]:
     Raises:
         TokenizerError: for anything else. The message has the position of what is no string.
     """
+    kind = type(texts).__name__
     try:
-        if isinstance(texts, bytes | Mapping) or hasattr(texts, "columns"):
+        if isinstance(texts, bytes) or isinstance(texts, Mapping) or hasattr(texts, "columns"):
             raise TypeError("more or other than texts")
         found: list[object] = list(cast("Iterable[object]", texts))
     except TypeError as error:
         raise TokenizerError(
-            f"texts must be a string or strings, not {type(texts).__name__} {texts!r:.60}. Of a "
+            f"texts must be a string or strings, not {kind} {texts!r:.60}. Of a "
             "dict pass its keys() or values(), of a table one column"
         ) from error
     strings = [text for text in found if isinstance(text, str)]

@@ -117,7 +117,7 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
             f"the transformers layout cannot hold a {height} x {width} input resized by "
             f"{config.preprocess.resize_mode!r}: it knows squares, and 'shortest' or 'squash'"
         )
-    documents = {
+    documents: dict[str, dict[str, Any]] = {
         "config.json": _transformers_config(config, vision, tokenizer),
         "preprocessor_config.json": _image_processor(config.preprocess, height),
         "tokenizer_config.json": {

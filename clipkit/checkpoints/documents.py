@@ -118,7 +118,8 @@ def _find_tokenizer(find: Find, values: dict[str, Any]) -> TokenizerFiles:
     fetched.
     """
     text: Any = values.get("text_config_dict") or values.get("text_config") or {}
-    has_own_size = isinstance(text, dict) and text.get("vocab_size", 49408) == 49408
+    sizes = cast("dict[str, Any]", text) if isinstance(text, dict) else {}
+    has_own_size = sizes.get("vocab_size", 49408) == 49408
     merges = find_any(find, (MERGES,))
     if has_own_size:
         return TokenizerFiles(merges, find_any(find, (TOKENIZER,)) if merges is None else None)

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from clipkit.checkpoints import hub, registry
 from clipkit.checkpoints.documents import (
@@ -141,9 +141,10 @@ def resolve(
 
 def _check_arguments(name: object, revision: object, cache_dir: object, token: object) -> None:
     """Raise an error for arguments of a wrong type, before anything is looked for."""
-    if not isinstance(name, str | os.PathLike) or isinstance(os.fspath(name), bytes):
+    kind = type(name).__name__
+    if not isinstance(name, str | os.PathLike) or isinstance(os.fspath(cast(Any, name)), bytes):
         raise UnknownModelError(
-            f"a model is named by a string or a path, not {type(name).__name__} {name!r:.60}: "
+            f"a model is named by a string or a path, not {kind} {name!r:.60}: "
             "`clipkit.list_models()` has the published names"
         )
     if not isinstance(revision, str | None):

@@ -165,7 +165,7 @@ def _read(files: TokenizerFiles, context_length: int) -> Tokenizer:
     """Make the tokenizer of the files."""
     whole = {} if files.whole is None else read_json(files.whole, error=CorruptCheckpointError)
     tokenizer = Tokenizer(_read_merges(files, whole), context_length)
-    options = dict(files.own)
+    options: dict[str, Any] = dict(files.own)
     if not options:
         added = _added_tokens(files, whole, tokenizer)
         options = {

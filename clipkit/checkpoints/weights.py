@@ -221,7 +221,7 @@ def _read_safetensors(path: Path) -> dict[str, Tensor]:
     def fill(name: str) -> None:
         if copies[name].numel() == 0:
             return
-        content = memoryview(copies[name].reshape(-1).view(torch.uint8).numpy())
+        content = copies[name].reshape(-1).view(torch.uint8).numpy().data
         with path.open("rb", buffering=0) as file:
             file.seek(begins[name])
             done = 0

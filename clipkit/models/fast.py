@@ -131,7 +131,9 @@ def _pack_mlp(mlp: MLP) -> int:
     """
     fc, proj = mlp.c_fc, mlp.c_proj
     fused = _fused_name(mlp.gelu)
-    if fused is None or not _is_ordinary(fc) or not _is_ordinary(proj) or fc.bias is None:
+    if fused is None or not _is_ordinary(fc) or not _is_ordinary(proj):
+        return 0
+    if "bias" not in dict(fc.named_parameters()):
         return 0
     if not can_pack(fc.weight) or not can_pack(proj.weight):
         return 0

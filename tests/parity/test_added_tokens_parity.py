@@ -59,9 +59,12 @@ def test_we_read_a_token_that_transformers_adds(tmp_path: Path) -> None:
         tokenizer = transformers.CLIPTokenizer.from_pretrained(tmp_path / "before")
         theirs = transformers.CLIPModel.from_pretrained(tmp_path / "before")
         assert tokenizer.add_tokens(["<cat-toy>"], special_tokens=exact) == 1
-        theirs.resize_token_embeddings(601)
-        with torch.no_grad():
-            theirs.text_model.embeddings.token_embedding.weight[600].normal_()
+        name = "text_model.embeddings.token_embedding.weight"
+        weights = theirs.state_dict()
+        weights[name] = torch.cat([weights[name], torch.randn(1, 64)])
+        theirs.config.text_config.vocab_size = 601
+        theirs = transformers.CLIPModel(theirs.config)
+        theirs.load_state_dict(weights)
         folder = tmp_path / f"after {exact}"
         theirs.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
