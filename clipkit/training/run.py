@@ -17,7 +17,7 @@ from clipkit.data.labelled import Pairs, read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
 from clipkit.fields import build, check_positive
 from clipkit.files import address_scheme, check_output, read_json
-from clipkit.prompts import TEMPLATES, Templates, check_templates
+from clipkit.prompts import TEMPLATES, Templates, check_templates, name_ids
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
 from clipkit.training.finetune import finetune, finetune_captions
@@ -269,7 +269,7 @@ def finetune_from(
         ConfigError: if an option is impossible, or would be ignored.
     """
     check_output(out, "folder")
-    training, rest = _hold_out(read_pairs(data), held_out)
+    training, rest = _hold_out(_name_classes(read_pairs(data)), held_out)
     if distributed.is_first():
         _logger.info(
             "Training on %d images; %d are held out to measure on.", len(training), len(rest)
@@ -308,6 +308,13 @@ def finetune_from(
         )
         after = retrieval(tuned, rest, workers=workers)
     return {name: (before.figures[name], after.figures[name]) for name in before.figures}
+
+
+def _name_classes(pairs: Pairs) -> Pairs:
+    """Return the pairs with names in place of the WordNet ids that folders are named by."""
+    if pairs.class_names is None:
+        return pairs
+    return replace(pairs, class_names=list(name_ids(pairs.class_names)))
 
 
 def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:

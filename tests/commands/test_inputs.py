@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from clipkit import ImageClassifier
 from clipkit.cli import main
 from clipkit.commands.inputs import read_labels, read_paths
 from clipkit.commands.model_choice import read_tokenizer
@@ -222,6 +223,9 @@ def test_folders_named_by_ids_are_fitted_and_measured_by_name(
     assert labels_in(capsys.readouterr().out) == {"dog", "cat"}
     assert main(["eval", str(data), *fitted, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["top-1"] == 1
+    options = [*start, "--head-only", "--held-out", "0.5"]
+    assert main(["finetune", str(data), "-o", str(toy / "tuned"), *options]) == 0
+    assert ImageClassifier.load(toy / "tuned", device="cpu").labels == ["dog", "cat"]
 
 
 def test_labels_that_are_ids_are_classified_by_name(capsys: pytest.CaptureFixture[str]) -> None:
