@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -115,10 +116,59 @@ while True:
     process.communicate()
     settle(folder)
     assert len({(folder / name).read_text() for name in ("a", "b", "inner/c")}) == 1
-    for abandoned in folder.glob(".new-*"):
-        os.utime(abandoned, (0, 0))
     write_version(folder, "new")
     assert sorted(path.name for path in folder.iterdir()) == ["a", "b", "inner"]
+
+
+def test_a_writer_that_takes_long_is_not_taken_for_an_abandoned_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one writes to the same folder while it works, and again right before its rename."""
+    rename = os.rename
+
+    def late(source: Any, target: Any) -> None:
+        monkeypatch.setattr(os, "rename", rename)
+        monkeypatch.setattr("clipkit.files.folders._WAIT", 0.0)
+        with pytest.raises(OutputError, match="is writing there"):  # the swap itself is held
+            write_version(tmp_path, "old")
+        rename(source, target)
+
+    with replacing_folder(tmp_path) as fresh:
+        for name in ("a", "b"):
+            (fresh / name).write_text("new")
+        os.utime(fresh, (0, 0))
+        write_version(tmp_path, "old")
+        assert words_in(fresh) == {"new"}
+        assert (tmp_path / "a").read_text() == "old"
+        monkeypatch.setattr(os, "rename", late)
+    assert (tmp_path / "a").read_text() == "new"
+    assert (tmp_path / "b").read_text() == "new"
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_what_killed_writers_left_is_removed_at_once(tmp_path: Path) -> None:
+    (tmp_path / ".new-1").mkdir()
+    (tmp_path / ".new-1" / "a").write_text("half")
+    (tmp_path / ".new-1.lock").write_text("1")
+    (tmp_path / ".new-2.lock").write_text("2")  # of one that had no time to make its folder
+    write_version(tmp_path, "new")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a", "b", "inner"]
+
+
+def test_a_folder_is_locked_before_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mkdir = Path.mkdir
+    locked: list[bool] = []
+
+    def watched(self: Path, *arguments: Any, **options: Any) -> None:
+        if self.name.startswith(".new-"):
+            locked.append(self.with_name(f"{self.name}.lock").exists())
+        mkdir(self, *arguments, **options)
+
+    monkeypatch.setattr(Path, "mkdir", watched)
+    write_version(tmp_path, "new")
+    assert locked == [True]
 
 
 # Kinds I and X6: the file system says no.
@@ -216,6 +266,15 @@ with lock(sys.argv[1]):
     with lock(tmp_path):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_lock_that_is_another_s_by_now_is_left_alone(tmp_path: Path) -> None:
+    folder = tmp_path / "parts"
+    with lock(folder):
+        shutil.rmtree(folder)
+        folder.mkdir()
+        (folder / ".lock").write_text("another process")
+    assert (folder / ".lock").read_text() == "another process"
 
 
 # Kind X1: JSON that is no JSON, or none that we write.
