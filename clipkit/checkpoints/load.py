@@ -178,6 +178,12 @@ def _stated_config(
     if isinstance(config, CLIPConfig):
         return config
     if config is not None:
+        given: object = config
+        if not isinstance(given, str):
+            raise ConfigError(
+                "config must be a CLIPConfig or the published name of an architecture, not "
+                f"{given!r:.60}"
+            )
         return published_config(config, activation)
     row = source.row
     if source.config is not None:

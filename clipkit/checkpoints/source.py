@@ -152,7 +152,7 @@ def _check_arguments(name: object, revision: object, cache_dir: object, token: o
     if not isinstance(cache_dir, str | os.PathLike | None):
         raise ConfigError(f"cache_dir must be the path of a folder, not {cache_dir!r:.60}")
     if not isinstance(token, str | bool | None):
-        raise ConfigError(f"token must be a string or a bool, not a {type(token).__name__}")
+        raise ConfigError(f"token must be a string or a bool, not of type {type(token).__name__}")
 
 
 def _find_local(name: str | os.PathLike[str], ignore_config: bool) -> Source | None:

@@ -3,6 +3,7 @@
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -147,3 +148,24 @@ def test_no_index(sharded: Path, text: str) -> None:
     sharded.write_text(text)
     with pytest.raises(CorruptCheckpointError, match="is no index of weight shards"):
         shard_names(sharded)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc/self/maps")
+def test_the_state_of_an_optimizer_is_not_copied(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is twice as large as the weights, and nothing reads it here."""
+    path = tmp_path / "epoch.pt"
+    torch.save({"model": {"a": torch.ones(3)}, "optimizer": {"exp_avg": torch.ones(5)}}, path)
+    contents: list[Any] = []
+
+    def load(*arguments: Any, load: Any = torch.load, **options: Any) -> Any:
+        contents.append(load(*arguments, **options))
+        return contents[-1]
+
+    monkeypatch.setattr(torch, "load", load)
+    weights = read_weights(path)
+    assert mapped_file(contents[0]["optimizer"]["exp_avg"]) == str(path)
+    assert mapped_file(weights["a"]) == ""
+    contents.clear()
+    assert str(path) not in Path("/proc/self/maps").read_text()
