@@ -21,6 +21,7 @@ from clipkit.commands.display import Style, align, tell_skipped
 from clipkit.commands.folders import check_result_folder, read_class_folders, tell_few
 from clipkit.commands.inputs import tell_unknown_ids
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
+from clipkit.errors import ConfigError
 from clipkit.prompts import name_ids
 
 
@@ -55,6 +56,8 @@ def fit(
 ) -> int:
     """Fit a classifier on class folders, save it, and print what was chosen."""
     check_method(method)  # before many images are encoded, as are the folders
+    if shots is not None and shots < 1:
+        raise ConfigError(f"--shots must be at least 1, not {shots}")
     check_result_folder(out)
     pairs = read_class_folders(data)
     if shots is not None:

@@ -5,7 +5,7 @@ from collections import Counter
 from pathlib import Path
 
 from clipkit import Pairs, read_folder
-from clipkit.classify.folder import HEAD, MODEL
+from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
 from clipkit.commands.display import count, size, tell, visible, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
@@ -14,6 +14,7 @@ from clipkit.files import check_output
 from clipkit.training.state import CHECKPOINT
 
 RUN = "run"  # the folder in which fine-tuning keeps what it needs to go on
+_RESULTS = (HEAD, ZERO_SHOT, MODEL, RUN)  # what fitting and fine-tuning write
 _SHOWN = 5  # names in a message
 
 
@@ -70,17 +71,16 @@ def check_result_folder(out: Path) -> None:
         OutputError: if the folder cannot be written, or holds what clipkit did not write.
     """
     check_output(out, "folder")
-    held = [name for name in _names_in(out) if not is_hidden(name)]
-    if not held:
-        return
-    if not any((out / name).exists() for name in (HEAD, RUN)):
+    is_classifier = (out / HEAD).exists()
+    others = [name for name in _names_in(out) if name not in _RESULTS and not is_hidden(name)]
+    if others and not is_classifier:
         raise OutputError(
-            f"{out} holds other files ({_list(held)}): choose a new or an empty folder"
+            f"{out} holds other files ({_list(others)}): choose a new or an empty folder"
         )
-    if (out / HEAD).exists():
-        tell(f"This replaces the classifier in {out}.")
+    if is_classifier:
+        tell(f"This will replace the classifier in {out}.")
     elif (out / MODEL).exists():
-        tell(f"This replaces the model in {out}.")
+        tell(f"This will replace the model in {out}.")
 
 
 def tell_size(folder: Path) -> None:

@@ -5,6 +5,7 @@ import json
 import os
 import stat
 import sys
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -88,7 +89,7 @@ def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
             and their names; "-" for standard input.
 
     Raises:
-        ConfigError: if neither or both are given, or an image stands among the labels.
+        ConfigError: if both are given, or a label is empty or comes twice.
         DataError: if the file cannot be read, or holds no labels.
     """
     if labels is not None and source is not None:
@@ -98,8 +99,13 @@ def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
         if isinstance(found, dict):
             return found
         labels = found
-    tell_unknown_ids(labels or [])
-    return name_ids(labels or [])
+    labels = labels or []
+    if not all(label.strip() for label in labels):
+        raise ConfigError("a label is empty: leave it out, or name the class")
+    if repeated := [label for label, count in Counter(labels).items() if count > 1]:
+        raise ConfigError(f"the label {repeated[0]} is given more than once: leave the others out")
+    tell_unknown_ids(labels)
+    return name_ids(labels)
 
 
 def tell_unknown_ids(labels: Sequence[str]) -> None:
@@ -142,12 +148,22 @@ def _parse_json(text: str, source: str) -> list[str] | dict[str, Any]:
         labels = cast("list[Any]", values)
         if labels and all(isinstance(label, str) for label in labels):
             return cast("list[str]", labels)
-    elif values:
-        return cast("dict[str, Any]", values)  # its names are checked with the prompts
+    elif isinstance(values, dict):
+        names = cast("dict[str, Any]", values)
+        if names and all(label.strip() and _are_names(own) for label, own in names.items()):
+            return names
     raise DataError(
         f'{_shown(source)} must hold labels, as ["cat", "dog"], or labels with their names, as '
         '{"cat": ["cat", "kitten"], "dog": "dog"}'
     )
+
+
+def _are_names(value: Any) -> bool:
+    """Return whether this is a name, or a list of names."""
+    names: list[Any] = [value] if isinstance(value, str) else value
+    if not isinstance(names, list) or not names:
+        return False
+    return all(isinstance(name, str) and name.strip() for name in names)
 
 
 def _read_list(source: str, what: str) -> bytes:

@@ -2,6 +2,7 @@
 
 import argparse
 from dataclasses import dataclass, fields
+from os.path import exists
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,16 @@ class ModelChoice:
     device: str | None = None
 
     def load(self, dtype: torch.dtype | None = None) -> CLIP:
-        """Load the model. It is the embedded one, which stderr is told, if none was named."""
+        """Load the model. It is the embedded one, which stderr is told, if none was named.
+
+        Raises:
+            ConfigError: if a revision is asked for where there is none.
+        """
+        if self.revision is not None and (self.model in (None, "tiny") or exists(self.model)):
+            raise ConfigError(
+                f"--revision is of hub repositories, and {self.model or 'tiny'} is none: leave it "
+                "out"
+            )
         if self.model is None and distributed.is_first():
             tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
         return CLIP.from_pretrained(

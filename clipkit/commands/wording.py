@@ -14,6 +14,8 @@ _PHRASES = {
     "or give a CLIPConfig": "or give --config a JSON file of a CLIPConfig",
     "config= with a CLIPConfig": "config= with a JSON file of a CLIPConfig",
     "A single file goes in a list": "",
+    "pass 'cpu' or None": "give --device cpu, or leave --device out",
+    " (a single one too is put in a list), or of functions of the name;": ",",
 }
 
 # What builds a tokenizer in Python, and the file that says the same here.
@@ -60,7 +62,10 @@ def _replace(message: str, name: str, option: str) -> str:
         alone = rf"(?<![\w./'\"=\\-])(?:TrainConfig\.)?{name}(?![\w./'\"=\\])"
     else:
         alone = rf"(?:^|TrainConfig\.){name}(?= (?:must|is|has)\b)"
-    return re.sub(alone, lambda _: option, message)
+    message = re.sub(alone, lambda _: option, message)
+    # As one of those that "would be ignored".
+    ignored = rf"(?<![\w-]){name}(?=(?: and [\w-]+)* would be ignored)"
+    return re.sub(ignored, lambda _: option, message)
 
 
 def _with_value(option: str, match: re.Match[str]) -> str:

@@ -124,7 +124,7 @@ def refused(toy: Path) -> Path:
     ("arguments", "message"),
     [
         (["{}/images", "--method", "best"], "method must be one of anchored, .* not 'best'"),
-        (["{}/images", "--shots", "0"], "at least one shot, not 20 and 0"),
+        (["{}/images", "--shots", "0"], "--shots must be at least 1, not 0"),
         (["{}/nowhere"], "there is no folder .*nowhere"),
         (["{}/one"], "a single class"),
         (["{}/broken"], "none of 2 images can be read"),

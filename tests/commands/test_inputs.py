@@ -79,6 +79,9 @@ def test_labels_with_names_of_their_own(tmp_path: Path, capsys: pytest.CaptureFi
         (b"[]", "must hold labels"),
         (b"[1, 2]", "must hold labels"),
         (b"{}", "must hold labels"),
+        (b'{"cat": 3}', "must hold labels"),
+        (b'{"cat": ["kitten", ""]}', "must hold labels"),
+        (b'{"cat": []}', "must hold labels"),
         (b'["cat"', "is not JSON"),
         (b"[" * 100_000, "is not JSON"),
         (b"caf\xe9\n", "not text in UTF-8"),
@@ -89,6 +92,18 @@ def test_what_holds_no_labels_is_named(content: bytes, message: str, tmp_path: P
     file.write_bytes(content)
     with pytest.raises(DataError, match=message):
         read_labels(None, str(file))
+
+
+@pytest.mark.parametrize(
+    ("labels", "message"),
+    [
+        (["cat", " "], "a label is empty"),
+        (["cat", "dog", "cat"], "label cat is given more than once"),
+    ],
+)
+def test_labels_that_tell_nothing_apart_are_refused(labels: list[str], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        read_labels(labels, None)
 
 
 def test_labels_come_from_one_place(tmp_path: Path) -> None:

@@ -1,8 +1,14 @@
 """Errors speak of options where Python's speak of arguments (S1)."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from clipkit.commands.wording import in_options
+import clipkit
+from clipkit.commands.wording import _PHRASES, in_options
+
+PACKAGE = Path(clipkit.__file__).parent
 
 NAMES = ["config", "activation", "head_width", "cache_dir", "head_only", "held_out", "alpha", "lr"]
 
@@ -18,6 +24,14 @@ NAMES = ["config", "activation", "head_width", "cache_dir", "head_only", "held_o
         ("held_out must be a share", "--held-out must be a share"),
         ("TrainConfig.lr must be a number", "--lr must be a number"),
         ("alpha must be from 0", "--alpha must be from 0"),
+        (
+            "alpha and lr would be ignored, leave it out",
+            "--alpha and --lr would be ignored, leave it out",
+        ),
+        (
+            "there is no device 'x' here: pass 'cpu' or None",
+            "there is no device 'x' here: give --device cpu, or leave --device out",
+        ),
         ("pass truncate=True to it", "pass truncate=True to it"),  # no option of this command
     ],
 )
@@ -60,3 +74,11 @@ def test_functions_become_commands() -> None:
 )
 def test_tokenizers_become_files(message: str, said: str) -> None:
     assert in_options(message, ["tokenizer"]) == said
+
+
+def test_the_phrases_are_those_of_the_library() -> None:
+    """A phrase that no error has any more would be replaced by nobody."""
+    sources = [path.read_text("utf-8") for path in PACKAGE.rglob("*.py")]
+    joined = [re.sub(r'"\n\s*f?"', "", source) for source in sources if "_PHRASES" not in source]
+    missing = [phrase for phrase in _PHRASES if not any(phrase in source for source in joined)]
+    assert missing == []

@@ -237,9 +237,9 @@ def test_a_full_disk_under_the_output_ends_with_one_line() -> None:
 
 def test_a_replaced_classifier_is_told(toy: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert fit(toy) == 0
-    assert "replaces" not in capsys.readouterr().err
+    assert "replace" not in capsys.readouterr().err
     assert fit(toy) == 0
-    assert f"This replaces the classifier in {toy / 'out'}" in capsys.readouterr().err
+    assert f"This will replace the classifier in {toy / 'out'}" in capsys.readouterr().err
 
 
 def test_empty_classes_loose_images_and_few_shots_are_told(
@@ -309,3 +309,20 @@ def test_labels_named_like_folders_are_labels(
     monkeypatch.chdir(tmp_path)
     assert main(["classify", CAT, "--labels", "cat", "dog", *CPU]) == 0
     assert "--labels" not in capsys.readouterr().err
+
+
+def test_a_revision_that_would_be_ignored_is_refused(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for model in ([], ["--model", str(toy / "start")]):
+        assert main(["classify", CAT, "--labels", "a", "--revision", "main", *model]) == 2
+        assert "--revision is of hub repositories" in capsys.readouterr().err
+
+
+def test_a_folder_with_a_run_beside_other_files_is_no_result(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (toy / "out" / "run").mkdir(parents=True)
+    (toy / "out" / "photo.jpg").write_bytes(b"mine")
+    assert fit(toy) == 2
+    assert "holds other files (photo.jpg)" in capsys.readouterr().err
