@@ -18,7 +18,7 @@ from clipkit.commands.logs import told_logs
 from clipkit.commands.model_choice import take_model
 from clipkit.commands.models import MODELS_COMMAND, PROMPTS
 from clipkit.commands.train import TRAIN
-from clipkit.commands.wording import in_options
+from clipkit.commands.wording import NO_OPTIONS, in_options
 from clipkit.errors import ClipkitError
 
 COMMANDS = (CLASSIFY, FIT, EVAL, FINETUNE, TRAIN, MODELS_COMMAND, PROMPTS)
@@ -63,7 +63,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def _run(command: Command, options: dict[str, Any]) -> int:
     """Run a command with the values of its arguments; whatever goes wrong ends in one line."""
-    names = list(options)
+    names = [name for name in options if name not in NO_OPTIONS]
     if command.takes_model:
         options["choice"] = take_model(options)
     try:

@@ -36,6 +36,8 @@ BATCH = 32  # images; results appear after each batch
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    # argparse would write images last, where --labels takes them for labels.
+    parser.usage = "clipkit classify IMAGE ... (--labels LABEL ... | --classifier DIR) [OPTION ...]"
     parser.add_argument(
         "images",
         nargs="*",

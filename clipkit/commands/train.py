@@ -8,6 +8,7 @@ from clipkit import train as train_model
 from clipkit.commands.command import DONE, Command, add_device, path_of
 from clipkit.commands.display import count, tell
 from clipkit.commands.folders import tell_size
+from clipkit.errors import ConfigError
 from clipkit.files import check_output
 from clipkit.training.state import CHECKPOINT
 
@@ -74,7 +75,7 @@ def train(*, file: Path, device: str | None) -> int:
             steps = count(config.train.steps, "step")
             begins = "Going on with the run of" if (out / CHECKPOINT).exists() else "Training for"
             tell(f"{begins} {steps} in {out}. Figures go to {out / 'log.jsonl'}.")
-        train_model(config, device)
+        _train(config, device)
         is_first = distributed.is_first()
     finally:
         distributed.stop()
@@ -83,6 +84,20 @@ def train(*, file: Path, device: str | None) -> int:
         model = out / "model"
         print(f"Saved to {model}; load it with clipkit.load({str(model)!r}) or --model {model}")
     return DONE
+
+
+def _train(config: RunConfig, device: str | None) -> None:
+    """Train, and say what to do about weights that a run file cannot describe."""
+    try:
+        train_model(config, device)
+    except ConfigError as error:
+        if config.init is None or "pass config=" not in str(error):
+            raise
+        raise ConfigError(
+            f"{error}. A run file has no place for these: save the weights once with what they "
+            f"are, clipkit.CLIP.from_pretrained({config.init!r}, config=...)"
+            '.save_pretrained("start"), and give "init": "start"'
+        ) from error
 
 
 TRAIN = Command(

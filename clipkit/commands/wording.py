@@ -3,6 +3,8 @@
 import re
 from collections.abc import Collection
 
+NO_OPTIONS = ("images", "data", "file")  # arguments of commands that stand by themselves
+
 # Remedies of Python that have another form here.
 _PHRASES = {
     "`clipkit.list_models()` names them all": "`clipkit models` lists them all",

@@ -326,3 +326,14 @@ def test_a_folder_with_a_run_beside_other_files_is_no_result(
     (toy / "out" / "photo.jpg").write_bytes(b"mine")
     assert fit(toy) == 2
     assert "holds other files (photo.jpg)" in capsys.readouterr().err
+
+
+def test_a_run_file_with_bare_weights_is_told_the_way_on(
+    toy: Path, bare: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    values = {"data": "images", "out": "run", "batch_size": 4, "init": str(bare)}
+    (toy / "run.json").write_text(json.dumps(values | {"train": {"steps": 1}}))
+    assert main(["train", str(toy / "run.json"), *CPU]) == 2
+    err = capsys.readouterr().err
+    assert f"clipkit.CLIP.from_pretrained({str(bare)!r}, config=...)" in err
+    assert 'give "init": "start"' in err
