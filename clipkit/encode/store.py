@@ -181,8 +181,8 @@ class _Files:
     """
 
     def __init__(self, out: str | os.PathLike[str], fingerprints: Fingerprints) -> None:
-        if os.fspath(out) == "":
-            raise ConfigError("out must name a .safetensors file, and is an empty text")
+        if not isinstance(out, str | os.PathLike) or os.fspath(out) == "":
+            raise ConfigError(f"out must name a .safetensors file, not {out!r:.99}")
         self.target = Path(out)
         self.folder = Path(f"{os.fspath(out)}.parts")
         self.fingerprints = fingerprints

@@ -29,6 +29,9 @@ def check_output(path: str | os.PathLike[str], kind: Literal["file", "folder"] =
         path: where the output is to go. Neither it nor its folders need exist.
         kind: "file" or "folder".
     """
+    given: object = path
+    if not isinstance(given, str | os.PathLike):
+        raise output_error(f"{given!r:.99}", "it is no path", None)
     spelled = os.fspath(path)
     if not spelled or "\0" in spelled:
         raise output_error(spelled, "it is no path", None)

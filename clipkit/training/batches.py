@@ -195,15 +195,16 @@ class PairBatches:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= self.batch_size <= len(self.pairs):
+        check_count("workers", self.workers, least=0)
+        check_count("seed", self.seed, least=0)
+        if not isinstance(self.batch_size, int) or not 1 <= self.batch_size <= len(self.pairs):
             raise DataError(
-                f"batch_size {self.batch_size} must be from 1 to the {len(self.pairs)} images"
+                f"batch_size {self.batch_size!r} must be from 1 to the {len(self.pairs)} images"
             )
         if self.tokenizer is None and self.pairs.labels is None:
             raise DataError(
                 "these images have no classes: give a tokenizer to train on their captions"
             )
-        check_workers(self.workers)
 
     @property
     def identity(self) -> str:
@@ -323,10 +324,10 @@ def leave_process_group(worker: int) -> None:
         os.setpgid(0, 0)
 
 
-def check_workers(workers: object) -> None:
-    """Raise `DataError` unless this is a count."""
-    if not isinstance(workers, int) or workers < 0:
-        raise DataError(f"workers must be an integer of at least 0, not {workers!r}")
+def check_count(name: str, value: object, *, least: int) -> None:
+    """Raise `DataError` unless the value of an option is an integer of at least `least`."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise DataError(f"{name} must be an integer of at least {least}, not {value!r:.99}")
 
 
 def collate(samples: Sequence[Sample]) -> Batch:

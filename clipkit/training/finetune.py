@@ -253,8 +253,9 @@ def finetune_captions(
     """
     check_alpha(alpha)
     _check_pairs(pairs)
-    check_run_folder(Path(out) / RUN)
+    check_output(out, "folder")
     check_output(Path(out) / MODEL, "folder")
+    check_run_folder(Path(out) / RUN)
     size = _batch_size(batch_size, pairs)
     if size < 2:
         raise DataError(ONE_PAIR)

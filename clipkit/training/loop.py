@@ -29,7 +29,13 @@ from clipkit.training.log import Reporter, Row, as_row
 from clipkit.training.optimizer import adamw, clip_gradients, train_mode
 from clipkit.training.out import MODEL, check_run_folder, hold_run_folder
 from clipkit.training.recompute import keep_blocks, recompute_blocks
-from clipkit.training.setup import check_pairs, check_task, prepare_task, start_average
+from clipkit.training.setup import (
+    check_arguments,
+    check_pairs,
+    check_task,
+    prepare_task,
+    start_average,
+)
 from clipkit.training.sharding import average_gradient, gather_weights, shard
 from clipkit.training.signals import StopRequest, stop_requests, stopped_by
 from clipkit.training.state import CHECKPOINT, TrainingState
@@ -68,8 +74,8 @@ class Trainer:
         optimizers: as they were made.
 
     Raises:
-        ConfigError: if the weights are not float32, nothing is left to train, or the config does
-            not fit the model.
+        ConfigError: if an argument is of a wrong type, the weights are not float32, nothing is left
+            to train, or the config does not fit the model.
         DataError: if a batch of pairs has one pair alone, which the contrastive loss cannot use.
         OutputError: if `out` cannot be written.
         TrainingError: if the checkpoint in `out` is damaged or of another run.
@@ -95,11 +101,11 @@ class Trainer:
         identity: str = "",
         former_identities: Sequence[str] = (),
     ) -> None:
+        check_arguments(task, batches, config, evaluate)
         self.config = config
         self.batches = batches
         self.evaluate = evaluate
-        self.out = Path(out)
-        check_run_folder(self.out)
+        self.out = check_run_folder(out)
         self.device = decide_device(device)
         distributed.start(self.device)
         self.sharded = config.shard and distributed.group() is not None

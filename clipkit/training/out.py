@@ -1,5 +1,6 @@
 """The folder of a run: checked before the work, and held by one run at a time."""
 
+import os
 from collections.abc import Generator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -12,13 +13,19 @@ from clipkit.training.state import CHECKPOINT
 MODEL = "model"  # the folder of the trained model in that of a run
 
 
-def check_run_folder(out: Path) -> None:
-    """Raise `OutputError` if a run cannot be written to a folder, before there is any work."""
+def check_run_folder(out: str | os.PathLike[str]) -> Path:
+    """Return the folder of a run. It is checked before the work.
+
+    Raises:
+        OutputError: if a run cannot be written there.
+    """
     check_output(out, "folder")
+    folder = Path(out)
     for name in (CHECKPOINT, LOG):
-        check_output(out / name)
+        check_output(folder / name)
     for name in (BOARD, MODEL):
-        check_output(out / name, "folder")
+        check_output(folder / name, "folder")
+    return folder
 
 
 @contextmanager

@@ -159,7 +159,7 @@ def train(config: RunConfig, device: str | None = None) -> CLIP:
     Example:
         model = train(RunConfig.read(Path("run.json")))
     """
-    check_run_folder(Path(config.out))
+    check_run_folder(config.out)
     model = _start_model(config)
     # The seed of random weights is in the config. Their bits may differ from machine to machine.
     is_random = config.init is None

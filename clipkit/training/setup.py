@@ -5,12 +5,30 @@ from typing import Any
 import torch
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
+from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.training.config import TrainConfig
 from clipkit.training.losses import clip_loss
 from clipkit.training.optimizer import lock
 from clipkit.training.tasks import ONE_PAIR, ContrastiveTask, Task
+
+
+def check_arguments(task: object, batches: object, config: object, evaluate: object) -> None:
+    """Raise `ConfigError` for arguments of a `Trainer` that it cannot use, with what to pass."""
+    if not isinstance(task, CLIP | Task):
+        raise ConfigError(f"a Trainer trains a CLIP or a Task, not a {type(task).__name__}")
+    if not callable(batches):
+        raise ConfigError(
+            "batches must be a function from a step to an iterator over batches, as "
+            f"clipkit.PairBatches is, not a {type(batches).__name__}"
+        )
+    if not isinstance(config, TrainConfig):
+        raise ConfigError(f"config must be a clipkit.TrainConfig, not a {type(config).__name__}")
+    if evaluate is not None and not callable(evaluate):
+        raise ConfigError(
+            f"evaluate must be a function of the model, not a {type(evaluate).__name__}"
+        )
 
 
 def check_task(task: Task, config: TrainConfig, sharded: bool) -> None:

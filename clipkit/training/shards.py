@@ -29,7 +29,7 @@ from clipkit.training.batches import (
     Augment,
     Batch,
     Sample,
-    check_workers,
+    check_count,
     collate,
     leave_process_group,
     prepare,
@@ -73,11 +73,8 @@ class ShardBatches:
 
     def __post_init__(self) -> None:
         check_shards(self.urls)
-        for name in ("batch_size", "buffer"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-                raise DataError(f"{name} must be an integer of at least 1, not {value!r}")
-        check_workers(self.workers)
+        for name, least in (("batch_size", 1), ("buffer", 1), ("workers", 0), ("seed", 0)):
+            check_count(name, getattr(self, name), least=least)
 
     @property
     def identity(self) -> str:

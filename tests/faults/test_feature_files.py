@@ -339,5 +339,6 @@ def test_what_fails_in_one_process_fails_in_all(folder: Path, tmp_path: Path) ->
 def test_the_broken_image_is_still_the_only_one_left_out(folder: Path) -> None:
     found: Features = extract_features(toy_model(), folder)
     assert [Path(name).stem for name, _ in found.skipped] == [f"{BROKEN:02}"]
-    with pytest.raises(ConfigError, match="out must name"):
-        extract_features(toy_model(), folder, out="")
+    for out in ("", 5, b"x"):
+        with pytest.raises(ConfigError, match="out must name"):
+            extract_features(toy_model(), folder, out=out)  # pyright: ignore[reportArgumentType]

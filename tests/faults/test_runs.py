@@ -314,6 +314,26 @@ def test_fine_tuning_says_how_images_are_read(pairs: Any, toy: CLIP, tmp_path: P
             tune(toy, pairs, tmp_path / "out")
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"task": torch.nn.Linear(2, 2)}, "trains a CLIP or a Task, not a Linear"),
+        ({"batches": [1, 2]}, "a function from a step .* not a list"),
+        ({"config": {"steps": 2}}, "must be a clipkit.TrainConfig, not a dict"),
+        ({"evaluate": "accuracy"}, "evaluate must be a function of the model, not a str"),
+    ],
+)
+def test_arguments_of_a_trainer_are_checked(
+    change: dict[str, Any], message: str, tmp_path: Path
+) -> None:
+    given: dict[str, Any] = {"task": toy_model(), "batches": toy_batches, "config": quick_config()}
+    with pytest.raises(ConfigError, match=message):
+        Trainer(**(given | change), out=tmp_path, device="cpu")
+    for out in (None, 5, "", b"run"):
+        with pytest.raises(OutputError, match="it is no path"):
+            Trainer(**given, out=out, device="cpu")  # pyright: ignore[reportArgumentType]
+
+
 @pytest.mark.parametrize("size", ["8", 2.5, -1])
 def test_a_batch_size_is_a_count(size: Any, toy: CLIP, tmp_path: Path) -> None:
     files = sorted(color_folders(tmp_path / "images", each=1).rglob("*.png"))

@@ -225,7 +225,22 @@ def claimed(size: int, kind: bytes = tarfile.REGTYPE) -> bytes:
     return info.tobuf() + b"\0" * 1024
 
 
-@pytest.mark.parametrize("shard", [claimed(1 << 32), claimed(1 << 40), claimed(1 << 20)])
+def sparse(size: int) -> bytes:
+    """Return a tar file with a file of so many bytes, all but 512 of them a hole."""
+    info = tarfile.TarInfo("big.png")
+    info.size = 512
+    info.type = tarfile.GNUTYPE_SPARSE
+    header = bytearray(info.tobuf(tarfile.GNU_FORMAT))
+    header[386:410] = b"00000000000\0" + b"00000001000\0"  # from 0 on there are 512 bytes
+    header[483:495] = b"%011o\0" % size
+    header[148:156] = b" " * 8
+    header[148:156] = b"%06o\0 " % sum(header)
+    return bytes(header) + b"x" * 512 + b"\0" * 1024
+
+
+@pytest.mark.parametrize(
+    "shard", [claimed(1 << 32), claimed(1 << 40), claimed(1 << 20), sparse(1 << 32)]
+)
 def test_what_a_shard_only_announces_is_not_read(
     shard: bytes, stream: Make, tmp_path: Path
 ) -> None:
@@ -234,6 +249,20 @@ def test_what_a_shard_only_announces_is_not_read(
     with within(10):
         batches = take(stream(str(tmp_path / "{0..1}.tar")), 4)
     assert {name[:4] for batch in batches for name in batch.names} == {"good"}
+
+
+def test_a_file_that_is_too_large_ends_its_shard(
+    stream: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tars, "_MOST_BYTES", 1000)
+    large = shard_of({"large.png": png() + b"x" * 1000, "large.txt": b"x"})
+    (tmp_path / "0.tar").write_bytes(large)
+    (tmp_path / "1.tar").write_bytes(good_shard())
+    with within(10):
+        batches = take(stream(str(tmp_path / "{0..1}.tar")), 4)
+    assert {name[:4] for batch in batches for name in batch.names} == {"good"}
+    reasons = " ".join(reason for batch in batches for reason in batch.skipped)
+    assert "0.tar: large.png claims" in reasons
 
 
 def test_a_pipe_in_place_of_a_shard_does_not_hang(stream: Make, tmp_path: Path) -> None:

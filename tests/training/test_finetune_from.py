@@ -19,7 +19,7 @@ GRAY = (9, 9, 9)
 
 def test_pairs_are_found_in_class_folders_and_tables_beside_the_images(place: Path) -> None:
     pairs = read_pairs(place / "images", ("{}!",))
-    assert pairs.class_names == ["blue", "dark red", "green", "white"]
+    assert pairs.class_names == ["blue", "dark_red", "green", "white"]
     assert pairs.captions[0] == ["blue!"]
     table = caption_table(place / "captioned")
     for data in (table, place / "captioned"):
