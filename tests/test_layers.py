@@ -20,6 +20,7 @@ FLOORS = [
     {"clipkit.errors"},
     {
         "clipkit.files",
+        "clipkit.visible",
         "clipkit.distributed",
         "clipkit.fields",
         "clipkit.byte_pairs",

@@ -18,7 +18,7 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
 )
-from clipkit.commands.display import Style, align, tell_skipped, visible
+from clipkit.commands.display import Style, align, tell_skipped
 from clipkit.commands.inputs import (
     STANDARD_INPUT,
     find_images,
@@ -31,6 +31,7 @@ from clipkit.commands.model_choice import ModelChoice, add_model, choose_classif
 from clipkit.encode.embed import Features, stream_features
 from clipkit.errors import ConfigError
 from clipkit.prompts import ClassNames
+from clipkit.visible import visible
 
 BATCH = 32  # images; results appear after each batch
 

@@ -9,14 +9,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, cast
 
+from clipkit.visible import visible
+
 _BAR_WIDTH = 24  # characters of a whole bar
 _FULL = "\u2501"  # a heavy line over the whole character, and over its left half
 _HALF = "\u2578"
-
-# What must not reach a terminal: control characters, marks that reverse the direction of writing,
-# halves of characters, and separators of lines.
-_HIDDEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-_JOINERS = "\u200c\u200d"  # they join the letters of some scripts and the parts of emoji
 
 _LINE_END = "\n"
 _RESET = "\x1b[0m"
@@ -130,28 +127,6 @@ def lossless_streams() -> Generator[None, None, None]:
     finally:
         for stream, errors in changed:
             stream.reconfigure(errors=errors)
-
-
-def visible(text: str, keep: str = "") -> str:
-    """Return a text in which control characters are escapes, so that none acts on a terminal.
-
-    Args:
-        text: a file's name, a label, or a message with such names in it.
-        keep: control characters that stay.
-
-    Example:
-        >>> visible("a\\x1b[2Jb.jpg")
-        'a\\\\x1b[2Jb.jpg'
-    """
-    if text.isprintable():
-        return text
-    return "".join(letter if letter in keep else _visible(letter) for letter in text)
-
-
-def _visible(letter: str) -> str:
-    if letter in _JOINERS or unicodedata.category(letter) not in _HIDDEN:
-        return letter
-    return letter.encode("unicode_escape").decode("ascii")
 
 
 def width_of(text: str) -> int:

@@ -19,11 +19,12 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, count, visible, warn
+from clipkit.commands.display import Style, align, count, warn
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
 from clipkit.prompts import name_ids
+from clipkit.visible import visible
 
 _WITHOUT_BAR = "calibration error"  # the only figure of which less is better
 

@@ -6,12 +6,13 @@ from pathlib import Path
 
 from clipkit import Pairs, read_folder
 from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
-from clipkit.commands.display import count, size, tell, visible, warn
+from clipkit.commands.display import count, size, tell, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
 from clipkit.errors import DataError, OutputError
 from clipkit.files import check_output
 from clipkit.training.state import CHECKPOINT
+from clipkit.visible import visible
 
 RUN = "run"  # the folder in which fine-tuning keeps what it needs to go on
 _RESULTS = (HEAD, ZERO_SHOT, MODEL, RUN)  # what fitting and fine-tuning write

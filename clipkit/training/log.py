@@ -13,6 +13,7 @@ from torch import Tensor
 from clipkit import distributed
 from clipkit.errors import ConfigError, TrainingError
 from clipkit.files import parse_json, read_text, replacing, typed_write_errors
+from clipkit.visible import visible
 
 Row = dict[str, float]
 
@@ -132,7 +133,7 @@ class Reporter:
         """Note one step of this process, and tell once of each image that was skipped, and why."""
         self._images += images * distributed.world_size()
         for reason in set(skipped) - self._known_reasons:
-            self._bar.write(f"skipped: {reason}", file=sys.stderr)
+            self._bar.write(f"skipped: {visible(reason)}", file=sys.stderr)
         self._known_reasons.update(skipped)
 
     def images_per_second(self) -> float:

@@ -25,6 +25,7 @@ from clipkit.training.loop import Evaluate, Trainer
 from clipkit.training.out import check_run_folder
 from clipkit.training.shards import ShardBatches
 from clipkit.training.tasks import ONE_PAIR
+from clipkit.visible import visible
 
 _TEXTS = {"data": False, "out": False, "init": True, "evaluate": True}  # name -> may it be None
 _SCHEMES = {"data": "https", "init": "hf-hub"}  # addresses that the fields take beside paths
@@ -232,7 +233,8 @@ def _tell_skipped(evaluation: Evaluation, known: set[str]) -> None:
     known.update(problems)
     if distributed.is_first():
         for problem in problems:
-            tqdm.write(f"skipped: {problem}", file=sys.stderr)  # above a bar, if there is one
+            # Above a bar, if there is one.
+            tqdm.write(f"skipped: {visible(problem)}", file=sys.stderr)
 
 
 def finetune_from(

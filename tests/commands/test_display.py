@@ -12,9 +12,9 @@ from clipkit.commands.display import (
     lossless_streams,
     pad,
     size,
-    visible,
     width_of,
 )
+from clipkit.visible import visible
 
 COLORS = ("NO_COLOR", "FORCE_COLOR", "TERM")
 

@@ -66,3 +66,11 @@ def test_warnings_of_the_library_are_told_as_the_commands_own(
         logger.warning("no image of 2 classes: %s", "\x1b[2J")
     assert capsys.readouterr().err == "clipkit: no image of 2 classes: \\x1b[2J\n"
     assert logging.getLogger("clipkit").handlers == []
+
+
+def test_escape_codes_in_names_of_broken_images_are_shown(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reporter(tmp_path, 0, 1) as reporter:
+        reporter.count(1, ["a\x1b[2J.jpg is broken"])
+    assert "skipped: a\\x1b[2J.jpg is broken\n" in capsys.readouterr().err
