@@ -207,6 +207,17 @@ def test_cache_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert Tokenizer()(texts, truncate=True).equal(first)
 
 
+def test_words_are_kept_for_the_next_text(tokenizer: Tokenizer) -> None:
+    fresh = Tokenizer()
+    encoded: list[str] = []
+    encode = fresh._words[False].encode
+    fresh._words[False].encode = lambda word: encoded.append(word) or encode(word)
+    words = [f"word{i}" for i in range(500)]
+    for _ in range(2):
+        fresh([" ".join(words)], truncate=True)
+    assert sorted(word for word in encoded if word != module.SEPARATOR) == sorted(words)
+
+
 def test_own_tables(tokenizer: Tokenizer) -> None:
     small = Tokenizer(default_merges()[:1000], context_length=32)
     assert small.vocab_size == 1514

@@ -230,3 +230,28 @@ def test_other_models_are_refused_by_name_with_the_reason(name: str, reason: str
 )
 def test_names_that_only_resemble_theirs_pass(name: str) -> None:
     refuse(name)
+
+
+# TinyCLIP's four models, as their own files state them (github.com/microsoft/Cream, TinyCLIP,
+# src/open_clip/model_configs): width, layers and patch of the image tower; width, heads and layers
+# of the text tower.
+TINY_CLIPS = {
+    "ViT-8M-16-Text-3M-YFCC15M": (256, 10, 16, 256, 4, 3),
+    "ViT-39M-16-Text-19M-YFCC15M": (512, 12, 16, 512, 8, 6),
+    "ViT-40M-32-Text-19M-LAION400M": (512, 12, 32, 512, 8, 6),
+    "ViT-61M-32-Text-29M-LAION400M": (640, 12, 32, 512, 8, 9),
+}
+
+
+def test_tiny_clips_are_those_of_their_makers() -> None:
+    rows = [name for name in MODELS if name.startswith("TinyCLIP")]
+    assert rows == [f"TinyCLIP-{name}" for name in TINY_CLIPS]
+    for name, published in TINY_CLIPS.items():
+        row = MODELS[f"TinyCLIP-{name}"]
+        vision, text = row.config.vision, row.config.text
+        assert isinstance(vision, ViTConfig)
+        sizes = (vision.width, vision.layers, vision.patch_size)
+        assert (*sizes, text.width, text.heads, text.layers) == published
+        assert (row.config.embed_dim, vision.resolution, vision.head_width) == (512, (224, 224), 64)
+        assert vision.activation == text.activation == "gelu"
+        assert row.hub == f"wkcn/TinyCLIP-{name}"

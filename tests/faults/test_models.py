@@ -16,7 +16,7 @@ from torch.nn.utils import parametrize, prune
 from clipkit import CLIP, CLIPConfig
 from clipkit.models import kernels
 from clipkit.models.layers import MLP, Attention
-from clipkit.models.resnet import ModifiedResNet
+from clipkit.models.resnet import Bottleneck, ModifiedResNet
 from tests.helpers.models import RESNET, VIT, make_small_tokenizer, random_clip
 from tests.helpers.random_weights import randomize
 
@@ -225,3 +225,14 @@ def test_a_large_batch_of_a_resnet_goes_through_in_few_parts() -> None:
     images = torch.zeros(100, 3, 64, 64)
     fast.encode_image(images)
     assert sizes == [73, 27]  # 300,000 pixels are 73 images
+
+
+@pytest.mark.parametrize(
+    ("channels", "stride", "has_shortcut"), [(64, 1, False), (64, 2, True), (32, 1, True)]
+)
+def test_the_shortcut_of_a_bottleneck_has_the_shape_of_its_output(
+    channels: int, stride: int, has_shortcut: bool
+) -> None:
+    block = Bottleneck(channels, 16, stride).eval()
+    assert (block.downsample is not None) == has_shortcut
+    assert block(torch.zeros(1, channels, 8, 8)).shape == (1, 64, 8 // stride, 8 // stride)
