@@ -1,5 +1,6 @@
 """What the tests of classifiers share; nothing of it may be changed by a test."""
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipkit import CLIP, ImageClassifier
+from clipkit.classify import anchored, cache, fitting, gaussian, linear_probe, prompt_weights
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.toy_classifier import NAMES, toy_features, toy_model
 from tests.helpers.toy_data import color_folders
@@ -40,3 +42,21 @@ def few() -> tuple[Tensor, Tensor]:
 def images() -> Tensor:
     """Return preprocessed images (3, 3, 32, 32) of noise."""
     return torch.randn(3, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+
+
+def minimize_roughly(
+    loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int, tolerance: float = 1e-5
+) -> None:
+    fitting.minimize(loss, parameters, min(iterations, 15), tolerance)
+
+
+@pytest.fixture
+def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let methods choose among few settings and stop early, where only equal fits are compared."""
+    monkeypatch.setattr(anchored, "STRENGTHS", (10.0, 1.0, 0.1))
+    monkeypatch.setattr(linear_probe, "EXPONENTS", (0, 2))
+    monkeypatch.setattr(gaussian, "ALPHAS", (0.1, 1.0, 10.0))
+    monkeypatch.setattr(cache, "ALPHAS", (0.3, 3.0))
+    monkeypatch.setattr(cache, "BETAS", (1.0, 10.0))
+    for module in (anchored, linear_probe, prompt_weights):
+        monkeypatch.setattr(module, "minimize", minimize_roughly)

@@ -155,7 +155,7 @@ def test_the_weaker_the_penalty_the_freer_the_fit() -> None:
 @pytest.mark.parametrize("strength", [0, -1, -math.inf, math.nan])
 def test_impossible_strength(strength: float) -> None:
     world = World(3, 4, 1, 1)
-    with pytest.raises(ConfigError, match=f"strength must be above 0, not {strength}"):
+    with pytest.raises(ConfigError, match=f"strength must be above 0, .*, not {strength}"):
         fit_head(*world.draw((2, 2, 2)), world.zero_shot, strength=strength)
 
 
@@ -190,7 +190,7 @@ def test_the_same_image_again_and_again(times: int) -> None:
 
 def test_one_dimension() -> None:
     zero_shot = CosineHead(torch.tensor([[1.0], [-1.0]]), torch.tensor(1.0))
-    features = torch.tensor([[1.0], [0.8], [-1.0], [-0.9]])
+    features = torch.tensor([[1.0], [1.0], [-1.0], [-1.0]])
     labels = torch.tensor([0, 0, 1, 1])
     head, _ = fit_head(features, labels, zero_shot)
     assert accuracy(head, features, labels) == 1

@@ -21,6 +21,8 @@ from tests.helpers.toy_classifier import (
     state_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 Few = tuple[Tensor, Tensor]
 
 MORE: dict[str, Any] = {"yellow": ["yellow", "amber"], "black": "black"}

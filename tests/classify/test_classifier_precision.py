@@ -19,6 +19,8 @@ from tests.helpers.toy_classifier import (
     state_of,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 Few = tuple[Tensor, Tensor]
 
 DTYPES = [torch.float16, torch.bfloat16]

@@ -18,6 +18,8 @@ from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpoi
 from clipkit.prompts import TEMPLATES
 from tests.helpers.toy_classifier import EXTENDED, NAMES, fitted, state_of
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 Few = tuple[Tensor, Tensor]
 
 OLD = Path(__file__).parents[1] / "compat" / "v0_1_0"

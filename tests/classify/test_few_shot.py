@@ -30,6 +30,8 @@ from tests.helpers.support_sets import (
     snapshot,
 )
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 # The methods that take each option.
 TAKERS: dict[str, list[str]] = {
     "strength": ["anchored"],
@@ -58,7 +60,7 @@ def test_every_method_fits_any_support_set(method: str, shots: int) -> None:
     assert (head.classes, head.width) == (CLASSES, WIDTH)
     assert not head.training
     assert chosen["method"] == method
-    assert chosen["pictures"] == len(labels)
+    assert chosen["images"] == len(labels)
     assert json.loads(json.dumps(chosen)) == chosen
     others, answers = draw(*(50,) * CLASSES, seed=1)
     assert head(others).isfinite().all()
@@ -203,7 +205,7 @@ def test_one_image_and_equal_images(method: str, some: list[int]) -> None:
 
 # Options
 
-POSSIBLE: dict[str, Any] = dict.fromkeys(TAKERS, 1) | {"captions": CAPTIONS}
+POSSIBLE: dict[str, Any] = dict.fromkeys(TAKERS, 1) | {"captions": CAPTIONS, "lr": 0.01}
 
 
 @pytest.mark.parametrize("method", METHODS)
@@ -307,7 +309,6 @@ def test_features_of_another_shape(shape: tuple[int, ...]) -> None:
     "count, labels, found",
     [
         (2, torch.tensor([0, 1, 2]), r"\(3,\)"),
-        (2, torch.tensor([[0], [1]]), r"\(2, 1\)"),
         (0, torch.tensor([]), r"\(0,\)"),
     ],
 )
@@ -320,16 +321,22 @@ def test_labels_that_are_not_one_for_each_image(count: int, labels: Tensor, foun
 @pytest.mark.parametrize(
     "labels, found",
     [
-        ([0, 6], "torch.int64 from 0 to 6"),
-        ([-1, 5], "torch.int64 from -1 to 5"),
-        ([0.0, 1.0], "torch.float32"),
-        ([False, True], "torch.bool"),
-        ([0j, 1j], "torch.complex64"),
+        ([0, 6], "integers from 0 to 5, not from 0 to 6"),
+        ([-1, 5], "integers from 0 to 5, not from -1 to 5"),
+        ([[0], [1]], r"a row of integers .* not of shape \(2, 1\)"),
+        ([0.0, 1.0], "a row of integers .* not torch.float32"),
+        ([False, True], "a row of integers .* not torch.bool"),
+        ([0j, 1j], "a row of integers .* not torch.complex64"),
     ],
 )
 def test_labels_that_are_no_classes(labels: list[Any], found: str) -> None:
-    with pytest.raises(DataError, match=f"labels must be integers from 0 to 5, not {found}"):
+    with pytest.raises(DataError, match=f"labels must be {found}"):
         fit_head(torch.ones(2, WIDTH), torch.tensor(labels), ZERO_SHOT)
+
+
+def test_names_are_no_classes_of_a_head_without_names() -> None:
+    with pytest.raises(DataError, match="labels must be integers from 0 to 5, not names"):
+        fit_head(torch.ones(2, WIDTH), ["cat", "dog"], ZERO_SHOT)
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
@@ -341,9 +348,16 @@ def test_features_that_are_not_finite(value: float) -> None:
 def test_lists_are_no_features() -> None:
     features, labels = draw(2, 2)
     rows: Any = features.tolist()
-    names: Any = labels.tolist()
-    with pytest.raises(DataError, match="features and labels must be tensors, not list and list"):
-        fit_head(rows, names, ZERO_SHOT)
+    with pytest.raises(DataError, match=r"must be a tensor or an array \(N, D\), not list"):
+        fit_head(rows, labels, ZERO_SHOT)
+
+
+def test_arrays_and_lists_of_labels_are_taken() -> None:
+    features, labels = draw(2, 2, 2, 2, 2, 2)
+    expected, _ = fit_head(features, labels, ZERO_SHOT, "gaussian")
+    for given in (labels.numpy(), labels.tolist(), iter(labels.tolist())):
+        head, _ = fit_head(features.numpy(), given, ZERO_SHOT, "gaussian")
+        assert_same_head(head, expected)
 
 
 def test_a_single_class() -> None:

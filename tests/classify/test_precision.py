@@ -17,6 +17,8 @@ from clipkit.classify import anchored, gaussian, linear_probe, metrics, precisio
 from clipkit.classify.few_shot import METHODS, fit_head
 from tests.helpers.support_sets import NEEDED, ZERO_SHOT, draw
 
+pytestmark = pytest.mark.usefixtures("quick_fits")
+
 USERS = (anchored, gaussian, linear_probe, metrics)
 
 
