@@ -69,7 +69,7 @@ def _run(command: Command, options: dict[str, Any]) -> int:
     try:
         with told_logs():
             code = command.run(**options)
-        sys.stdout.flush()  # or the pipe would break at the end, where nobody catches it
+        _flush_output()  # or the pipe would break at the end, where nobody catches it
         return code
     except BrokenPipeError:  # what reads our lines, such as `head`, has seen enough
         _silence_output()
@@ -80,10 +80,15 @@ def _run(command: Command, options: dict[str, Any]) -> int:
     except (ClipkitError, OSError) as error:  # an OSError is a full disk, a folder without rights
         tell_error(in_options(str(error), names))
         with contextlib.suppress(OSError):
-            sys.stdout.flush()
+            _flush_output()
             return FAILED
         _silence_output()  # it is the output that cannot be written
         return FAILED
+
+
+def _flush_output() -> None:
+    if sys.stdout is not None:  # the shell closes it by >&-
+        sys.stdout.flush()
 
 
 def _silence_output() -> None:

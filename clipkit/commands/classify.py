@@ -18,7 +18,7 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
 )
-from clipkit.commands.display import Style, align, tell_skipped
+from clipkit.commands.display import Style, align, is_terminal, tell_skipped, warn
 from clipkit.commands.inputs import (
     STANDARD_INPUT,
     find_images,
@@ -112,6 +112,8 @@ def classify(
     if top < 1:
         raise ConfigError(f"--top must be at least 1, not {top}")
     names: ClassNames = [] if classifier is not None else read_labels(labels, labels_file)
+    if classifier is None:
+        _warn_of_one_label(names)
     found = _find([*images, *([] if images_from is None else read_paths(images_from))])
     problems = found.problems
     classified = 0
@@ -155,6 +157,14 @@ def _check_labels(
         )
 
 
+def _warn_of_one_label(names: ClassNames) -> None:
+    """Warn where there is nothing to choose from."""
+    if len(names) == 1:
+        (label,) = names
+        hint = "; labels are separated by spaces" if "," in label else ""
+        warn(f"the only label, {label!r}, gets 100 % whatever the image shows{hint}")
+
+
 def _quoted(words: Sequence[str]) -> str:
     """Return words as they are typed."""
     return " ".join(f'"{word}"' if " " in word else word for word in words)
@@ -193,7 +203,7 @@ def _encode(classifier: ImageClassifier, images: list[Path | bytes]) -> Iterator
     There is a bar if there are many and no results appear on the same terminal, which would share
     a line with it, and tell of the progress as well.
     """
-    progress = len(images) > BATCH and sys.stderr.isatty() and not sys.stdout.isatty()
+    progress = len(images) > BATCH and is_terminal(sys.stderr) and not is_terminal(sys.stdout)
     stream = stream_features(classifier.model, images, batch_size=BATCH, progress=progress)
     with closing(stream):
         yield from stream

@@ -1,5 +1,6 @@
 """Write for people: tables, bars and colors on a terminal, and plain text everywhere else."""
 
+import contextlib
 import io
 import os
 import sys
@@ -46,12 +47,11 @@ class Style:
         NO_COLOR takes the colors away; FORCE_COLOR writes into pipes as to a terminal; TERM=dumb is
         a terminal that knows no colors.
         """
-        is_terminal = isinstance(stream, io.TextIOBase) and stream.isatty()
         forced = bool(os.environ.get("FORCE_COLOR"))
-        has_color = forced or (is_terminal and _knows_color())
+        has_color = forced or (is_terminal(stream) and _knows_color())
         if os.environ.get("NO_COLOR"):
             has_color = False
-        for_people = is_terminal or forced
+        for_people = is_terminal(stream) or forced
         return cls(for_people, has_color, for_people and _can_write(stream, _FULL + _HALF))
 
     def bold(self, text: str) -> str:
@@ -87,6 +87,11 @@ class Style:
 
     def _in(self, code: str, text: str) -> str:
         return f"{code}{text}{_RESET}" if self.has_color and text else text
+
+
+def is_terminal(stream: object) -> bool:
+    """Return whether people look at a stream. One that is closed is None, and nobody does."""
+    return isinstance(stream, io.TextIOBase) and not stream.closed and stream.isatty()
 
 
 def _knows_color() -> bool:
@@ -196,7 +201,10 @@ def tell_skipped(problems: Sequence[str]) -> None:
 
 
 def _print(line: str) -> None:
-    print(line, file=sys.stderr, flush=True)
+    if sys.stderr is None:  # closed; print would take standard output then
+        return
+    with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
+        print(line, file=sys.stderr, flush=True)
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -17,7 +17,7 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, tell_skipped
+from clipkit.commands.display import Style, align, is_terminal, tell_skipped
 from clipkit.commands.folders import check_result_folder, read_class_folders, tell_few
 from clipkit.commands.inputs import tell_unknown_ids
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
@@ -79,7 +79,8 @@ def embed_labelled(
 ) -> Features:
     """Return the features of the images that can be read, with labels, and tell which cannot."""
     rows = list(zip(files, labels, strict=True))
-    found = extract_features(classifier.model, rows, workers=workers, progress=sys.stderr.isatty())
+    progress = is_terminal(sys.stderr)
+    found = extract_features(classifier.model, rows, workers=workers, progress=progress)
     tell_skipped([problem for _, problem in found.skipped])
     return found
 

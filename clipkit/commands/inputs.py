@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
-from clipkit.commands.display import tell, warn
+from clipkit.commands.display import is_terminal, tell, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import list_images
 from clipkit.errors import ConfigError, DataError
@@ -77,7 +77,7 @@ def read_paths(source: str) -> list[str]:
     paths = [part.decode("utf-8", "surrogateescape") for part in parts if part.strip()]
     if not paths:
         raise DataError(f"{_shown(source)} lists no images")
-    return paths
+    return ["./-" if path == STANDARD_INPUT else path for path in paths]  # in a list it is a file
 
 
 def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
@@ -186,9 +186,9 @@ def _read_list(source: str, what: str) -> bytes:
 
 
 def _read_standard_input(what: str, limit: int) -> bytes:
-    if sys.stdin is None or sys.stdin.closed:
+    if sys.stdin is None or sys.stdin.closed:  # the shell's <&-
         raise DataError(f"standard input is closed, so {what} cannot be read from it")
-    if sys.stdin.isatty():
+    if is_terminal(sys.stdin):
         tell(f"Reading {what} from standard input; Ctrl-D ends it.")
     content = _check_size(sys.stdin.buffer.read(limit + 1), STANDARD_INPUT, limit)
     if not content:

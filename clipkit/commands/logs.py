@@ -5,7 +5,7 @@ import sys
 from collections.abc import Generator
 from contextlib import contextmanager
 
-from clipkit.commands.display import tell, warn
+from clipkit.commands.display import is_terminal, tell, warn
 
 _ROWS = "clipkit.training.log"  # tells of rows of figures, for which a terminal has a bar
 
@@ -30,7 +30,7 @@ def told_logs() -> Generator[None, None, None]:
     """
     logger = logging.getLogger("clipkit")
     handler = _Teller()
-    if sys.stderr is not None and sys.stderr.isatty():
+    if is_terminal(sys.stderr):
         handler.addFilter(lambda record: record.name != _ROWS)
     level = logger.level
     logger.addHandler(handler)

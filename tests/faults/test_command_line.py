@@ -337,3 +337,25 @@ def test_a_run_file_with_bare_weights_is_told_the_way_on(
     err = capsys.readouterr().err
     assert f"clipkit.CLIP.from_pretrained({str(bare)!r}, config=...)" in err
     assert 'give "init": "start"' in err
+
+
+# H: streams that are closed
+
+
+@pytest.mark.parametrize("name", ["stdout", "stderr"])
+def test_a_closed_stream_ends_no_command(
+    name: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sys, name, None)  # as Python has it where the shell closed it
+    assert main(["classify", CAT, "--labels", "cat", "dog", "--json", *CPU]) == 0
+    out, err = capsys.readouterr()
+    assert out.count("image") == (1 if name == "stderr" else 0)
+    assert "tiny" not in out
+    assert err == "" or name == "stdout"
+
+
+def test_a_single_label_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["classify", CAT, "--labels", "cat,dog", "--model", "tiny", *CPU]) == 0
+    err = capsys.readouterr().err
+    assert "the only label, 'cat,dog', gets 100 % whatever the image shows" in err
+    assert "separated by spaces" in err
