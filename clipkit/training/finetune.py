@@ -144,9 +144,7 @@ def _fit_head(start: ImageClassifier, pairs: Pairs, workers: int, shared: bool) 
     """
     rows = list(zip(pairs.files, pairs.labels or [], strict=True))
     found = extract_features(start.model, rows, workers=workers, shared=shared)
-    start.fit(found.features, found.labels)
-    if found.skipped:
-        start.provenance["skipped"] = [list(problem) for problem in found.skipped]
+    start.fit(found)
 
 
 def _tune(start: ImageClassifier, stage: _Stage | None, alpha: float) -> ImageClassifier:

@@ -79,7 +79,7 @@ def test_the_limit_is_that_of_the_format() -> None:
 def stand_in(
     monkeypatch: pytest.MonkeyPatch, write: Callable[[Path], None], factor: float = 1.0
 ) -> None:
-    """Write something quick in place of an `.onnx`; it says what the modules say, times a factor."""
+    """Write something quick in place of an `.onnx`, which says what modules say, times a factor."""
     modules: list[Any] = []
 
     def write_onnx(module: Any, images: Tensor, path: Path, about: dict[str, str]) -> None:
