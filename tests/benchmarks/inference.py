@@ -20,7 +20,8 @@ runs.
   have a row of their own, and those who resize by torch.
 - import: whole processes, beside one that imports torch alone, which is no peer.
 - load: ViT-B/32 and ViT-L/14 from each library's own files; the same so that no page of a mapped
-  file is left to be read; and the peak of memory of a process that does it.
+  file is left to be read; the peak of memory of a process that does it; and beside them, no peer,
+  what it costs to fill as much fresh memory, because clipkit copies what others leave in the file.
 
 clipkit runs as `optimize()` makes it. The first call of each contestant is not counted. Its output
 is compared with that of clipkit as loaded, through torch's plainest kernels in float32, and if any
