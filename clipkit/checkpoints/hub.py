@@ -19,7 +19,7 @@ from clipkit.files.locks import holding
 # (openai/CLIP, clip.py).
 OPENAI_CACHE = "~/.cache/clip"
 
-_PATIENCE = 5.0  # seconds for the first answer of a server
+_PATIENCE = 4.0  # seconds for the first answer of a server
 
 
 class MissingFilesError(CheckpointNotFoundError):
@@ -142,8 +142,8 @@ def _reach(repo_id: str, filename: str, revision: str | None, token: str | bool 
             client.get_hf_file_metadata(url, token=token, timeout=_PATIENCE)
         except client.errors.HfHubHTTPError:
             return  # the hub is there, and what it says is for the download
-        except Exception:
-            if is_last:
+        except Exception as error:
+            if is_last or "Timeout" in type(error).__name__:
                 raise
         else:
             return

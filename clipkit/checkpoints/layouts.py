@@ -97,8 +97,8 @@ NOT_PLAIN = {
 
 # Where layers are numbered, and what they are the layers of.
 _DEPTHS = {
-    "image tower": "visual.transformer.resblocks.",
-    "text tower": "text.transformer.resblocks.",
+    "the image tower": "visual.transformer.resblocks.",
+    "the text tower": "text.transformer.resblocks.",
     **{f"stage {n} of the image tower": f"visual.layer{n}." for n in (1, 2, 3, 4)},
 }
 
@@ -285,13 +285,22 @@ def count_parts(names: Iterable[str], prefix: str) -> int:
     return len({name[len(prefix) :].split(".")[0] for name in names if name.startswith(prefix)})
 
 
+def _kind_of_image_tower(names: Iterable[str]) -> str:
+    return "ResNet" if _any_starts(names, "visual.layer1.") else "ViT"
+
+
 def _describe_depths(expected: Iterable[str], found: Iterable[str]) -> list[str]:
-    """Say where a tower has another number of layers, which explains all lines about them."""
+    """Say where a tower is of another kind or depth, which explains all lines about its layers."""
     lines: list[str] = []
+    # Counters are added to weights that lack them, and so say nothing about the weights.
+    weights = [name for name in found if not name.endswith("num_batches_tracked")]
+    has_kind, needs_kind = _kind_of_image_tower(weights), _kind_of_image_tower(expected)
+    if has_kind != needs_kind:
+        lines.append(f"  ! the image tower is a {has_kind}, the model's a {needs_kind}")
     for part, prefix in _DEPTHS.items():
-        has, needs = count_parts(found, prefix), count_parts(expected, prefix)
+        has, needs = count_parts(weights, prefix), count_parts(expected, prefix)
         if has != needs and has and needs:
-            lines.append(f"  ! the {part} has {has} layers, the model {needs}")
+            lines.append(f"  ! {part} has {has} layers, the model {needs}")
     return lines
 
 

@@ -314,7 +314,7 @@ def unknown(name: str) -> UnknownModelError:
     close = [names[match] for match in matches]
     hint = f"did you mean {' or '.join(close)}? " if close else ""
     return UnknownModelError(
-        f"{name!r} is no published model, no hub id (owner/name) and no existing path: {hint}"
+        f"{name!r:.300} is no published model, no hub id (owner/name) and no existing path: {hint}"
         "`clipkit.list_models()` names them all"
     )
 

@@ -42,7 +42,12 @@ from clipkit.checkpoints.unpickle import (
     refuse_unsafe,
     tensor_specs,
 )
-from clipkit.errors import CheckpointError, CheckpointNotFoundError, CorruptCheckpointError
+from clipkit.errors import (
+    CheckpointError,
+    CheckpointNotFoundError,
+    CorruptCheckpointError,
+    UnsupportedCheckpointError,
+)
 
 # Threads that read the tensors of one file.
 _READERS = 2
@@ -340,7 +345,14 @@ def _records_below(archive: zipfile.ZipFile, folder: str) -> dict[str, zipfile.Z
 def _read_legacy(path: Path) -> Any:
     """Read a file that torch.save wrote before torch 1.6. Such a file cannot be mapped."""
     with path.open("rb") as file:
-        if file.peek(1)[:1] != b"\x80":  # opens every pickle that torch writes
+        opening = file.peek(2)[:2]
+        if opening in (b"\x80\x03", b"\x80\x04", b"\x80\x05"):  # torch.save writes protocol 2
+            refuse_unsafe(file, path)
+            raise UnsupportedCheckpointError(
+                f"{path} is a pickle, and not of torch.save: load it with the program that wrote "
+                "it, and torch.save the state_dict() of its model"
+            )
+        if opening[:1] != b"\x80":
             refuse_unsafe(file, path)
             raise _corrupt(
                 path,

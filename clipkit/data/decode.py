@@ -10,6 +10,7 @@ from typing import IO, TYPE_CHECKING
 import numpy as np
 
 from clipkit.errors import ImageError
+from clipkit.files import address_scheme
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -108,9 +109,11 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
     except ImageError as error:
         raise ImageError(f"cannot use {_describe(image)}: {error}") from error
     except FileNotFoundError as error:
-        raise ImageError(
-            f"cannot find {_describe(image)}. Check its spelling and the working directory"
-        ) from error
+        is_address = isinstance(image, str) and address_scheme(image) is not None
+        remedy = "Check its spelling and the working directory"
+        if is_address:
+            remedy = "Download it first, and pass its path or its bytes"
+        raise ImageError(f"cannot find {_describe(image)}. {remedy}") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise ImageError(
             f"{_describe(image)} is larger than Pillow opens by default: {error}. If you trust it, "
