@@ -1,7 +1,10 @@
 """Image files of every kind: which are found, which are opened, which way up, how bright."""
 
 import io
+import logging
+import os
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -11,7 +14,7 @@ from PIL import Image
 from clipkit import Preprocess, PreprocessConfig
 from clipkit.data.decode import image_suffixes, read_image
 from clipkit.data.pictures import list_images
-from clipkit.errors import ImageError
+from clipkit.errors import ConfigError, ImageError
 
 PREPROCESS = Preprocess((8, 8), PreprocessConfig())
 
@@ -120,3 +123,129 @@ def test_images_that_were_turned_by_hand_are_not_turned_again(tmp_path: Path) ->
     by_hand = Image.open(portrait(tmp_path)).rotate(-90, expand=True)
     assert read_image(by_hand).size == (4, 8)
     assert read_image(by_hand).getpixel((0, 0)) == (255, 0, 0)
+
+
+# Kind V2: 8 or 12 bits in a file of 16.
+
+
+@pytest.mark.parametrize(("high", "factor"), [(255, 257), (200, 257), (4095, 16), (1000, 16)])
+def test_a_dark_file_of_16_bits_is_told_once_with_the_way_on(
+    high: int, factor: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    path = tmp_path / f"{high}.png"
+    Image.fromarray(np.full((8, 8), high, np.uint16)).save(path)
+    with caplog.at_level(logging.WARNING, "clipkit"):
+        for _ in range(3):
+            read_image(path)
+    (record,) = caplog.records
+    assert str(path) in record.getMessage()
+    assert f"no value above {high}" in record.getMessage()
+    assert f"asarray(image) * {factor}" in record.getMessage()
+    with Image.open(path) as image:
+        bright = Image.fromarray(np.asarray(image) * factor)
+    assert np.asarray(read_image(bright)).max() == round(high * factor / 257)
+
+
+@pytest.mark.parametrize("levels", [0, 4096, 65535])
+def test_other_files_of_16_bits_are_not_told(
+    levels: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    Image.fromarray(np.full((8, 8), levels, np.uint16)).save(tmp_path / "a.png")
+    with caplog.at_level(logging.WARNING, "clipkit"):
+        assert np.asarray(read_image(tmp_path / "a.png")).max() == round(levels / 257)
+    assert caplog.records == []
+
+
+def test_a_turned_file_of_16_bits_is_as_dark_as_one_that_was_not(tmp_path: Path) -> None:
+    image = Image.fromarray(np.full((4, 8), 255, np.uint16))
+    exif = image.getexif()
+    exif[0x0112] = 6
+    image.save(tmp_path / "turned.png", exif=exif)
+    turned = read_image(tmp_path / "turned.png")
+    assert turned.size == (4, 8)
+    assert np.asarray(turned).max() == 1
+
+
+def test_many_rows_of_16_bits_are_scaled_alike(tmp_path: Path) -> None:
+    levels = np.arange(700 * 90, dtype=np.uint16).reshape(700, 90)
+    Image.fromarray(levels).save(tmp_path / "rows.png")
+    expected = (levels.astype(int) + 128) // 257
+    assert np.array_equal(np.asarray(read_image(tmp_path / "rows.png")), expected)
+
+
+# Kinds S3 and X10: what would take several times its size in memory.
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "I;16"])
+def test_images_that_copies_would_make_too_large_are_refused(
+    mode: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = Image.new(mode, (64, 64))
+    read_image(image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 4000)
+    with pytest.raises(
+        ImageError, match=r"its 64 x 64 pixels of mode .*PIL.Image.MAX_IMAGE_PIXELS"
+    ):
+        read_image(image)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", None)
+    read_image(image)
+
+
+def test_a_warning_of_pillow_that_is_an_error_has_the_remedy_too(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    data = encoded(Image.new("1", (64, 64)), "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 3000)  # an error from twice as many on
+    with pytest.raises(ImageError, match="set PIL.Image.MAX_IMAGE_PIXELS"):
+        PREPROCESS(data)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="needs named pipes")
+def test_a_pipe_in_place_of_an_image_is_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.png")
+    with pytest.raises(ImageError, match="it is no regular file: read it, and pass its bytes"):
+        read_image(tmp_path / "a.png")
+    assert list_images(tmp_path) == []
+
+
+# Kind X13: sizes and numbers that no preprocessing has.
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"mean": (float("nan"), 0, 0)}, "mean must be three numbers, .* all finite"),
+        ({"mean": (0, 0)}, "mean must be three numbers"),
+        ({"mean": "abc"}, "mean must be three numbers"),
+        ({"std": (float("inf"), 1, 1)}, "std must be three numbers, .* all finite"),
+        ({"std": (0, 1, 1)}, "std must be positive"),
+        ({"std": (-1, 1, 1)}, "std must be positive"),
+        ({"std": None}, "std must be three numbers"),
+        ({"interpolation": "nearest"}, "interpolation must be one of"),
+    ],
+)
+def test_impossible_numbers_of_a_preprocessing_are_refused(
+    changes: dict[str, Any], reason: str
+) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        PreprocessConfig(**changes)
+
+
+@pytest.mark.parametrize(
+    ("resolution", "reason"),
+    [
+        ((0, 8), "two positive integers"),
+        ((-8, 8), "two positive integers"),
+        ((8.0, 8), "two positive integers"),
+        ((True, 8), "two positive integers"),
+        (8, "two positive integers"),
+        ((8, 8, 8), "two positive integers"),
+        ((10**9, 10**9), "more than the 67,108,864 pixels that fit into memory"),
+    ],
+)
+def test_impossible_sizes_of_a_preprocessing_are_refused(resolution: Any, reason: str) -> None:
+    with pytest.raises(ConfigError, match=reason):
+        Preprocess(resolution, PreprocessConfig())
+    config: Any = {"mean": (0, 0, 0)}
+    with pytest.raises(ConfigError, match="config must be a PreprocessConfig"):
+        Preprocess((8, 8), config)
