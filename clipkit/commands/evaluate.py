@@ -4,7 +4,9 @@ import argparse
 import json
 import sys
 from pathlib import Path
+from typing import cast
 
+import torch
 from torch import Tensor
 
 from clipkit import Features, ImageClassifier
@@ -110,8 +112,12 @@ def _confused(
     classifier: ImageClassifier, probabilities: Tensor, labels: Tensor
 ) -> list[tuple[str, str, float]]:
     """Return the pairs of classes that are taken for each other most often."""
-    matrix = metrics.confusion_matrix(probabilities.argmax(dim=1), labels, len(classifier.labels))
-    names = classifier.labels
+    # Few of many classes occur among the images, and a matrix has a cell for each pair of classes.
+    every = torch.cat([probabilities.argmax(dim=1), labels])
+    occurring, places = cast("tuple[Tensor, Tensor]", every.unique(return_inverse=True))
+    predicted, right = places[: len(labels)], places[len(labels) :]
+    matrix = metrics.confusion_matrix(predicted, right, len(occurring))
+    names = [classifier.labels[int(index)] for index in occurring]
     return [(names[i], names[j], share) for i, j, share in metrics.most_confused(matrix)]
 
 
