@@ -20,7 +20,7 @@ def without_captions(files: list[Path], labels: list[int], class_names: list[str
 
 
 def tiny_imagenet(root: Path, split: Split) -> Pairs:
-    """Return the 10,000 labelled images of `val/`, with the first names of `words.txt`."""
+    """Return the 10,000 labeled images of `val/`, with the first names of `words.txt`."""
     if split != "test":
         raise ValueError("only the validation images are read here")
     words = dict(line.split("\t") for line in (root / "words.txt").read_text().splitlines())

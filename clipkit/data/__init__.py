@@ -1,1 +1,1 @@
-"""Images, their preprocessing, and labelled data sets."""
+"""Images, their preprocessing, and labeled data sets."""

@@ -1,4 +1,4 @@
-"""Read labelled images: folders named by classes, and tables of captions."""
+"""Read labeled images: folders named by classes, and tables of captions."""
 
 import csv
 import json

@@ -1,4 +1,4 @@
-"""Fine-tuning: a classifier on labelled images, or both towers on captioned images."""
+"""Fine-tuning: a classifier on labeled images, or both towers on captioned images."""
 
 import copy
 import os
