@@ -1,8 +1,10 @@
 """Training tells of itself where there is no terminal, and not too much (Y6)."""
 
+import io
 import json
 import logging
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -74,3 +76,15 @@ def test_escape_codes_in_names_of_broken_images_are_shown(
     with Reporter(tmp_path, 0, 1) as reporter:
         reporter.count(1, ["a\x1b[2J.jpg is broken"])
     assert "skipped: a\\x1b[2J.jpg is broken\n" in capsys.readouterr().err
+
+
+def test_a_terminal_has_a_bar_in_place_of_rows_of_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    content = io.BytesIO()
+    terminal = io.TextIOWrapper(content, encoding="utf-8")
+    monkeypatch.setattr(terminal, "isatty", lambda: True, raising=False)
+    monkeypatch.setattr(sys, "stderr", terminal)
+    monkeypatch.setenv("NO_COLOR", "1")
+    with told_logs():
+        logging.getLogger("clipkit.training.log").info("step 1 of 2")
+        logging.getLogger("clipkit.training.run").info("Training on 2 images")
+    assert content.getvalue().decode() == "Training on 2 images\n"

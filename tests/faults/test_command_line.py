@@ -225,9 +225,12 @@ def test_train_checks_its_output_before_the_work(
 
 @pytest.mark.skipif(not Path("/dev/full").exists(), reason="needs Linux's /dev/full")
 def test_a_full_disk_under_the_output_ends_with_one_line() -> None:
-    command = [sys.executable, "-m", "clipkit", "models"]
+    command = [sys.executable, "-m", "clipkit", "prompts"]
+    buffered = {name: value for name, value in os.environ.items() if name != "PYTHONUNBUFFERED"}
     with open("/dev/full", "w") as full:
-        done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        done = subprocess.run(
+            command, stdout=full, stderr=subprocess.PIPE, text=True, env=buffered, timeout=120
+        )
     assert done.returncode == 2
     assert done.stderr == "clipkit: [Errno 28] No space left on device\n"
 
