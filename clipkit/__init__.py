@@ -26,7 +26,8 @@ from clipkit.prompts import PromptSet, prompt_set, prompt_sets
 from clipkit.tokenizer import Tokenizer, tokenize
 from clipkit.training.batches import Augment, Batch, PairBatches
 from clipkit.training.config import TrainConfig
-from clipkit.training.finetune import finetune, finetune_captions, interpolate_weights
+from clipkit.training.finetune import finetune, finetune_captions
+from clipkit.training.interpolation import interpolate_weights
 from clipkit.training.loop import Trainer
 from clipkit.training.losses import clip_loss, sigmoid_loss
 from clipkit.training.recompute import cached_features
