@@ -6,8 +6,9 @@ from pathlib import Path
 import torch
 
 from clipkit import distributed, read_pairs
+from clipkit.classify.folder import load_parts
 from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
-from clipkit.commands.display import align, tell
+from clipkit.commands.display import align, tell, tell_skipped
 from clipkit.commands.folders import check_result_folder, tell_left_out, tell_size
 from clipkit.commands.model_choice import ModelChoice, add_model
 from clipkit.errors import DataError
@@ -107,10 +108,18 @@ def finetune(
     finally:
         distributed.stop()
     if is_first:
+        if head_only:  # a run of training tells of them itself
+            _tell_skipped(out)
         _print_before_and_after(figures)
         tell_size(out)
         _print_way_on(out, is_classifier="accuracy" in figures)
     return DONE
+
+
+def _tell_skipped(out: Path) -> None:
+    """Tell which images a classifier was not fitted on, because they cannot be read."""
+    skipped = load_parts(out).provenance.get("skipped", [])
+    tell_skipped([str(problem) for _, problem in skipped])
 
 
 def _print_before_and_after(figures: dict[str, tuple[float, float]]) -> None:

@@ -88,3 +88,15 @@ def test_a_terminal_has_a_bar_in_place_of_rows_of_figures(monkeypatch: pytest.Mo
         logging.getLogger("clipkit.training.log").info("step 1 of 2")
         logging.getLogger("clipkit.training.run").info("Training on 2 images")
     assert content.getvalue().decode() == "Training on 2 images\n"
+
+
+def test_a_fitted_head_tells_what_it_was_not_fitted_on(
+    toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    (toy / "images" / "blue" / "01.png").write_bytes(b"broken")
+    out = str(toy / "out")
+    options = [*start, "--held-out", "0.1", "--head-only"]
+    assert main(["finetune", str(toy / "images"), "-o", out, *options]) == 0
+    assert re.search("^clipkit: skipped: .*blue/01.png", capsys.readouterr().err, re.M)
+    assert main(["eval", str(toy / "images"), "--classifier", out, "--device", "cpu"]) == 0
+    assert "was fitted on 17 of these 19 images" in capsys.readouterr().err
