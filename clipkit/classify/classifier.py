@@ -155,8 +155,9 @@ class ImageClassifier(Predictor):
                 it is given.
             labels: N indices or names of the classifier's classes, in which a space is as good as
                 an underscore. None for images that come with labels. Integers of a data set that
-                names its classes (`classes`, as torchvision's have them) are found by those names;
-                other integers are indices of the classifier's classes.
+                names its classes (`classes`, as torchvision's have them) are found by those names,
+                also in what `extract_features` returns; other integers are indices of the
+                classifier's classes.
             method: one of `clipkit.classify.few_shot.METHODS`. "anchored" is never far worse than
                 zero-shot.
             seed: of all that is drawn.

@@ -18,12 +18,11 @@ from clipkit.classify.labels import (
     Labels,
     check_range,
     class_indices,
-    classes_of,
-    is_part,
     match_classes,
     read_labels,
     translate,
 )
+from clipkit.data.classes import classes_of, is_part
 from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
@@ -180,8 +179,8 @@ def _indices_of(labels: Labels, class_names: Sequence[str], given: object) -> Te
     """
     found = read_labels(labels)
     indices = class_indices(found, class_names)
-    classes = classes_of(given) if isinstance(found, Tensor) else None
-    if classes is not None:
+    classes = given.class_names if isinstance(given, Features) else classes_of(given)
+    if classes is not None and isinstance(found, Tensor):
         try:
             places = match_classes(classes, class_names)
         except DataError:  # the data set has other classes, so these labels are the classifier's
@@ -284,8 +283,7 @@ def _support_of_features(
     """Return given features with the labels, the paths and the problems that came with them."""
     found = given if isinstance(given, Features) else None
     if indices is None and found is not None and found.labels is not None:
-        check_range(found.labels, len(class_names))
-        indices = found.labels
+        indices = _own_labels(found.labels, found.class_names, class_names)
     if indices is None:
         raise DataError("features need labels")
     if found is None:
@@ -306,12 +304,18 @@ def _extract_with_own_labels(
             "these images come without labels: pass labels, one for each. Folders named by classes "
             "are read by clipkit.read_folder, and fit takes what it returns"
         )
-    if classes is None:
-        check_range(found.labels, len(class_names))
-        labels = found.labels
-    else:
-        labels = translate(found.labels, classes, class_names)
+    labels = _own_labels(found.labels, classes, class_names)
     return SupportSet(found.features, labels, found.paths, found.skipped)
+
+
+def _own_labels(
+    labels: Tensor, classes: Mapping[int, Sequence[str]] | None, class_names: Sequence[str]
+) -> Tensor:
+    """Return the labels of a data set (N,) as indices of a classifier's classes."""
+    if classes is not None:
+        return translate(labels, classes, class_names)
+    check_range(labels, len(class_names))
+    return labels
 
 
 def _extract_with_labels(

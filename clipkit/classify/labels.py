@@ -9,7 +9,6 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.utils.data import ConcatDataset, DataLoader, Subset
 
 from clipkit.errors import ClipkitError, DataError
 from clipkit.prompts import as_words
@@ -119,39 +118,6 @@ def show(names: Sequence[str]) -> str:
 # Data sets that know names of their own
 
 
-def classes_of(data: object) -> dict[int, list[str]] | None:
-    """Return the names of each integer that a data set gives as a label; None if it tells none.
-
-    torchvision's data sets have them in `class_to_idx` or `classes`, those of the hub in the
-    feature "label". A class may have several names. A `target_transform` gives other integers,
-    which only the caller knows.
-    """
-    if isinstance(data, DataLoader | Subset):
-        return classes_of(cast("DataLoader[Any] | Subset[Any]", data).dataset)
-    if isinstance(data, ConcatDataset):
-        parts = [classes_of(part) for part in cast("ConcatDataset[Any]", data).datasets]
-        if any(part != parts[0] for part in parts):
-            raise DataError("the joined data sets name their classes in different ways")
-        return parts[0]
-    if getattr(data, "target_transform", None) is not None:
-        return None
-    indices: Any = getattr(data, "class_to_idx", None)
-    if isinstance(indices, Mapping) and indices:
-        names: dict[int, list[str]] = {}
-        for name, index in cast("Mapping[str, int]", indices).items():
-            names.setdefault(index, []).append(name)
-        return names
-    listed = _listed_names(data)
-    return None if listed is None else dict(enumerate(listed))
-
-
-def is_part(data: object) -> bool:
-    """Return whether this is a part of a data set, and so may lack some of its classes."""
-    if isinstance(data, DataLoader):
-        data = cast("DataLoader[Any]", data).dataset
-    return isinstance(data, Subset)
-
-
 def translate(
     integers: Tensor, classes: Mapping[int, Sequence[str]], class_names: Sequence[str]
 ) -> Tensor:
@@ -166,6 +132,8 @@ def translate(
         DataError: if an integer has no name, or the classifier has no class, or several, of that
             name. The message lists them.
     """
+    if not classes:
+        raise DataError("the joined data sets name their classes in different ways")
     occurring = cast("list[int]", integers.unique().tolist())
     if nameless := [integer for integer in occurring if integer not in classes]:
         raise DataError(f"the data set has names for {len(classes)} classes, none for {nameless}")
@@ -204,26 +172,6 @@ def match_classes(
             f"{show([name for name in chosen.values() if name is not None])}"
         )
     return places
-
-
-def _listed_names(data: object) -> list[list[str]] | None:
-    """Return the names that a data set lists in the order of its integers, if it does."""
-    listed: Any = getattr(data, "classes", None)
-    features: Any = getattr(data, "features", None)
-    if listed is None and isinstance(features, Mapping):
-        label: Any = cast("Mapping[str, Any]", features).get("label")
-        listed = getattr(label, "names", None)
-    if not isinstance(listed, list | tuple) or not listed:
-        return None
-    rows: list[list[str]] = []
-    for entry in cast("Sequence[Any]", listed):
-        names = [entry] if isinstance(entry, str) else entry
-        if not isinstance(names, list | tuple) or not names:
-            return None
-        if not all(isinstance(name, str) for name in cast("Sequence[Any]", names)):
-            return None
-        rows.append(list(cast("Sequence[str]", names)))
-    return rows
 
 
 # Values

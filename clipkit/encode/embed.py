@@ -60,12 +60,15 @@ class Features:
         paths: the path of each of the M images, or the index of one that has no path. Row i of
             `features` belongs to `paths[i]`.
         skipped: path or index of each image that could not be read, and why. They have no row.
+        class_names: the names of each label, if they are of a data set that has names for them;
+            see `classes_of`.
     """
 
     features: Tensor
     labels: Tensor | None
     paths: list[str]
     skipped: list[tuple[str, str]]
+    class_names: dict[int, list[str]] | None = None
 
     def __len__(self) -> int:
         """Return the number of rows, M."""

@@ -28,12 +28,14 @@ def write_features(features: Features, path: Path, fingerprints: Mapping[str, An
     Raises:
         OutputError: if the file cannot be written.
     """
-    info = {
+    info: dict[str, Any] = {
         "format": _FORMAT,
         "made_of": fingerprints,
         "paths": features.paths,
         "skipped": features.skipped,
     }
+    if features.class_names is not None:  # not as an object, whose keys would become texts
+        info["class_names"] = list(features.class_names.items())
     text = bytearray(json.dumps(info).encode())
     tensors = {"features": features.features, _INFO: torch.frombuffer(text, dtype=torch.uint8)}
     if features.labels is not None:
@@ -55,7 +57,13 @@ def read_features(path: str | os.PathLike[str]) -> tuple[Features, dict[str, Any
         )
     info = _read_info(tensors[_INFO], path)
     skipped = [(name, problem) for name, problem in info["skipped"]]
-    features = Features(tensors["features"], tensors.get("labels"), info["paths"], skipped)
+    features = Features(
+        features=tensors["features"],
+        labels=tensors.get("labels"),
+        paths=info["paths"],
+        skipped=skipped,
+        class_names=_read_class_names(info.get("class_names"), path),
+    )
     if problem := _problem_of(features):
         raise _damaged(path, problem)
     return features, info["made_of"], "format" not in info
@@ -91,6 +99,21 @@ def _read_info(text: Tensor, path: str | os.PathLike[str]) -> dict[str, Any]:
     if not isinstance(info.get("made_of"), dict):
         raise _damaged(path, "it does not say what it was made of")
     return info
+
+
+def _read_class_names(value: object, path: str | os.PathLike[str]) -> dict[int, list[str]] | None:
+    """Return the names of each label, as pairs of an integer and a list of texts have them."""
+    if value is None:
+        return None
+    names: dict[int, list[str]] = {}
+    for pair in cast("list[Any]", value) if isinstance(value, list) else [value]:
+        if not isinstance(pair, list) or len(cast("list[Any]", pair)) != 2:
+            raise _damaged(path, "its class names are no pairs")
+        label, own = cast("list[Any]", pair)
+        if not isinstance(label, int) or not _are_texts(own):
+            raise _damaged(path, "its class names are no lists of texts")
+        names[label] = own
+    return names
 
 
 def _are_texts(value: object) -> bool:

@@ -4,13 +4,14 @@ import os
 import shutil
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch.distributed as dist
 
 from clipkit import distributed
+from clipkit.data.classes import classes_of
 from clipkit.data.pictures import Chunk, Images, ImageSet, Transform
 from clipkit.encode.embed import (
     Features,
@@ -104,7 +105,7 @@ def extract_features(
         done |= processes.in_all(
             lambda: _encode(encode, image_set, todo, files, [*done], progress=progress and first)
         )
-        result = _collect(done, processes)
+        result = replace(_collect(done, processes), class_names=classes_of(images))
         # None returns, and perhaps calls again, before the file is whole.
         processes.in_all(lambda: files.finish(result) if files and first else None)
     return result

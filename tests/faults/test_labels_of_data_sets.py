@@ -8,9 +8,16 @@ import torch
 from PIL import Image
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset
 
-from clipkit import CLIP, ImageClassifier, Pairs, read_folder
+from clipkit import (
+    CLIP,
+    ImageClassifier,
+    Pairs,
+    extract_features,
+    load_features,
+    read_folder,
+)
 from clipkit.classify.evaluate import classifier_accuracy, zero_shot
-from clipkit.classify.labels import classes_of
+from clipkit.data.classes import classes_of
 from clipkit.errors import DataError
 from tests.helpers.models import make_small_tokenizer
 from tests.helpers.toy_classifier import toy_model
@@ -140,9 +147,31 @@ def test_names_that_say_nothing_of_the_integers_are_not_asked(model: CLIP) -> No
     assert classifier.predict(Colors())[0].label == "white"  # integers are the classifier's
 
 
-def test_joined_data_sets_that_differ_are_refused() -> None:
+def test_joined_data_sets_that_differ_are_refused(model: CLIP) -> None:
+    joined = ConcatDataset([Colors(classes=SORTED), Colors(classes=OTHER)])
+    classifier = ImageClassifier.zero_shot(model, SORTED)
     with pytest.raises(DataError, match="name their classes in different ways"):
-        classes_of(ConcatDataset([Colors(classes=SORTED), Colors(classes=OTHER)]))
+        classifier.fit(joined)
+    labels = [SORTED[i % 4] for i in range(24)]
+    classifier.fit(joined, labels, "gaussian")
+    assert classifier.provenance["counts"] == [6, 6, 6, 6]
+
+
+def test_extracted_features_remember_the_classes_of_their_data_set(
+    model: CLIP, tmp_path: Path
+) -> None:
+    out = tmp_path / "features.safetensors"
+    extracted = extract_features(model, Colors(classes=SYNONYMS), out=out)
+    again = extract_features(model, Colors(classes=SYNONYMS), out=out)
+    for found in (extracted, again, load_features(out)):
+        assert found.class_names == {i: list(names) for i, names in enumerate(SYNONYMS)}
+        classifier = ImageClassifier.zero_shot(model, OTHER).fit(found, method="gaussian")
+        assert classifier.predict(Colors())[0].label == "blue"
+        with pytest.raises(DataError, match="that the classifier has not: 'green', 'white'"):
+            ImageClassifier.zero_shot(model, ["navy", "crimson"]).fit(found)
+        with pytest.raises(DataError, match="numbers its classes in another way"):
+            classifier.fit(found, found.labels)
+    assert extract_features(model, Colors()).class_names is None
 
 
 def test_integers_that_may_mean_either_are_refused(model: CLIP) -> None:
