@@ -2,8 +2,6 @@
 
 import copy
 import functools
-import importlib.util
-import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -17,10 +15,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from clipkit import CLIP, ImageClassifier, Preprocess, PreprocessConfig
-from clipkit.classify import export as source
 from clipkit.classify.heads import CacheHead, Head, LinearHead, WeightedPromptHead
 from clipkit.config import CLIPConfig
-from clipkit.errors import ConfigError, ExportError
+from clipkit.errors import ConfigError
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.random_weights import randomize
 
@@ -300,103 +297,3 @@ def test_the_classifier_stays_as_it_was(towers: dict[str, CLIP], tmp_path: Path)
     model.float()
     expected = eager(classifier.eval(), images)
     torch.testing.assert_close(run(tmp_path / "half.pt2")(images), expected, rtol=0, atol=2e-5)
-
-
-@pytest.mark.parametrize("name", ["x.pt", "x.ONNX", "x", ".onnx"])
-def test_another_ending_is_refused(towers: dict[str, CLIP], tmp_path: Path, name: str) -> None:
-    classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
-    with pytest.raises(ConfigError, match=f"export writes .onnx and .pt2, not '{re.escape(name)}'"):
-        classifier.export(tmp_path / name)
-    assert not list(tmp_path.iterdir())
-
-
-@pytest.mark.parametrize("lacking", ["onnx", "onnxscript", "onnxruntime"])
-def test_a_missing_package_is_named_before_any_work(
-    towers: dict[str, CLIP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
-) -> None:
-    classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
-    find = importlib.util.find_spec
-    monkeypatch.setattr(source, "find_spec", lambda name: None if name == lacking else find(name))
-    monkeypatch.setattr(source, "_Deployed", None)
-    message = rf"ONNX needs {lacking}: pip install 'clipkit-torch\[export\]'"
-    with pytest.raises(ConfigError, match=message):
-        classifier.export(tmp_path / "x.onnx")
-    with pytest.raises(TypeError, match="not callable"):  # the other kind needs none of them
-        classifier.export(tmp_path / "x.pt2")
-
-
-# Files that differ
-
-
-def stand_in(
-    monkeypatch: pytest.MonkeyPatch, suffix: str, say: Callable[[Tensor, Tensor], Tensor]
-) -> None:
-    """Write a few bytes in place of an export; they are read as what `say` returns.
-
-    `say` gets the images and the right probabilities.
-    """
-    modules: list[Any] = []
-
-    def write(module: Any, images: Tensor, path: Path, about: Any = None) -> None:
-        modules.append(module)
-        path.write_bytes(b"a new file")
-
-    name = {".pt2": "program", ".onnx": "onnx"}[suffix]
-    monkeypatch.setattr(source, f"_write_{name}", write)
-    monkeypatch.setattr(
-        source, f"_open_{name}", lambda path: lambda images: say(images, modules[0](images))
-    )
-
-
-@pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
-@pytest.mark.parametrize(
-    ("say", "message"),
-    [
-        (lambda images, right: right + 2e-4, "differs by 2.0e-04 for 1 images; it is not kept"),
-        (lambda images, right: right * float("nan"), "differs by nan for 1 images"),
-        (
-            lambda images, right: right if len(images) == 2 else right[:1],
-            "differs by .* for 5 images",
-        ),
-        (lambda images, right: right.flip(0), "differs by .* for 2 images"),
-    ],
-)
-def test_a_file_that_differs_is_not_kept(
-    towers: dict[str, CLIP],
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    suffix: str,
-    say: Callable[[Tensor, Tensor], Tensor],
-    message: str,
-) -> None:
-    """And what was at the path before is."""
-    classifier = ImageClassifier.zero_shot(towers["vit"], NAMES)
-    classifier.head = heads()["linear"]
-    path = tmp_path / f"out{suffix}"
-    path.write_bytes(b"an older file")
-    stand_in(monkeypatch, suffix, say)
-    with pytest.raises(ExportError, match=message):
-        classifier.export(path)
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == b"an older file"
-    # Other kernels may round in another way.
-    stand_in(monkeypatch, suffix, lambda images, right: right + 5e-5)
-    classifier.export(path)
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == b"a new file"
-
-
-def test_a_disk_that_is_full_leaves_the_older_file(
-    towers: dict[str, CLIP], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def write(module: Any, images: Tensor, path: Path) -> None:
-        path.write_bytes(b"half a file")
-        raise OSError("disk full")
-
-    monkeypatch.setattr(source, "_write_program", write)
-    path = tmp_path / "out.pt2"
-    path.write_bytes(b"an older file")
-    with pytest.raises(OSError, match="disk full"):
-        ImageClassifier.zero_shot(towers["vit"], NAMES).export(path)
-    assert list(tmp_path.iterdir()) == [path]
-    assert path.read_bytes() == b"an older file"
