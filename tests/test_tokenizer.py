@@ -265,9 +265,10 @@ def test_bad_tables(merges: Any) -> None:
         Tokenizer(merges)
 
 
-def test_a_table_that_is_no_list() -> None:
-    table: Any = 5
-    with pytest.raises(TokenizerError, match="merges must be lines 'a b', not int 5"):
+@pytest.mark.parametrize("table", [5, 1.5, True, np.array(5), torch.tensor(5), object(), len])
+def test_a_table_that_is_no_list(table: Any) -> None:
+    kind = type(table).__name__
+    with pytest.raises(TokenizerError, match=f"merges must be lines 'a b', not {kind}"):
         Tokenizer(table)
 
 

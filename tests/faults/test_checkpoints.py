@@ -1,9 +1,13 @@
 """Test that checkpoints load as they lie about; broken and hostile ones end in one error."""
 
+import bz2
 import gzip
+import json
 import logging
+import lzma
 import os
 import struct
+import time
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable
@@ -18,9 +22,12 @@ from torch import Tensor
 import clipkit
 from clipkit import CLIP
 from clipkit.checkpoints import hub
+from clipkit.checkpoints.save import FolderLayout
+from clipkit.checkpoints.weights import read_weights
 from clipkit.errors import (
     CheckpointError,
     ClipkitError,
+    ConfigError,
     CorruptCheckpointError,
     UnsupportedCheckpointError,
 )
@@ -64,6 +71,10 @@ PROMPTS = {"prompt_learner.ctx": torch.ones(4, 64)}
         lambda s: {"n_averaged": torch.tensor(4), **under("module.", s)},
         lambda s: {**s, **HEAD},
         lambda s: {"model": s, "model_ema": {name: value.clone() for name, value in s.items()}},
+        lambda s: [s, {"state": {0: {"exp_avg": torch.ones(2)}}, "param_groups": []}],
+        lambda s: {"models": [under("module.", s)], "history": [[0.1, 0.2], [0.3]]},
+        lambda s: ("run", 3, {"ema": under("model_ema.module.", s)}),
+        lambda s: {"ema_model.n_averaged": torch.tensor(4), **under("ema_model.module.", s)},
     ],
 )
 def test_a_clip_is_found_wherever_it_lies(
@@ -132,6 +143,12 @@ def test_runs_of_our_own_load(state: State, tmp_path: Path) -> None:
         ("a.onnx", b"\x08\x07\x12\x07pytorch", "an ONNX graph"),
         ("a.npy", b"\x93NUMPY\x01\0", "a NumPy array"),
         ("a.pt.gz", gzip.compress(b"weights", mtime=0), "compressed with gzip"),
+        ("a.pt.bz2", bz2.compress(b"weights"), "compressed with bzip2"),
+        ("a.pt.xz", lzma.compress(b"weights"), "compressed with xz"),
+        ("a.msgpack", b"\x81\xa1a\x01", "a Flax checkpoint"),
+        ("a.pdf", b"%PDF-1.7", "a PDF document"),
+        ("a.parquet", b"PAR1" + bytes(20), "a Parquet table"),
+        ("a.index", bytes(20), "an index of a TensorFlow checkpoint"),
     ],
 )
 def test_other_formats_are_named(name: str, content: bytes, reason: str, tmp_path: Path) -> None:
@@ -266,3 +283,63 @@ def test_what_a_killed_download_left_is_removed_and_a_live_one_stays(tmp_path: P
     with hub._alone(file):
         assert not partial.exists()
     assert [path.name for path in tmp_path.iterdir()] == [other.name]
+
+
+def test_a_zip_of_other_things_is_named(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "photos.zip", "w") as archive:
+        archive.writestr("cat.jpg", b"cat")
+    with pytest.raises(UnsupportedCheckpointError, match="is a zip archive without weights"):
+        clipkit.load(tmp_path / "photos.zip")
+
+
+def test_the_length_of_a_safetensors_header_is_no_magic(tmp_path: Path) -> None:
+    """Its first bytes count the header, and may read "BM" as a bitmap's do."""
+    header = b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]}}'
+    header = header.ljust(int.from_bytes(b"BM", "little"))
+    path = tmp_path / "a.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    assert path.read_bytes().startswith(b"BM")
+    assert read_weights(path)["a"].tolist() == [0.0]
+
+
+# Kind X13: sizes that no CLIP has, in any layout.
+
+
+@pytest.mark.parametrize("size", [-1, 0, 10**9, 2**62, 10**30, 1e308, True, "64", None, [1]])
+@pytest.mark.parametrize("layout", ["clipkit", "open_clip", "transformers"])
+def test_impossible_sizes_are_refused_quickly(
+    layout: FolderLayout, size: Any, tmp_path: Path
+) -> None:
+    random_clip(VIT).save_pretrained(tmp_path, layout=layout)
+    name = "open_clip_config.json" if layout == "open_clip" else "config.json"
+    text = (tmp_path / name).read_text()
+    values = json.loads(text)
+    for key in ("width", "hidden_size", "layers", "image_size", "resolution", "patch_size"):
+        if f'"{key}"' not in text:
+            continue
+        changed = json.loads(text)
+        for section in (changed, *changed.values(), *sections_of(changed)):
+            if isinstance(section, dict) and key in section:
+                section[key] = size
+        assert changed != values
+        (tmp_path / name).write_text(json.dumps(changed))
+        start = time.monotonic()
+        with pytest.raises(ClipkitError, match="."):
+            clipkit.load(tmp_path, device="cpu")
+        assert time.monotonic() - start < 1
+
+
+def sections_of(values: dict[str, Any]) -> list[Any]:
+    """Return the dicts two levels below the top."""
+    return [
+        inner for value in values.values() if isinstance(value, dict) for inner in value.values()
+    ]
+
+
+@pytest.mark.parametrize("number", ["NaN", "Infinity", "-Infinity", "1e999", "0", '"a"', "null"])
+def test_impossible_statistics_in_a_file_are_refused(number: str, tmp_path: Path) -> None:
+    random_clip(VIT).save_pretrained(tmp_path)
+    text = (tmp_path / "config.json").read_text()
+    (tmp_path / "config.json").write_text(text.replace("0.2,", f"{number},", 1))
+    with pytest.raises(ConfigError, match="PreprocessConfig.std must be"):
+        clipkit.load(tmp_path, device="cpu")
