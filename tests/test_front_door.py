@@ -31,8 +31,8 @@ import clipkit
 seen, imported = list(events), sorted(set(sys.modules) - before)
 present = [name for name in UNWANTED if name in sys.modules]
 
-from clipkit import tokenizer
-caches = (tokenizer._default, tokenizer.default_merges, tokenizer._pattern)
+from clipkit import tokenizer, words
+caches = (tokenizer._default, tokenizer.default_merges, words.word_pattern)
 built = [cache.cache_info().currsize for cache in caches]
 environment_unchanged = dict(os.environ) == environment
 
