@@ -10,7 +10,6 @@ import inspect
 import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Literal, cast
 
 import numpy as np
@@ -197,18 +196,11 @@ def _fit(
     """Call the function of a method where gradients are allowed, with a generator of its own."""
     device = zero_shot.weight.device
     generator = _generator(seed)
-    with torch.inference_mode(False), torch.enable_grad(), _default_device(device):
+    with torch.inference_mode(False), torch.enable_grad():
         # Copies, because what was made in inference mode cannot be trained on.
         features = features.detach().to(device, torch.float32, copy=True)
         labels = labels.to(device, torch.int64, copy=True)
         return METHODS[method](features, labels, zero_shot, generator, **options)
-
-
-def _default_device(device: torch.device) -> AbstractContextManager[Any]:
-    """Let torch's optimizers make their own numbers on a device, or as usual on the CPU."""
-    if torch.get_default_device() in (device, torch.device("cpu")):
-        return nullcontext()  # nothing that other threads could see is changed
-    return torch.device(device)
 
 
 def _generator(seed: int) -> torch.Generator:
