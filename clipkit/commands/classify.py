@@ -3,7 +3,7 @@
 import argparse
 import json
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +18,7 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
 )
-from clipkit.commands.display import Style, align, is_terminal, tell_skipped, warn
+from clipkit.commands.display import Style, align, is_terminal, tell_skipped, typed, warn
 from clipkit.commands.inputs import (
     STANDARD_INPUT,
     find_images,
@@ -141,8 +141,8 @@ def _check_labels(
         kept = [label for label in labels or [] if label not in swallowed]
         raise ConfigError(
             f"--labels takes all words behind it, {' and '.join(swallowed)} as well: write images "
-            f"first, as in  clipkit classify {_quoted([*images, *swallowed])} "
-            f"--labels {_quoted(kept) or 'LABEL ...'}"
+            f"first, as in  clipkit classify {typed(*images, *swallowed)} "
+            f"--labels {typed(*kept) or 'LABEL ...'}"
         )
     if not images and images_from is None:
         raise ConfigError(
@@ -163,11 +163,6 @@ def _warn_of_one_label(names: ClassNames) -> None:
         (label,) = names
         hint = "; labels are separated by spaces" if "," in label else ""
         warn(f"the only label, {label!r}, gets 100 % whatever the image shows{hint}")
-
-
-def _quoted(words: Sequence[str]) -> str:
-    """Return words as they are typed."""
-    return " ".join(f'"{word}"' if " " in word else word for word in words)
 
 
 def _check_standard_input(

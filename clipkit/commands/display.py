@@ -3,6 +3,7 @@
 import contextlib
 import io
 import os
+import shlex
 import sys
 import unicodedata
 from collections.abc import Collection, Generator, Sequence
@@ -205,6 +206,16 @@ def _print(line: str) -> None:
         return
     with contextlib.suppress(BrokenPipeError):  # nobody reads it any more
         print(line, file=sys.stderr, flush=True)
+
+
+def typed(*words: object) -> str:
+    """Return words as they are typed in a shell, with quotes where they need them.
+
+    Example:
+        >>> typed("cat", "cup of coffee")
+        "cat 'cup of coffee'"
+    """
+    return visible(shlex.join(str(word) for word in words))
 
 
 def count(number: int, noun: str, plural: str = "") -> str:

@@ -8,8 +8,14 @@ import torch
 from clipkit import distributed, read_pairs
 from clipkit.classify.folder import load_parts
 from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
-from clipkit.commands.display import align, tell, tell_skipped
-from clipkit.commands.folders import check_result_folder, tell_left_out, tell_size
+from clipkit.commands.display import align, tell, tell_skipped, typed
+from clipkit.commands.folders import (
+    check_result_folder,
+    print_classifier,
+    tell_left_out,
+    tell_size,
+    ways_to_load,
+)
 from clipkit.commands.model_choice import ModelChoice, add_model
 from clipkit.errors import DataError
 from clipkit.training.run import finetune_from
@@ -133,10 +139,10 @@ def _print_before_and_after(figures: dict[str, tuple[float, float]]) -> None:
 def _print_way_on(out: Path, is_classifier: bool) -> None:
     """Say what to do with the result. A classifier's model alone would lack the fitted head."""
     if is_classifier:
-        print(f"Saved to {out}; go on with: clipkit classify --classifier {out} IMAGE ...")
+        print_classifier(out)
         return
     model = out / "model"
-    print(f"Saved to {out}; load the model with clipkit.load({str(model)!r}) or --model {model}")
+    print(f"Saved to {typed(out)}; load the model by {ways_to_load(model)}")
 
 
 FINETUNE = Command(

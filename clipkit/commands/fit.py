@@ -18,7 +18,12 @@ from clipkit.commands.command import (
     add_workers,
 )
 from clipkit.commands.display import Style, align, is_terminal, tell_skipped
-from clipkit.commands.folders import check_result_folder, read_class_folders, tell_few
+from clipkit.commands.folders import (
+    check_result_folder,
+    print_classifier,
+    read_class_folders,
+    tell_few,
+)
 from clipkit.commands.inputs import tell_unknown_ids
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
 from clipkit.errors import ConfigError
@@ -70,7 +75,7 @@ def fit(
     found = embed_labelled(classifier, pairs.files, pairs.labels or [], workers)
     classifier.fit(found, found.labels, method, seed=seed).save(out)
     _print_choices(classifier, len(found))
-    print(f"Saved to {out}; go on with: clipkit classify --classifier {out} IMAGE ...")
+    print_classifier(out)
     return DONE
 
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from clipkit import Pairs, read_folder
 from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
-from clipkit.commands.display import count, size, tell, warn
+from clipkit.commands.display import count, size, tell, typed, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
 from clipkit.errors import DataError, OutputError
@@ -82,6 +82,17 @@ def check_result_folder(out: Path) -> None:
         tell(f"This will replace the classifier in {out}.")
     elif (out / MODEL).exists():
         tell(f"This will replace the model in {out}.")
+
+
+def print_classifier(out: Path) -> None:
+    """Print where a classifier was saved, and how it is used."""
+    folder = typed(out)
+    print(f"Saved to {folder}; go on with: clipkit classify --classifier {folder} IMAGE ...")
+
+
+def ways_to_load(model: Path) -> str:
+    """Return how a model folder is loaded in Python and on the command line."""
+    return f"clipkit.load({str(model)!r}) or --model {typed(model)}"
 
 
 def tell_size(folder: Path) -> None:

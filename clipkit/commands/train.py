@@ -6,8 +6,8 @@ from pathlib import Path
 from clipkit import RunConfig, distributed
 from clipkit import train as train_model
 from clipkit.commands.command import DONE, Command, add_device, path_of
-from clipkit.commands.display import count, tell
-from clipkit.commands.folders import tell_size
+from clipkit.commands.display import count, tell, typed
+from clipkit.commands.folders import tell_size, ways_to_load
 from clipkit.errors import ConfigError
 from clipkit.files import check_output
 from clipkit.training.state import CHECKPOINT
@@ -82,7 +82,7 @@ def train(*, file: Path, device: str | None) -> int:
     if is_first:
         tell_size(out)
         model = out / "model"
-        print(f"Saved to {model}; load it with clipkit.load({str(model)!r}) or --model {model}")
+        print(f"Saved to {typed(model)}; load it by {ways_to_load(model)}")
     return DONE
 
 

@@ -2,6 +2,7 @@
 
 import io
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -12,6 +13,7 @@ from clipkit.commands.display import (
     lossless_streams,
     pad,
     size,
+    typed,
     width_of,
 )
 from clipkit.visible import visible
@@ -160,3 +162,8 @@ def test_numbers_agree_with_their_nouns() -> None:
     assert count(1, "image") == "1 image"
     assert count(2, "class", "classes") == "2 classes"
     assert count(1200, "image") == "1,200 images"
+
+
+def test_words_are_quoted_as_they_are_typed() -> None:
+    assert typed("cat", "cup of coffee", "it's") == """cat 'cup of coffee' 'it'"'"'s'"""
+    assert typed(Path("my out")) == "'my out'"

@@ -300,7 +300,7 @@ def test_an_image_behind_the_labels_is_told_how_to_write_it(
 ) -> None:
     assert main(["classify", "--labels", "cat", "cup of coffee", CAT]) == 2
     err = capsys.readouterr().err
-    assert f'clipkit classify {CAT} --labels cat "cup of coffee"' in err
+    assert f"clipkit classify {CAT} --labels cat 'cup of coffee'" in err
     assert len(err.splitlines()) == 1
 
 
