@@ -9,8 +9,9 @@ from typing import Any
 import torch
 
 from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed
+from clipkit.classify.folder import HEAD
 from clipkit.commands.command import add_device
-from clipkit.commands.display import tell
+from clipkit.commands.display import tell, warn
 from clipkit.config import Activation
 from clipkit.errors import ConfigError
 from clipkit.files import read_json, read_text
@@ -50,6 +51,11 @@ class ModelChoice:
             raise ConfigError(
                 f"--revision is of hub repositories, and {self.model or 'tiny'} is none: leave it "
                 "out"
+            )
+        if self.model is not None and Path(self.model, HEAD).exists():
+            warn(
+                f"{self.model} is a fitted classifier, and only its model is used here: "
+                "--classifier takes it with its head"
             )
         if self.model is None and distributed.is_first():
             tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")

@@ -8,6 +8,7 @@ NO_OPTIONS = ("images", "data", "file")  # arguments of commands that stand by t
 # Remedies of Python that have another form here.
 _PHRASES = {
     "`clipkit.list_models()` names them all": "`clipkit models` lists them all",
+    "`clipkit.list_models()` has the published names": "`clipkit models` has the published names",
     "`clipkit.prompt_sets()` names them all": "`clipkit prompts` lists them all",
     "; shorten it, or pass truncate=True to cut it": "; shorten it",
     "pass token=... of an account that may read it": "set HF_TOKEN to a token of an account that "
@@ -16,12 +17,18 @@ _PHRASES = {
     "or give a CLIPConfig": "or give --config a JSON file of a CLIPConfig",
     "config= with a CLIPConfig": "config= with a JSON file of a CLIPConfig",
     "A single file goes in a list": "",
+    "A model is loaded first, and model.embed_images([...]) takes images then": "Give it as an "
+    "image, and a model to --model",
     "pass 'cpu' or None": "give --device cpu, or leave --device out",
     " (a single one too is put in a list), or of functions of the name;": ",",
 }
 
-# What builds a tokenizer in Python, and the file that says the same here.
-_TOKENIZERS = (
+# The same for remedies with names in them. What builds a tokenizer is a file here.
+_PATTERNS = (
+    (
+        r"load it by clipkit\.load\((.*)\), and make a classifier of it by .*, class_names\)",
+        r"give --labels, and --model \1",
+    ),
     (
         r"tokenizer=clipkit\.Tokenizer\(added_tokens=[^)]*\)",
         "tokenizer= a JSON file of them and their ids",
@@ -46,8 +53,8 @@ def in_options(message: str, names: Collection[str]) -> str:
     """
     for phrase, replacement in _PHRASES.items():
         message = message.replace(phrase, replacement)
-    if "tokenizer" in names:
-        for pattern, replacement in _TOKENIZERS:
+    if "model" in names:
+        for pattern, replacement in _PATTERNS:
             message = re.sub(pattern, replacement, message)
     for name in names:
         message = _replace(message, name, f"--{name.replace('_', '-')}")

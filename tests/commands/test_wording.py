@@ -70,10 +70,15 @@ def test_functions_become_commands() -> None:
             "Load it as tokenizer=clipkit.Tokenizer(added_tokens={'<a>': 5}, context_length=7), or",
             "Load it as --tokenizer a JSON file of them and their ids, or",
         ),
+        (
+            "It is a model: load it by clipkit.load('a'), and make a classifier of it by "
+            "ImageClassifier.zero_shot('a', class_names)",
+            "It is a model: give --labels, and --model 'a'",
+        ),
     ],
 )
-def test_tokenizers_become_files(message: str, said: str) -> None:
-    assert in_options(message, ["tokenizer"]) == said
+def test_what_builds_things_in_python_becomes_options(message: str, said: str) -> None:
+    assert in_options(message, ["model", "tokenizer"]) == said
 
 
 def test_the_phrases_are_those_of_the_library() -> None:

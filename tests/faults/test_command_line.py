@@ -362,3 +362,16 @@ def test_a_single_label_is_warned_of(capsys: pytest.CaptureFixture[str]) -> None
     err = capsys.readouterr().err
     assert "the only label, 'cat,dog', gets 100 % whatever the image shows" in err
     assert "separated by spaces" in err
+
+
+def test_a_classifier_given_as_a_model_is_told_that_its_head_is_left_out(
+    toy: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Y3: whoever writes --model where --classifier is right gets other figures."""
+    assert fit(toy) == 0
+    capsys.readouterr()
+    assert main(["eval", str(toy / "images"), "--model", str(toy / "out"), *CPU]) == 0
+    assert "only its model is used here: --classifier" in capsys.readouterr().err
+    command = ["classify", CAT, "--classifier", str(toy / "out" / "model"), *CPU]
+    assert main(command) == 2
+    assert "give --labels, and --model" in capsys.readouterr().err
