@@ -15,7 +15,7 @@ import numpy as np
 
 from clipkit.data.folders import check_folder, is_hidden, list_images
 from clipkit.errors import ConfigError, DataError
-from clipkit.files import address_scheme, check_file
+from clipkit.files import address_scheme, check_file, spell_path
 from clipkit.prompts import TEMPLATES, Templates, as_words, render
 
 PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
@@ -113,6 +113,7 @@ def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) 
         pairs = read_folder("photos", ["a photo of a {}."])
     """
     found: list[tuple[str, list[Path]]] = []
+    root = spell_path(root, "a folder of class folders")
     for folder in sorted(check_folder(root).glob("*/")):
         files = [] if is_hidden(folder.name) else list_images(folder)
         if files:
@@ -155,7 +156,7 @@ def read_table(table: str | os.PathLike[str]) -> Pairs:
     Example:
         pairs = read_table("photos/captions.csv")
     """
-    table = Path(table)
+    table = Path(spell_path(table, "a table"))
     captions_of_paths: dict[str, list[str]] = {}
     for number, record in enumerate(_read_records(table), start=1):
         path = _value(record, PATH_COLUMNS)
@@ -278,7 +279,7 @@ def read_pairs(data: str | os.PathLike[str], templates: Templates = TEMPLATES) -
     Raises:
         DataError, ConfigError: as `read_folder` and `read_table`.
     """
-    spelled = os.fspath(data)
+    spelled = spell_path(data, "data")
     if not os.path.exists(spelled):
         if scheme := address_scheme(spelled):
             raise DataError(

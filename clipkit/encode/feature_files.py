@@ -11,8 +11,8 @@ from torch import Tensor
 
 from clipkit.checkpoints.weights import read_weights
 from clipkit.encode.embed import Features
-from clipkit.errors import DataError
-from clipkit.files import parse_json, write_weights
+from clipkit.errors import CheckpointNotFoundError, DataError
+from clipkit.files import parse_json, spell_path, write_weights
 
 # The tensor in our files that holds JSON as bytes. The header of the format, where text would go,
 # ends at 100 MB.
@@ -50,6 +50,9 @@ def read_features(path: str | os.PathLike[str]) -> tuple[Features, dict[str, Any
         DataError: if something else wrote it, or its parts do not match.
         CheckpointError: if it is missing, or broken as a whole.
     """
+    path = spell_path(path, "a file of features")
+    if not os.path.exists(path):
+        raise CheckpointNotFoundError(f"There is no file {path}")
     tensors = read_weights(path)
     if not {"features", _INFO} <= tensors.keys():
         raise DataError(

@@ -10,6 +10,7 @@ from clipkit.files.read import (
     read_json,
     read_text,
     sha256,
+    spell_path,
 )
 from clipkit.files.write import remove_leftovers, replacing, write_weights
 
@@ -26,6 +27,7 @@ __all__ = [
     "replacing_folder",
     "settle",
     "sha256",
+    "spell_path",
     "typed_write_errors",
     "write_weights",
 ]

@@ -27,6 +27,24 @@ def check_file(path: str | os.PathLike[str]) -> int:
     return about.st_size
 
 
+def spell_path(given: object, name: str, *, error: type[ClipkitError] = DataError) -> str:
+    """Return a path as it is spelled.
+
+    Args:
+        given: a text or a path.
+        name: of the argument, for the message.
+        error: what to raise.
+
+    Raises:
+        error: for anything else.
+    """
+    if isinstance(given, str | os.PathLike):
+        spelled = os.fspath(cast("str | os.PathLike[Any]", given))
+        if isinstance(spelled, str):
+            return spelled
+    raise error(f"{name} must be a path, not {given!r:.99}")
+
+
 def address_scheme(text: str) -> str | None:
     """Return the scheme of an address, or None for a path. A drive of Windows is a path.
 

@@ -83,7 +83,8 @@ class Log:
     def close(self) -> None:
         """Close the events of TensorBoard, whose writer is a thread with an open file."""
         if self.board is not None:
-            self.board.close()
+            with typed_write_errors(self.file, self.file.parent):
+                self.board.close()
 
 
 def _open_board(folder: Path, step: int) -> Any:

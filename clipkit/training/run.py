@@ -16,7 +16,7 @@ from clipkit.config import CLIPConfig
 from clipkit.data.labelled import Pairs, read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
 from clipkit.fields import build, check_positive
-from clipkit.files import address_scheme, check_output, read_json
+from clipkit.files import address_scheme, check_output, read_json, spell_path
 from clipkit.prompts import TEMPLATES, Templates, check_templates, name_ids
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
@@ -103,7 +103,7 @@ class RunConfig:
         Raises:
             ConfigError: that names what is wrong.
         """
-        path = Path(path)
+        path = Path(spell_path(path, "a run file", error=ConfigError))
         values = read_json(path, error=ConfigError)
         for name in ("train", "augment"):
             if not isinstance(values.get(name, {}), dict):

@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.optim import AdamW, Optimizer
 
 from clipkit.errors import TrainingError
+from clipkit.files import check_file
 
 # The entries of a checkpoint, and their types.
 _ENTRIES: dict[str, tuple[type, ...]] = {
@@ -62,6 +63,7 @@ def unusable(checkpoint: Path, reason: str) -> TrainingError:
 
 
 def _load(checkpoint: Path, thorough: bool) -> object:
+    check_file(checkpoint)
     with zipfile.ZipFile(checkpoint) as archive:
         if any(info.compress_type != zipfile.ZIP_STORED for info in archive.infolist()):
             raise ValueError("it is compressed, which torch.save does not do")

@@ -1,13 +1,23 @@
 """What training takes: pairs in batches, counts within bounds, and a seed for each step."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from clipkit import CLIP, Pairs, Trainer, finetune, finetune_captions
+from clipkit import (
+    CLIP,
+    Pairs,
+    Trainer,
+    finetune,
+    finetune_captions,
+    load_features,
+    read_folder,
+    read_pairs,
+    read_table,
+)
 from clipkit.errors import ConfigError, DataError, OutputError
 from clipkit.training.batches import Batch, PairBatches
 from clipkit.training.losses import sigmoid_loss
@@ -78,6 +88,15 @@ def test_arguments_of_a_trainer_are_checked(
     for out in (None, 5, "", b"run"):
         with pytest.raises(OutputError, match="it is no path"):
             Trainer(**given, out=out, device="cpu")  # pyright: ignore[reportArgumentType]
+
+
+@pytest.mark.parametrize("given", [None, 5, b"photos", ["photos"]])
+@pytest.mark.parametrize(
+    "read", [read_folder, read_table, read_pairs, load_features, RunConfig.read]
+)
+def test_what_is_no_path_is_said_to_be_none(read: Callable[[Any], object], given: Any) -> None:
+    with pytest.raises((DataError, ConfigError), match=r"must be a path, not"):
+        read(given)
 
 
 @pytest.mark.parametrize("size", ["8", 2.5, -1])

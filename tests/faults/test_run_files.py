@@ -2,6 +2,7 @@
 
 import copy
 import json
+import os
 import random
 from collections.abc import Callable
 from pathlib import Path
@@ -14,6 +15,7 @@ from clipkit import Trainer
 from clipkit.errors import ConfigError, TrainingError
 from clipkit.training.run import RunConfig
 from tests.helpers.models import assert_same
+from tests.helpers.toy_data import within
 from tests.helpers.training_worker import (
     losses,
     quick_config,
@@ -167,6 +169,14 @@ def test_what_is_no_state_of_a_training_is_named(
     torch.save(content, tmp_path / "checkpoint.pt")
     with pytest.raises(TrainingError, match=r"cannot be resumed \(it (holds a|has no entry)"):
         resume(tmp_path, trainer)
+
+
+def test_a_pipe_in_place_of_a_file_of_a_run_does_not_hang(tmp_path: Path) -> None:
+    for name in ("checkpoint.pt", "log.jsonl"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(TrainingError, match=rf"{name} .*no regular file"), within(30):
+            run(tmp_path, steps=2)
+        (tmp_path / name).unlink()
 
 
 def test_a_mistake_of_ours_is_not_taken_for_a_damaged_file(

@@ -64,7 +64,7 @@ def test_outputs_are_refused_before_anything_is_read(
 
 
 # Kind X6: a full disk.
-@pytest.mark.parametrize("at", ["checkpoint", "log", "board"])
+@pytest.mark.parametrize("at", ["checkpoint", "log", "board", "closing"])
 def test_a_full_disk_ends_a_run_with_a_typed_error(
     at: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -77,14 +77,16 @@ def test_a_full_disk_ends_a_run_with_a_typed_error(
         "checkpoint": "torch.save",
         "log": "clipkit.training.log.json",
         "board": "torch.utils.tensorboard.writer.SummaryWriter.add_scalar",
+        "closing": "torch.utils.tensorboard.writer.SummaryWriter.close",
     }[at]
-    if at == "board":
+    if at in ("board", "closing"):
         pytest.importorskip("tensorboard")
     with monkeypatch.context() as patch:
         patch.setattr(target, SimpleNamespace(dumps=full) if at == "log" else full)
         with pytest.raises(OutputError, match="No space left.*Free some space"):
             run(tmp_path, steps=4)
-    assert state_of(tmp_path)["step"] == before["step"] == 2
+    assert before["step"] == 2
+    assert state_of(tmp_path)["step"] == (4 if at == "closing" else 2)
     assert not list(tmp_path.glob(".*.tmp"))
     run(tmp_path, steps=4)
     assert losses(tmp_path).keys() == {1, 2, 3, 4}
