@@ -5,7 +5,7 @@ import gzip
 import json
 import re
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from importlib import resources
@@ -206,7 +206,7 @@ def _is_template(value: object) -> bool:
 
 
 def render(
-    class_names: ClassNames, templates: Templates | None = TEMPLATES
+    class_names: ClassNames | Iterable[str], templates: Templates | None = TEMPLATES
 ) -> tuple[list[str], list[list[str]]]:
     """Return the labels, and for each label its prompts: each of its names in each template.
 
@@ -217,7 +217,7 @@ def render(
         (['red_car'], [['a red car']])
 
     Args:
-        class_names: C names, which are the labels too; or label -> its name, or a list of its
+        class_names: C names, a list or any other row, which are the labels too; or label -> its name, or a list of its
             names. A label that is its own name has spaces for underscores in its prompts, and
             the name of a WordNet id in its place, because folders are named "golden_retriever" or
             "n02099601".
@@ -281,7 +281,7 @@ def _is_list(value: object) -> TypeGuard[Sequence[Any]]:
     return len(cast(Sequence[Any], value)) > 0
 
 
-def _check_names(class_names: ClassNames) -> dict[str, list[str]]:
+def _check_names(class_names: ClassNames | Iterable[str]) -> dict[str, list[str]]:
     """Return label -> its names, from all that `render` takes."""
     pairs = _pair_names(class_names)
     for label, names in pairs:
@@ -299,16 +299,21 @@ def _check_names(class_names: ClassNames) -> dict[str, list[str]]:
     return {label: list(names) for label, names in pairs}
 
 
-def _pair_names(class_names: ClassNames) -> list[tuple[str, Sequence[str]]]:
+def _pair_names(class_names: ClassNames | Iterable[str]) -> list[tuple[str, Sequence[str]]]:
     """Return (label, names) for each class; nothing is known of either yet."""
     if isinstance(class_names, Mapping) and class_names:
         return [
             (label, [names] if isinstance(names, str) else names)
             for label, names in class_names.items()
         ]
-    if _is_list(class_names):
-        return [(name, [name]) for name in class_names]
+    # Columns of a table, arrays and keys have an order too; a set and the letters of a text have none.
+    has_order = isinstance(class_names, Iterable) and not isinstance(
+        class_names, str | bytes | set | frozenset | Mapping
+    )
+    listed: list[Any] = list(class_names) if has_order else []
+    if listed:
+        return [(name, [name]) for name in listed]
     raise ConfigError(
         "class_names must be a non-empty list, or a mapping of labels to names, "
-        f"not {class_names!r}"
+        f"not {class_names!r:.99}"
     )

@@ -2,7 +2,7 @@
 
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from clipkit.classify.export import export
 from clipkit.classify.few_shot import Method, check_options, fit_head
-from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
+from clipkit.classify.folder import MODEL, Parts, as_path, load_parts, save_parts
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import LabeledInputs, Reading, SupportSet, support_set
 from clipkit.classify.labels import Labels, show
@@ -85,7 +85,7 @@ class ImageClassifier(Predictor):
     def zero_shot(
         cls,
         model: CLIP | str | os.PathLike[str],
-        class_names: ClassNames,
+        class_names: ClassNames | Iterable[str],
         templates: Templates | None = TEMPLATES,
         *,
         progress: bool = False,
@@ -191,7 +191,7 @@ class ImageClassifier(Predictor):
         return self
 
     def add_classes(
-        self, class_names: ClassNames, templates: Templates | None = None
+        self, class_names: ClassNames | Iterable[str], templates: Templates | None = None
     ) -> "ImageClassifier":
         """Add classes by their names, in place and without fitting: the new ones are zero-shot.
 
@@ -338,7 +338,7 @@ class ImageClassifier(Predictor):
         """
         self.model.check_original("export the classifier of")
         export(
-            Path(path),
+            as_path(path),
             visual=self.model.visual,
             head=self.head,
             labels=self.labels,

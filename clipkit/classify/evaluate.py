@@ -1,6 +1,7 @@
 """Measure how good a model is on labeled or captioned images."""
 
 import logging
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -42,7 +43,7 @@ class Evaluation:
 def zero_shot(
     model: CLIP,
     pairs: Pairs,
-    class_names: ClassNames | None = None,
+    class_names: ClassNames | Iterable[str] | None = None,
     templates: Templates | None = TEMPLATES,
     *,
     batch_size: int = 64,
@@ -70,10 +71,14 @@ def zero_shot(
             the names, or no image can be read.
     """
     class_names = pairs.class_names if class_names is None else class_names
-    if pairs.labels is None or not class_names:
+    if pairs.labels is None or class_names is None:
         raise DataError("zero-shot accuracy needs images with labels, and names of their classes")
     names, prompts = render(class_names, templates)
-    labels = labels_of_pairs(pairs, names)
+    try:
+        labels = labels_of_pairs(pairs, names)
+    except DataError as error:
+        remedy = "a mapping gives the classes of the data other names, or prompts"
+        raise DataError(f"the data and class_names differ: {error}; {remedy}") from error
     weights = weights_of_prompts(model, prompts).cpu()
     features, kept, skipped = _embed_readable(model, pairs, batch_size, workers, progress)
     predicted = (features @ weights.T).argmax(dim=1)  # (M, D) x (D, C) -> (M,)

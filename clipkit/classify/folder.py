@@ -39,12 +39,22 @@ class Parts:
     templates: CheckedTemplates | None
 
 
-def check_place(folder: str | os.PathLike[str]) -> None:
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """Return a path, or raise `ConfigError` for what is none: an empty text would be this folder."""
+    spelled = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
+    if not spelled or "\0" in spelled:
+        raise ConfigError(
+            f"a path is needed to save, load or export a classifier, not {path!r:.99}"
+        )
+    return Path(spelled)
+
+
+def _check_place(folder: Path) -> None:
     """Raise `OutputError` if no classifier can be written to a folder, before any work."""
     check_output(folder, "folder")
-    check_output(Path(folder, MODEL), "folder")
-    check_output(Path(folder, HEAD))
-    check_output(Path(folder, ZERO_SHOT))
+    check_output(folder / MODEL, "folder")
+    check_output(folder / HEAD)
+    check_output(folder / ZERO_SHOT)
 
 
 def save_parts(model: CLIP, parts: Parts, folder: str | os.PathLike[str]) -> None:
@@ -58,8 +68,8 @@ def save_parts(model: CLIP, parts: Parts, folder: str | os.PathLike[str]) -> Non
         OutputError: if the folder cannot be written.
         ConfigError: as `CLIP.save_pretrained`.
     """
-    folder = Path(folder)
-    check_place(folder)
+    folder = as_path(folder)
+    _check_place(folder)
     start = {"prompts": parts.prompts, "templates": _as_json(parts.templates)}
     with replacing_folder(folder) as fresh:
         _keep_other_files(folder / MODEL, fresh / MODEL)
@@ -77,7 +87,7 @@ def load_parts(folder: str | os.PathLike[str]) -> Parts:
         CheckpointNotFoundError: if a file is missing.
         CorruptCheckpointError: if a file is damaged, or the files are not of one classifier.
     """
-    folder = Path(folder)
+    folder = as_path(folder)
     settle(folder)
     _check_is_classifier(folder)
     head = read_head_file(folder / HEAD)

@@ -1,5 +1,7 @@
 """Turn class names into the weights of a zero-shot classifier (2103.00020, section 3.1)."""
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -12,7 +14,7 @@ from clipkit.prompts import TEMPLATES, ClassNames, Templates, render
 
 def zero_shot_weights(
     model: CLIP,
-    class_names: ClassNames,
+    class_names: ClassNames | Iterable[str],
     templates: Templates | None = TEMPLATES,
     *,
     progress: bool = False,

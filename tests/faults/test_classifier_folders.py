@@ -259,6 +259,14 @@ def test_what_json_cannot_hold_is_refused(first: ImageClassifier, tmp_path: Path
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.parametrize("path", [None, 5, "", b"x", "a\0b", ["x"]])
+def test_what_is_no_path_is_refused(first: ImageClassifier, path: Any) -> None:
+    """Kind D."""
+    for verb in (first.save, load, first.export):
+        with pytest.raises(ConfigError, match="a path is needed to save, load or export"):
+            verb(path)
+
+
 # Other folders
 
 

@@ -197,6 +197,25 @@ def test_labels_keep_their_underscores_and_prompts_have_spaces(model: CLIP) -> N
         classifier.add_classes(["red car"])
 
 
+def test_names_of_every_form_make_a_classifier(model: CLIP) -> None:
+    expected = ImageClassifier.zero_shot(model, ["cat", "dog"])
+    forms: list[Any] = [
+        np.array(["cat", "dog"]),
+        Column(["cat", "dog"]),
+        (name for name in ("cat", "dog")),
+        {"cat": 0, "dog": 1}.keys(),
+        ("cat", "dog"),
+    ]
+    for names in forms:
+        found = ImageClassifier.zero_shot(model, names)
+        assert found.labels == ["cat", "dog"]
+        assert torch.equal(found.zero_shot_head.weight, expected.zero_shot_head.weight)
+    wrong: list[Any] = [np.array([]), b"cat", iter(()), frozenset(["cat"]), 5]
+    for names in wrong:
+        with pytest.raises(ConfigError, match="class_names must be a non-empty list"):
+            ImageClassifier.zero_shot(model, names)
+
+
 def test_a_fit_takes_either_spelling(model: CLIP) -> None:
     features = torch.eye(4, 32)
     labels = ["golden_retriever", "red car"]
