@@ -75,7 +75,7 @@ def _run(command: Command, options: dict[str, Any]) -> int:
         _silence_output()
         return DONE
     except KeyboardInterrupt as interruption:
-        warn(f"{interruption or 'interrupted'}")
+        warn(str(interruption) or "interrupted")
         return INTERRUPTED
     except (ClipkitError, OSError) as error:  # an OSError is a full disk, a folder without rights
         tell_error(in_options(str(error), names))

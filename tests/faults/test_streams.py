@@ -18,13 +18,19 @@ def test_a_reader_that_has_seen_enough_is_no_error() -> None:
     assert run.stdout.startswith("name")
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"), [(["step 3 is saved"], "step 3 is saved"), ([], "interrupted")]
+)
 def test_ctrl_c_ends_with_one_line_and_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    arguments: list[str],
+    said: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     def interrupted(**options: object) -> int:
-        raise KeyboardInterrupt("step 3 is saved")
+        raise KeyboardInterrupt(*arguments)
 
     command = Command("models", "list", "clipkit models", lambda parser: None, interrupted)
     monkeypatch.setattr(cli, "COMMANDS", (command,))
     assert cli.main(["models"]) == 130
-    assert capsys.readouterr().err == "clipkit: step 3 is saved\n"
+    assert capsys.readouterr().err == f"clipkit: {said}\n"
