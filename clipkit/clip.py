@@ -24,7 +24,7 @@ from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble, build_text, build_visual
 from clipkit.models.fast import make_fast
-from clipkit.models.inputs import check_images, check_tokens
+from clipkit.models.inputs import check_config, check_images, check_tokens
 from clipkit.models.kernels import PackedWeight
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.tokenizer import Tokenizer
@@ -53,6 +53,7 @@ class CLIP(nn.Module):
 
     def __init__(self, config: CLIPConfig, tokenizer: Tokenizer | None = None) -> None:
         super().__init__()
+        check_config(config)
         self.config = config
         self.visual = build_visual(config.vision, config.embed_dim)
         self.text = build_text(config.text, config.embed_dim)

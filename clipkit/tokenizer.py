@@ -206,7 +206,7 @@ class Tokenizer:
             TokenizerError: if an id is no integer, or is outside of the vocabulary.
         """
         symbols: list[str] = []
-        for value in ids:
+        for value in self._as_row(ids):
             token = self._check_id(value)
             if token == self.eot_token:
                 break
@@ -216,6 +216,15 @@ class Tokenizer:
         byte_of = {letter: byte for byte, letter in letter_of_byte().items()} | {" ": ord(" ")}
         text = bytes(byte_of[letter] for letter in letters).decode("utf-8", errors="replace")
         return text.rstrip(" ")
+
+    def _as_row(self, ids: object) -> list[object]:
+        """Return what is iterated of a row of ids."""
+        try:
+            return list(cast("Iterable[object]", ids))
+        except TypeError as error:
+            raise TokenizerError(
+                f"decode needs one row of integer ids, not {type(ids).__name__} {ids!r:.60}"
+            ) from error
 
     def _check_id(self, value: Any) -> int:
         """Return a token id as an integer."""

@@ -68,6 +68,10 @@ def save_checkpoint(
         checkpoint = load_checkpoint("ViT-B/32")
         save_checkpoint(checkpoint.config, checkpoint.weights, checkpoint.tokenizer, "folder")
     """
+    given: object = folder
+    if not isinstance(given, str | os.PathLike):
+        raise ConfigError(f"a model is saved in a folder, by its path, not {given!r:.60}")
+    check_output(folder, "folder")
     folder = Path(folder)
     if layout not in _FORMATS:
         raise ConfigError(
@@ -78,7 +82,6 @@ def save_checkpoint(
     weight_file, names = _FORMATS[layout]
     texts = _texts(config, tokenizer, layout, preprocess)
     check_dtype(dtype)
-    check_output(folder, "folder")
     _refuse_other_weights(folder, weight_file)
     cast = dict(weights)
     if dtype is not None:

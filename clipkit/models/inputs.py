@@ -3,9 +3,18 @@
 import torch
 from torch import Tensor
 
-from clipkit.config import TextConfig
-from clipkit.errors import ImageError, TokenizerError
+from clipkit.config import CLIPConfig, TextConfig
+from clipkit.errors import ConfigError, ImageError, TokenizerError
 from clipkit.models.kernels import values_are_known
+
+
+def check_config(config: object) -> None:
+    """Raise `ConfigError` unless this is a `CLIPConfig`, from which a model can be built."""
+    if not isinstance(config, CLIPConfig):
+        raise ConfigError(
+            f"a CLIP is built from a clipkit.CLIPConfig, not {_describe(config)}: "
+            "CLIP.from_pretrained(name) loads one"
+        )
 
 
 def check_images(image: object, resolution: tuple[int, int]) -> None:

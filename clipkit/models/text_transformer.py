@@ -93,9 +93,10 @@ class TextTransformer(nn.Module):
     def _encode_prefixes(self, tokens: Tensor) -> Tensor:
         """Compute the tree of the rows' prefixes: (N, L) -> (N, D)."""
         device = self.token_embedding.weight.device
-        ids = tokens.cpu()
-        ends = self.find_ends(ids)
-        rows, places = sort_rows(ids.numpy(), ends.numpy())  # (distinct rows, L), (N,)
+        ids = tokens.cpu().numpy()
+        # As `find_ends`, but many times as fast as torch on a CPU.
+        ends = (ids if self.end_of_text is None else ids == self.end_of_text).argmax(axis=1)
+        rows, places = sort_rows(ids, ends)  # (distinct rows, L), (N,)
         parts: list[Tensor] = []
         for start, stop in cut(rows, CPU_NODES if device.type == "cpu" else CUDA_NODES):
             tree = grow(rows[start:stop], device)

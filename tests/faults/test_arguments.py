@@ -16,6 +16,7 @@ from clipkit.errors import (
     ConfigError,
     DataError,
     ImageError,
+    OutputError,
     TokenizerError,
     UnknownModelError,
 )
@@ -233,3 +234,35 @@ def test_what_holds_no_texts_is_refused(tiny: CLIP, wrong: Any) -> None:
 def test_no_text_at_all_is_refused(tiny: CLIP, none: Any) -> None:
     with pytest.raises(ConfigError, match="needs at least one text, and there is none"):
         tiny.embed_texts(none)
+
+
+# Kind D: models, folders and rows of ids.
+
+
+@pytest.mark.parametrize("config", ["ViT-B/32", None, {"embed_dim": 8}, 5])
+def test_a_model_is_built_from_a_config(config: Any) -> None:
+    with pytest.raises(
+        ConfigError, match=r"built from a clipkit.CLIPConfig, not .*from_pretrained"
+    ):
+        CLIP(config)
+
+
+@pytest.mark.parametrize("folder", [None, 5, ["folder"], b"folder"])
+def test_a_folder_to_save_in_is_a_path(vit: CLIP, folder: Any) -> None:
+    with pytest.raises(ConfigError, match="a model is saved in a folder, by its path, not"):
+        vit.save_pretrained(folder)
+
+
+def test_an_empty_text_is_no_folder_to_save_in(
+    vit: CLIP, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(OutputError, match="it is no path"):
+        vit.save_pretrained("")
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("ids", [None, 5, "a cat", torch.tensor(5), [None], [1.5], [[320]]])
+def test_what_is_no_row_of_ids_is_not_decoded(tiny: CLIP, ids: Any) -> None:
+    with pytest.raises(TokenizerError, match="decode needs one row of integer ids"):
+        tiny.tokenizer.decode(ids)
