@@ -14,6 +14,8 @@ from clipkit.files.output import check_output, typed_write_errors
 
 LOCK = ".lock"
 
+_held: set[int] = set()  # descriptors of the lock files that are ours
+
 
 @contextmanager
 def lock(folder: str | os.PathLike[str]) -> Generator[None, None, None]:
@@ -64,11 +66,15 @@ def _take(path: Path, wait: float) -> int:
                 "Wait until it has ended, end it, or choose another folder"
             )
         time.sleep(0.01)
+    _held.add(descriptor)
     return descriptor
 
 
 def _free(path: Path, descriptor: int) -> None:
     """Remove and free a lock file that is ours."""
+    if descriptor not in _held:  # this process is a fork of the one that took it
+        return
+    _held.discard(descriptor)
     try:
         if _is_at(path, descriptor):  # it may be gone along with its folder
             path.unlink()
@@ -76,6 +82,20 @@ def _free(path: Path, descriptor: int) -> None:
         pass
     finally:
         os.close(descriptor)
+
+
+def _leave_to_parent() -> None:
+    """Close the lock files of the process that this one is a fork of.
+
+    Otherwise workers that read data would keep a lock for seconds after their trainer was killed.
+    """
+    for descriptor in _held:
+        os.close(descriptor)
+    _held.clear()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(after_in_child=_leave_to_parent)
 
 
 def _holder(path: Path) -> str:

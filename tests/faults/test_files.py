@@ -268,6 +268,33 @@ with lock(sys.argv[1]):
     assert list(tmp_path.iterdir()) == []
 
 
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
+def test_workers_that_outlive_their_process_hold_no_lock(tmp_path: Path) -> None:
+    code = """
+import os, sys, time
+from clipkit.files import lock
+with lock(sys.argv[1]):
+    if (child := os.fork()) == 0:
+        time.sleep(60)
+        os._exit(0)
+    print(child, flush=True, file=sys.stderr)
+    time.sleep(60)
+"""
+    process = start(["-c", code, str(tmp_path)])
+    assert process.stderr is not None
+    child = int(process.stderr.readline())
+    try:
+        with pytest.raises(OutputError, match="is writing there"), lock(tmp_path):
+            pass
+        process.kill()
+        process.wait()
+        with lock(tmp_path):
+            os.kill(child, 0)  # it is still there
+    finally:
+        os.kill(child, signal.SIGKILL)
+        process.stderr.close()
+
+
 def test_a_lock_that_is_another_s_by_now_is_left_alone(tmp_path: Path) -> None:
     folder = tmp_path / "parts"
     with lock(folder):
