@@ -22,6 +22,8 @@ ClassNames = Sequence[str] | Mapping[str, str | Sequence[str]]
 TEMPLATES = ("a photo of a {}.",)  # where none are given
 WHOLE_PROMPTS = ("{}",)  # takes each name as it is
 
+_WITHOUT_ORDER = (str, bytes, set, frozenset)  # what is iterated, and is no list of names
+
 _WORDNET_ID = re.compile("n[0-9]{8}")
 
 
@@ -217,10 +219,10 @@ def render(
         (['red_car'], [['a red car']])
 
     Args:
-        class_names: C names, a list or any other row, which are the labels too; or label -> its name, or a list of its
-            names. A label that is its own name has spaces for underscores in its prompts, and
-            the name of a WordNet id in its place, because folders are named "golden_retriever" or
-            "n02099601".
+        class_names: C names, a list or any other row, which are the labels too; or label -> its
+            name, or a list of its names. A label that is its own name has spaces for underscores in
+            its prompts, and the name of a WordNet id in its place, because folders are named
+            "golden_retriever" or "n02099601".
         templates: texts with one `{}` each, or functions of the name; or label -> a list of them;
             or the name of a prompt set. None takes the names as whole prompts, as they are.
 
@@ -301,18 +303,15 @@ def _check_names(class_names: ClassNames | Iterable[str]) -> dict[str, list[str]
 
 def _pair_names(class_names: ClassNames | Iterable[str]) -> list[tuple[str, Sequence[str]]]:
     """Return (label, names) for each class; nothing is known of either yet."""
-    if isinstance(class_names, Mapping) and class_names:
-        return [
-            (label, [names] if isinstance(names, str) else names)
-            for label, names in class_names.items()
-        ]
-    # Columns of a table, arrays and keys have an order too; a set and the letters of a text have none.
-    has_order = isinstance(class_names, Iterable) and not isinstance(
-        class_names, str | bytes | set | frozenset | Mapping
-    )
-    listed: list[Any] = list(class_names) if has_order else []
-    if listed:
-        return [(name, [name]) for name in listed]
+    if isinstance(class_names, Mapping):
+        named = cast("Mapping[str, str | Sequence[str]]", class_names)
+        pairs = [(label, [own] if isinstance(own, str) else own) for label, own in named.items()]
+    elif isinstance(class_names, Iterable) and not isinstance(class_names, _WITHOUT_ORDER):
+        pairs = [(name, [name]) for name in cast("Iterable[str]", class_names)]
+    else:
+        pairs = []
+    if pairs:
+        return pairs
     raise ConfigError(
         "class_names must be a non-empty list, or a mapping of labels to names, "
         f"not {class_names!r:.99}"

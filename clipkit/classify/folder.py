@@ -40,7 +40,7 @@ class Parts:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """Return a path, or raise `ConfigError` for what is none: an empty text would be this folder."""
+    """Return a path, or raise `ConfigError` for what is none. An empty text is none either."""
     spelled = os.fspath(path) if isinstance(path, str | os.PathLike) else ""
     if not spelled or "\0" in spelled:
         raise ConfigError(
