@@ -18,6 +18,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    if "PYTEST_XDIST_WORKER" in os.environ:  # the others use the other cores
+        torch.set_num_threads(1)
+        os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
     if config.getoption("--network"):
         return  # gigabytes, which are better kept in the user's own cache
     cache = tempfile.TemporaryDirectory(prefix="clipkit-tests-")
