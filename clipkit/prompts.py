@@ -303,13 +303,12 @@ def _check_names(class_names: ClassNames | Iterable[str]) -> dict[str, list[str]
 
 def _pair_names(class_names: ClassNames | Iterable[str]) -> list[tuple[str, Sequence[str]]]:
     """Return (label, names) for each class; nothing is known of either yet."""
+    pairs: list[tuple[str, Sequence[str]]] = []
     if isinstance(class_names, Mapping):
         named = cast("Mapping[str, str | Sequence[str]]", class_names)
         pairs = [(label, [own] if isinstance(own, str) else own) for label, own in named.items()]
     elif isinstance(class_names, Iterable) and not isinstance(class_names, _WITHOUT_ORDER):
         pairs = [(name, [name]) for name in cast("Iterable[str]", class_names)]
-    else:
-        pairs = []
     if pairs:
         return pairs
     raise ConfigError(
