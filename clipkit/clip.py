@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.checkpoints.load import load_checkpoint
+from clipkit.checkpoints.registry import with_tag
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
 from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
 from clipkit.config import Activation, CLIPConfig
@@ -313,8 +314,7 @@ class CLIP(nn.Module):
         moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
         if (moved.device, moved.dtype) != (self.device, self.dtype):
             raise ConfigError(
-                f"packed weights stay {self.dtype} on the CPU: move or cast the model that this is "
-                "a copy of, and optimize that"
+                f"packed weights stay {self.dtype} on the CPU: move or cast the model it is of"
             )
         return self
 
@@ -325,6 +325,7 @@ def load(
     jit: bool = False,
     download_root: str | os.PathLike[str] | None = None,
     *,
+    pretrained: str | None = None,
     dtype: torch.dtype | None = None,
     config: str | CLIPConfig | None = None,
     activation: Activation | None = None,
@@ -346,8 +347,9 @@ def load(
             torch state dict, or one of OpenAI's archives. No code from any of them is run. A folder
             with weights comes before a published name; "./RN50" or a `Path` is always the folder.
         device: where to put it; CUDA if there is one, else the CPU.
-        jit: accepted for code written for OpenAI's package; only False.
-        download_root: OpenAI's name for `cache_dir`.
+        jit, download_root: OpenAI's arguments: only False, and another name for `cache_dir`.
+        pretrained: open_clip's argument: load("ViT-B-32", pretrained="laion2b_s34b_b79k") is
+            load("ViT-B-32/laion2b_s34b_b79k").
         dtype: of the weights. By default float32 on the CPU; on CUDA the checkpoint's own half
             precision, and float16 for one stored in float32.
         config: what the weights are, for files without a config: a CLIPConfig or the published name
@@ -381,7 +383,7 @@ def load(
             "instead"
         )
     model = CLIP.from_pretrained(
-        name,
+        with_tag(name, pretrained),
         device=device,
         dtype=dtype,
         config=config,

@@ -7,6 +7,7 @@ they stand here.
 """
 
 import difflib
+import os
 import re
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -316,6 +317,26 @@ def unknown(name: str) -> UnknownModelError:
     return UnknownModelError(
         f"{name!r:.300} is no published model, no hub id (owner/name) and no existing path: {hint}"
         "`clipkit.list_models()` names them all"
+    )
+
+
+def with_tag(name: str | os.PathLike[str], tag: str | None) -> str | os.PathLike[str]:
+    """Return the published name of an architecture with a tag, or the name alone without a tag.
+
+    Raises:
+        ConfigError: if nothing is published under the tag.
+
+    Example:
+        >>> with_tag("ViT-B-32", "laion2b_s34b_b79k")
+        'ViT-B-32/laion2b_s34b_b79k'
+    """
+    if tag is None:
+        return name
+    if isinstance(name, str) and find(f"{name}/{tag}") is not None:
+        return f"{name}/{tag}"
+    raise ConfigError(
+        f"pretrained={tag!r:.60} is no tag of {name!r:.60}: `clipkit.list_models()` names them all, "
+        "as 'ViT-B-32/laion2b_s34b_b79k'. Weights in a file are loaded as load(file, config=name)"
     )
 
 

@@ -15,6 +15,7 @@ from clipkit.errors import (
     ClipkitError,
     ConfigError,
     DataError,
+    DownloadError,
     ImageError,
     OutputError,
     TokenizerError,
@@ -143,6 +144,23 @@ def test_options_of_load_are_checked(
         own |= {"config": vit.config}
     with pytest.raises(ClipkitError, match=message):
         clipkit.load(tmp_path / "bare.pt", **(own | options))
+
+
+@pytest.mark.parametrize(
+    ("name", "tag"), [("tiny", "openai"), ("ViT-B-32", "x"), (5, "openai"), ("ViT-B-32", 5)]
+)
+def test_a_tag_that_nothing_has_is_named(name: Any, tag: Any) -> None:
+    with pytest.raises(ConfigError, match=f"pretrained={tag!r} is no tag of {name!r}"):
+        clipkit.load(name, pretrained=tag)
+
+
+def test_a_tag_is_that_of_a_published_name(tmp_path: Path) -> None:
+    for tag, repo in (
+        ("openai", "timm/vit_base_patch32_clip_224.openai"),
+        ("laion2b_s34b_b79k", "laion"),
+    ):
+        with pytest.raises(DownloadError, match=f"cache gave {repo}"):
+            clipkit.load("ViT-B-32", pretrained=tag, cache_dir=tmp_path, local_files_only=True)
 
 
 def test_a_keyword_that_nothing_knows_is_an_error_of_load() -> None:
