@@ -9,14 +9,15 @@ import os
 import re
 import tarfile
 from collections.abc import Iterator, Sequence
+from http.client import HTTPMessage
 from itertools import islice
 from typing import IO, Any, cast
-from urllib.request import urlopen
+from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from clipkit.errors import DataError
 from clipkit.files import address_scheme, check_file
 
-_MOST_SHARDS = 1_000_000
+_MOST_SHARDS = 500_000
 _MOST_BYTES = 1 << 28  # of a file in a shard; an image and its captions are much smaller
 _PATIENCE = 60.0  # seconds to wait for a server
 _SECURE = "https"  # the only scheme that is read
@@ -76,10 +77,14 @@ def expand_shards(urls: str | Sequence[str]) -> list[str]:
 
 
 def _refuse_long_ranges(urls: str) -> None:
-    """Raise ValueError for a range of numbers that is too long to be written out."""
+    """Raise ValueError for ranges of numbers that would take long to be written out."""
+    names = 1
     for first, last in re.findall(r"(-?\d+)\.\.(-?\d+)", urls):
-        if abs(int(last) - int(first)) >= _MOST_SHARDS:
-            raise ValueError(f"{first}..{last} is more than {_MOST_SHARDS:,} numbers")
+        length = abs(int(last) - int(first)) + 1
+        names *= length
+        # Ranges within other braces need not multiply, so there may be fewer names than that.
+        if length > _MOST_SHARDS or names > 20 * _MOST_SHARDS:
+            raise ValueError(f"up to {first}..{last} they are more than {_MOST_SHARDS:,} names")
 
 
 def files_of(shard: str) -> Iterator[dict[str, Any]]:
@@ -114,8 +119,19 @@ def _content_of(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes | No
     return None if file is None else file.read()
 
 
+class _SecureRedirections(HTTPRedirectHandler):
+    """Follow a server to other addresses by https alone."""
+
+    def redirect_request(
+        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
+    ) -> Request | None:
+        if address_scheme(newurl) != _SECURE:
+            raise DataError(f"the server sends to {newurl!r:.99}, which does not begin with https:")
+        return super().redirect_request(req, fp, code, msg, headers, newurl)
+
+
 def _open(shard: str) -> IO[bytes]:
     if address_scheme(shard) == _SECURE:
-        return urlopen(shard, timeout=_PATIENCE)
+        return build_opener(_SecureRedirections).open(shard, timeout=_PATIENCE)
     check_file(shard)
     return open(shard, "rb")
