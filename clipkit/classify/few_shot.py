@@ -23,7 +23,7 @@ from clipkit.classify.gaussian import gaussian
 from clipkit.classify.gradient import random_linear, zero_shot_linear
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import FeatureRows, given_features
-from clipkit.classify.labels import Labels, check_range, class_indices, read_labels, show
+from clipkit.classify.labels import Labels, check_range, class_indices, read_labels
 from clipkit.classify.linear_probe import linear_probe
 from clipkit.classify.prompt_weights import prompt_weights
 from clipkit.encode.embed import Features
@@ -95,7 +95,9 @@ def sample_shots(labels: Labels, shots: int, seed: int = 0) -> Tensor:
         if len(members) < shots:
             fewer.append(f"{names[label] if names else label} ({len(members)})")
     if fewer:
-        _LOG.warning("fewer than %d images, so all are taken, of %s", shots, show(fewer))
+        more = f" and {len(fewer) - 5} more" if len(fewer) > 5 else ""
+        shown = ", ".join(fewer[:5]) + more
+        _LOG.warning("fewer than %d images, so all are taken: %s", shots, shown)
     return torch.cat(drawn)
 
 

@@ -22,7 +22,6 @@ from clipkit.commands.folders import (
     check_result_folder,
     print_classifier,
     read_class_folders,
-    tell_few,
 )
 from clipkit.commands.inputs import tell_unknown_ids
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
@@ -66,8 +65,9 @@ def fit(
     check_result_folder(out)
     pairs = read_class_folders(data)
     if shots is not None:
-        drawn = sample_shots(pairs.labels or [], shots, seed)
-        tell_few(pairs, shots)
+        names = pairs.class_names or []
+        # By their names, so that the log names classes with fewer images.
+        drawn = sample_shots([names[label] for label in pairs.labels or []], shots, seed)
         pairs = pairs.select([int(index) for index in drawn])
     names = pairs.class_names or []
     tell_unknown_ids(names)

@@ -1,7 +1,6 @@
 """Read class folders, tell what is left out of them, and check the folder for the result."""
 
 import os
-from collections import Counter
 from pathlib import Path
 
 from clipkit import Pairs, read_folder
@@ -54,15 +53,6 @@ def tell_left_out(data: Path, pairs: Pairs) -> None:
         warn(f"no images, so no class: {_list(empty)}")
     if loose:
         warn(f"in no class folder, so left out: {_list(loose)}")
-
-
-def tell_few(pairs: Pairs, shots: int) -> None:
-    """Tell which classes have fewer images than are to be drawn from each."""
-    counts = Counter(pairs.labels or [])
-    names = pairs.class_names or []
-    few = [f"{names[label]} ({n})" for label, n in sorted(counts.items()) if n < shots]
-    if few:
-        warn(f"fewer than {shots} images, so all are taken: {_list(few)}")
 
 
 def check_result_folder(out: Path) -> None:

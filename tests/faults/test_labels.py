@@ -161,7 +161,11 @@ def test_shots_may_be_a_number_of_numpy() -> None:
 def test_draws_tell_which_classes_have_fewer_images(caplog: pytest.LogCaptureFixture) -> None:
     """Kind Y7: `shots=20` of 10."""
     assert len(sample_shots(["cat", "dog", "dog", "dog"], 2)) == 3
-    assert caplog.messages == ["fewer than 2 images, so all are taken, of 'cat (1)'"]
+    assert caplog.messages == ["fewer than 2 images, so all are taken: cat (1)"]
+    caplog.clear()
+    sample_shots(range(8), 2)
+    shown = "0 (1), 1 (1), 2 (1), 3 (1), 4 (1) and 3 more"
+    assert caplog.messages == [f"fewer than 2 images, so all are taken: {shown}"]
     caplog.clear()
     assert len(sample_shots(["cat", "dog"], 1)) == 2
     assert caplog.messages == []
