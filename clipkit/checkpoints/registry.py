@@ -335,8 +335,8 @@ def with_tag(name: str | os.PathLike[str], tag: str | None) -> str | os.PathLike
     if isinstance(name, str) and find(f"{name}/{tag}") is not None:
         return f"{name}/{tag}"
     raise ConfigError(
-        f"pretrained={tag!r:.60} is no tag of {name!r:.60}: `clipkit.list_models()` names them all, "
-        "as 'ViT-B-32/laion2b_s34b_b79k'. Weights in a file are loaded as load(file, config=name)"
+        f"pretrained={tag!r:.60} is no tag of {name!r:.60}: `clipkit.list_models()` names them "
+        "all, as 'ViT-B-32/laion2b_s34b_b79k'. Weights in a file: load(file, config=name)"
     )
 
 

@@ -366,3 +366,19 @@ def test_padding_is_the_end_of_text_for_transformers(tmp_path: Path, vit: CLIP) 
     model.save_pretrained(tmp_path, layout="transformers")
     text = json.loads((tmp_path / "config.json").read_text())["text_config"]
     assert [text[f"{name}_token_id"] for name in ("bos", "eos", "pad")] == [598, 599, 599]
+
+
+@pytest.mark.parametrize("layout", ["clipkit", "transformers"])
+def test_tokens_that_count_in_their_own_case_are_saved_so(
+    layout: FolderLayout, tmp_path: Path
+) -> None:
+    tokenizer = tokenizer_with({"<Cat>": 600, "<dog>": 601}, exact=("<Cat>",))
+    random_clip(config_with(602, END), tokenizer).save_pretrained(tmp_path, layout=layout)
+    assert CLIP.from_pretrained(tmp_path, device="cpu").tokenizer == tokenizer
+
+
+@pytest.mark.parametrize("name", ["width", "layers", "vocab_size", "context_length", "mlp_ratio"])
+def test_sizes_without_end_are_refused_by_the_config(name: str) -> None:
+    sizes: dict[str, Any] = {"width": 64, "layers": 1, name: 2**40}
+    with pytest.raises(ConfigError, match="at most|a width above 16,777,216"):
+        TextConfig(**sizes, activation="gelu")
