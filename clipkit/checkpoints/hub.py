@@ -6,6 +6,7 @@ huggingface_hub work as everywhere.
 """
 
 import contextlib
+import os
 import urllib.error
 import urllib.request
 from collections.abc import Generator, Mapping, Sequence
@@ -19,7 +20,7 @@ from clipkit.files.locks import holding
 # (openai/CLIP, clip.py).
 OPENAI_CACHE = "~/.cache/clip"
 
-_PATIENCE = 4.0  # seconds for the first answer of a server
+_PATIENCE = 4.0  # seconds for the first answer of a server, unless HF_HUB_ETAG_TIMEOUT is set
 
 
 class MissingFilesError(CheckpointNotFoundError):
@@ -137,9 +138,11 @@ def _reach(repo_id: str, filename: str, revision: str | None, token: str | bool 
     import huggingface_hub as client
 
     url = client.hf_hub_url(repo_id, filename, revision=revision)
+    is_set = "HF_HUB_ETAG_TIMEOUT" in os.environ
+    patience = client.constants.HF_HUB_ETAG_TIMEOUT if is_set else _PATIENCE
     for is_last in (False, True):  # a connection that was kept open may have been closed
         try:
-            client.get_hf_file_metadata(url, token=token, timeout=_PATIENCE)
+            client.get_hf_file_metadata(url, token=token, timeout=patience)
         except client.errors.HfHubHTTPError:
             return  # the hub is there, and what it says is for the download
         except Exception as error:

@@ -87,7 +87,12 @@ NOT_PLAIN = {
     ),
     r".*\.ls_1\.gamma|.*\.inner_attn_ln": "a model with layer scale or extra norms in its blocks",
     r"vision_model\.head\.|vision_model\.embeddings\.patch_embedding\.bias": "a SigLIP model",
-    r".*(mask_|_mask$|hard_concrete|l0_module)": "a pruned TinyCLIP 'auto' model",
+    r".*(hard_concrete|l0_module)|(visual|text|transformer|vision_model|text_model|image_encoder|"
+    r"text_encoder)[._].*(mask_|_mask$)": "a pruned TinyCLIP 'auto' model",
+}
+
+# Such a name tells of one tower alone. Beside both towers of a CLIP it is a head's.
+ONE_TOWER = {
     r"(cls_token|pos_embed|patch_embed\.|stages\.|blocks\.)": (
         "timm's image tower alone: there is no text tower"
     ),
@@ -102,8 +107,6 @@ _DEPTHS = {
     **{f"stage {n} of the image tower": f"visual.layer{n}." for n in (1, 2, 3, 4)},
 }
 
-# The last rows of `NOT_PLAIN` are of one tower alone. Beside a whole CLIP such names are a head's.
-_ONE_TOWER = 2
 # Every name of a CLIP begins with one of these, in any layout. `logit_bias` tells another model.
 _TOPS = (
     "visual.",
@@ -126,7 +129,7 @@ def is_beside(name: str) -> bool:
     """
     if name.startswith(_TOPS) or IGNORED.fullmatch(name):
         return False
-    return not any(re.match(pattern, name) for pattern in list(NOT_PLAIN)[:-_ONE_TOWER])
+    return not any(re.match(pattern, name) for pattern in NOT_PLAIN)
 
 
 def detect(state_dict: Mapping[str, Tensor]) -> Layout:
@@ -157,7 +160,7 @@ def detect(state_dict: Mapping[str, Tensor]) -> Layout:
 def _refuse_other_models(names: Iterable[str]) -> None:
     """Raise `UnsupportedCheckpointError` if a name belongs to a model that is not a plain CLIP."""
     names = list(names)
-    for pattern, reason in NOT_PLAIN.items():
+    for pattern, reason in (NOT_PLAIN | ONE_TOWER).items():
         for name in names:
             if re.match(pattern, name):
                 raise UnsupportedCheckpointError(

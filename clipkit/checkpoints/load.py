@@ -192,12 +192,10 @@ def _stated_config(
         return source.config
     if row is not None:
         return row.config
-    own = source.weights.name == "checkpoint.pt" and read_run_config(source.weights)
-    if own:
-        return CLIPConfig.from_dict(own)
     if OPENAI_SCALARS <= stored.keys():  # all nine of OpenAI's models are alike in this
         return infer.from_shapes(weights, "quick_gelu", 64)
-    return None
+    own = read_run_config(source.weights)
+    return CLIPConfig.from_dict(own) if own else None
 
 
 def _refuse_disagreement(file: Path, stated: CLIPConfig, row: registry.Model) -> None:

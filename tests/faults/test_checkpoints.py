@@ -6,6 +6,7 @@ import json
 import logging
 import lzma
 import os
+import shutil
 import struct
 import time
 import zipfile
@@ -92,6 +93,12 @@ def test_what_is_left_aside_is_told(
     assert "head.weight" in caplog.text
 
 
+def test_a_mask_beside_a_clip_does_not_prune_it(state: State, tmp_path: Path) -> None:
+    beside = {"decoder.mask_token": torch.ones(2), "decoder.mask_head.weight": torch.ones(2)}
+    loaded = load_saved({**under("clip.", state), **beside}, tmp_path)
+    assert_same_weights(loaded.state_dict(), state)
+
+
 def test_two_clips_that_differ_are_an_error_that_lists_both(state: State, tmp_path: Path) -> None:
     other = {name: value + 1 for name, value in state.items()}
     with pytest.raises(
@@ -123,9 +130,11 @@ def test_runs_of_our_own_load(state: State, tmp_path: Path) -> None:
     run = tmp_path / "run"
     run.mkdir()
     torch.save(saved, run / "checkpoint.pt")
-    stopped, _ = clipkit.load(run, device="cpu")
-    assert stopped.config == VIT
-    assert_same_weights(stopped.state_dict(), state)
+    shutil.copy(run / "checkpoint.pt", tmp_path / "best.pt")
+    for path in (run, tmp_path / "best.pt"):  # told by its content, whatever its name
+        stopped, _ = clipkit.load(path, device="cpu")
+        assert stopped.config == VIT
+        assert_same_weights(stopped.state_dict(), state)
     ended = random_clip(VIT)
     ended.logit_scale.data.fill_(2.0)
     ended.save_pretrained(run / "model")

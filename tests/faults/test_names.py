@@ -185,3 +185,21 @@ def test_a_server_that_says_nothing_is_given_up_soon(
         with pytest.raises(DownloadError, match="(?s)timed out.*own archive was tried too"):
             clipkit.load("ViT-B/32", cache_dir=tmp_path)
         assert time.monotonic() - start < 5
+
+
+def test_a_server_is_waited_for_as_the_clients_variable_says(
+    hub: HubServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    patience: list[float] = []
+
+    def ask(url: str, *, timeout: float, **options: object) -> None:
+        patience.append(timeout)
+
+    monkeypatch.setattr("huggingface_hub.get_hf_file_metadata", ask)
+    for is_set in (False, True):
+        if is_set:
+            monkeypatch.setenv("HF_HUB_ETAG_TIMEOUT", "30")
+            monkeypatch.setattr("huggingface_hub.constants.HF_HUB_ETAG_TIMEOUT", 30)
+        with pytest.raises(CheckpointNotFoundError, match="someone/clip"):
+            clipkit.load("someone/clip", cache_dir=tmp_path)
+    assert set(patience) == {4.0, 30}
