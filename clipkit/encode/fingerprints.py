@@ -2,9 +2,10 @@
 
 import hashlib
 import inspect
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cached_property
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, TypeGuard, cast
 
 from torch import Tensor, nn
 
@@ -12,13 +13,20 @@ from clipkit.data.pictures import ImageSet, tensor_bytes
 from clipkit.encode.embed import ImageModel, image_tower
 from clipkit.errors import ConfigError
 
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+# Fields of configs that version 0.1.0 did not have. Every field that is added belongs here.
+_NEW_FIELDS = ("end_of_text",)
+
 
 def fingerprint(module: nn.Module, *about: object) -> str:
     """Return a digest by which a module and what is said about it are known again.
 
     It covers the names and classes of all modules, their settings, and names, dtypes, shapes and
     values of all weights and buffers. It says nothing about how torch prints them, which changes
-    from version to version.
+    from version to version, nor of a config's fields that are at their defaults, so a version may
+    add some.
 
     Args:
         module: with its weights on any device.
@@ -30,7 +38,7 @@ def fingerprint(module: nn.Module, *about: object) -> str:
     Example:
         known = fingerprint(model.visual, model.config)
     """
-    digest = hashlib.sha256(repr(about).encode())
+    digest = hashlib.sha256(repr([_print_set_fields(value) for value in about]).encode())
     for name, inner in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
         digest.update(repr((name, type(inner).__name__, _settings(inner))).encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
@@ -46,7 +54,8 @@ def fingerprint_0_1_0(module: nn.Module, *about: object) -> str:
     It depends on how torch prints modules, and so on the version of torch. Nothing new is written
     with it.
     """
-    digest = hashlib.sha256(repr((*about, _Printed(module))).encode())
+    printed = (*map(_print_as_in_0_1_0, about), nn.Module.__repr__(module))
+    digest = hashlib.sha256(repr(tuple(map(_Printed, printed))).encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         digest.update(f"{name}{value.dtype}".encode())
         digest.update(tensor_bytes(_dense(value)))
@@ -96,13 +105,47 @@ class Fingerprints:
 
 
 class _Printed:
-    """Print a module with all that is in it, as torch does, whatever its class prints now."""
+    """Print as a text that stands for something else."""
 
-    def __init__(self, module: nn.Module) -> None:
-        self.module = module
+    def __init__(self, text: str) -> None:
+        self.text = text
 
     def __repr__(self) -> str:
-        return nn.Module.__repr__(self.module)
+        return self.text
+
+
+def _print_set_fields(value: object) -> str:
+    """Return how a value prints; of a config only the fields that differ from their defaults."""
+    if not _is_config(value):
+        return repr(value)
+    return _print_fields(value, _print_set_fields, [f for f in fields(value) if _is_set(f, value)])
+
+
+def _print_as_in_0_1_0(value: object) -> str:
+    """Return how a value printed in version 0.1.0. Configs had no new fields then."""
+    if not _is_config(value):
+        return repr(value)
+    old = [f for f in fields(value) if f.name not in _NEW_FIELDS or _is_set(f, value)]
+    return _print_fields(value, _print_as_in_0_1_0, old)
+
+
+def _print_fields(
+    config: object, print_value: Callable[[object], str], shown: list[Field[Any]]
+) -> str:
+    """Return a config with some of its fields, as a dataclass prints itself."""
+    values = [f"{f.name}={print_value(getattr(config, f.name))}" for f in shown]
+    return f"{type(config).__name__}({', '.join(values)})"
+
+
+def _is_config(value: object) -> TypeGuard["DataclassInstance"]:
+    return is_dataclass(value) and not isinstance(value, type)
+
+
+def _is_set(field: Field[Any], config: object) -> bool:
+    """Return whether a field differs from its default, if it has one."""
+    factory = field.default_factory
+    default = field.default if factory is MISSING else factory()
+    return getattr(config, field.name) != default
 
 
 def _dense(value: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ import hashlib
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import asdict, make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,27 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from clipkit import CLIP
-from clipkit.encode.fingerprints import fingerprint
+from clipkit import CLIP, TextConfig
+from clipkit.encode.fingerprints import fingerprint, fingerprint_0_1_0
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import DataError
-from tests.compat.make import VIT, small_model, some_images
+from tests.compat.make import RESNET, VIT, small_model, some_images
 from tests.helpers.toy_extraction import toy_model
 
 OLD_FILE = Path(__file__).parents[1] / "compat" / "v0_1_0" / "features.safetensors"
+
+# How version 0.1.0 printed the config of the model of that file.
+OLD_CONFIG = (
+    "CLIPConfig(embed_dim=16, vision=ViTConfig(width=16, layers=2, activation='quick_gelu', "
+    "head_width=8, mlp_ratio=4.0, resolution=(32, 32), patch_size=16), text=TextConfig(width=16, "
+    "layers=1, activation='gelu', head_width=8, mlp_ratio=4.0, context_length=16, "
+    "vocab_size=522), preprocess=PreprocessConfig(mean=(0.48145466, 0.4578275, 0.40821073), "
+    "std=(0.26862954, 0.26130258, 0.27577711), interpolation='bicubic', resize_mode='shortest'))"
+)
+# What version 0.1.0 computed of two towers, and of a run of fine-tuning.
+DIGEST_VIT = "8eb4173d846caa91f77f2fe54af0033938394c858ab3df2126710a25e3a74082"
+DIGEST_RESNET = "368881beb9f0716b69cba74f4de8511a07d11d4894fd5573871a0b992494fe51"
+DIGEST_RUN = "ae6bec0b2549bd5c3d0b017853a27d5d7df3aafd4a54179e014603e3f13add27"
 
 
 def make_tower() -> nn.Sequential:
@@ -134,9 +148,9 @@ def old_rows() -> list[tuple[torch.Tensor, int]]:
     return list(zip(images, [2, 0, 1], strict=True))
 
 
-def old_digest(module: nn.Module, *about: object) -> str:
-    """Compute the digest of weights as version 0.1.0 did."""
-    sha = hashlib.sha256(repr((*about, module)).encode())
+def old_digest(module: nn.Module) -> str:
+    """Compute the digest of weights as version 0.1.0 did, of a model with `OLD_CONFIG`."""
+    sha = hashlib.sha256(f"({OLD_CONFIG}, {nn.Module.__repr__(module)})".encode())
     for name, value in [*module.named_parameters(), *module.named_buffers()]:
         sha.update(f"{name}{value.dtype}".encode())
         sha.update(value.detach().cpu().reshape(-1).view(torch.uint8).numpy().data)
@@ -145,14 +159,14 @@ def old_digest(module: nn.Module, *about: object) -> str:
 
 @pytest.fixture
 def old_file(tmp_path: Path) -> Path:
-    """Return a file of 0.1.0, as this version of torch and of the model's classes would name it.
+    """Return a file of 0.1.0, as this version of torch would print its model.
 
     The file itself is real. Its fingerprint of the weights holds what torch printed then.
     """
     tensors = load_file(OLD_FILE)
     info = json.loads(tensors["clipkit_features"].numpy().tobytes())
     model = small_model(VIT)
-    info["made_of"]["weights"] = old_digest(model.visual, model.config)
+    info["made_of"]["weights"] = old_digest(model.visual)
     text = bytearray(json.dumps(info).encode())
     tensors["clipkit_features"] = torch.frombuffer(text, dtype=torch.uint8)
     save_file(tensors, tmp_path / "features.safetensors")
@@ -207,13 +221,44 @@ def test_a_file_of_0_1_0_with_other_features_is_refused(
         extract_features(**given)
 
 
-def test_the_real_file_of_0_1_0_is_refused_or_read(tmp_path: Path) -> None:
-    """Its fingerprint depends on torch's version and on our classes: both ends are sound."""
+@pytest.mark.skipif(
+    "bias=True" not in repr(nn.LayerNorm(1)), reason="this torch prints modules in other words"
+)
+def test_the_real_file_of_0_1_0_is_read(tmp_path: Path) -> None:
+    """The digests in it were computed by version 0.1.0, under a torch that prints as this one."""
     out = Path(shutil.copy(OLD_FILE, tmp_path / "features.safetensors"))
-    try:
-        found = extract_features(refusing(), old_rows(), out=out)
-    except DataError as error:
-        assert "Version 0.1.0 wrote it" in str(error)
-        assert "other weights: delete" in str(error)
-        found = load_features(out)
+    found = extract_features(refusing(), old_rows(), out=out)
     assert torch.equal(found.features, load_features(OLD_FILE).features)
+
+
+@pytest.mark.skipif(
+    "bias=True" not in repr(nn.LayerNorm(1)), reason="this torch prints modules in other words"
+)
+def test_models_have_the_digests_of_0_1_0() -> None:
+    """Version 0.1.0 computed these, for feature files and for fine-tuning."""
+    vit = small_model(VIT)
+    resnet = small_model(RESNET)
+    assert fingerprint_0_1_0(vit.visual, vit.config) == DIGEST_VIT
+    assert fingerprint_0_1_0(resnet.visual, resnet.config) == DIGEST_RESNET
+    assert fingerprint_0_1_0(vit, ["cat"], [["a cat."]]) == DIGEST_RUN
+
+
+def test_a_field_that_differs_from_its_default_counts() -> None:
+    tower = make_tower()
+    config = small_model(VIT).config
+    ending = replace(config, text=replace(config.text, end_of_text=5))
+    assert fingerprint(tower, ending) != fingerprint(tower, config)
+    assert fingerprint_0_1_0(tower, ending) != fingerprint_0_1_0(tower, config)
+
+
+def test_a_field_that_a_later_version_adds_does_not_count() -> None:
+    """Files must outlive versions: a new optional field leaves all digests as they were."""
+    tower = make_tower()
+    config = small_model(VIT).config
+    later = make_dataclass(
+        "TextConfig", [("added", bool, False)], bases=(TextConfig,), frozen=True, kw_only=True
+    )
+    newer = replace(config, text=later(**asdict(config.text)))
+    changed = replace(config, text=later(**asdict(config.text), added=True))
+    assert fingerprint(tower, newer) == fingerprint(tower, config)
+    assert fingerprint(tower, changed) != fingerprint(tower, config)
