@@ -1,6 +1,7 @@
 """Give all tests their options, a cache of their own, a local hub, and small models."""
 
 import os
+import signal
 import tempfile
 
 import pytest
@@ -18,6 +19,8 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    # A shell that starts this in the background lets it ignore Ctrl-C, and all that it starts too.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     if "PYTEST_XDIST_WORKER" in os.environ:  # the others use the other cores
         torch.set_num_threads(1)
         os.environ["OMP_NUM_THREADS"] = "1"  # for the processes that tests start
