@@ -3,9 +3,12 @@
 import argparse
 import contextlib
 import os
+import select
 import sys
 from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 import clipkit
 from clipkit.commands.classify import CLASSIFY
@@ -71,9 +74,12 @@ def _run(command: Command, options: dict[str, Any]) -> int:
             code = command.run(**options)
         _flush_output()  # or the pipe would break at the end, where nobody catches it
         return code
-    except BrokenPipeError:  # what reads our lines, such as `head`, has seen enough
-        _silence_output()
-        return DONE
+    except BrokenPipeError as error:
+        if _is_output_broken():  # what reads our lines, such as `head`, has seen enough
+            _silence_output()
+            return DONE
+        tell_error(f"a process or a connection of this command ended too early: {error}")
+        return FAILED
     except KeyboardInterrupt as interruption:
         warn(str(interruption) or "interrupted")
         return INTERRUPTED
@@ -84,11 +90,31 @@ def _run(command: Command, options: dict[str, Any]) -> int:
             return FAILED
         _silence_output()  # it is the output that cannot be written
         return FAILED
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error) or "there is none left"
+        tell_error(f"the memory does not suffice: {reason}")
+        return FAILED
 
 
 def _flush_output() -> None:
     if sys.stdout is not None:  # the shell closes it by >&-
         sys.stdout.flush()
+
+
+def _is_output_broken() -> bool:
+    """Return whether standard output is a pipe that nobody reads any more."""
+    try:
+        _flush_output()  # what broke it is still in its buffer, unless that was too long for one
+        descriptor = sys.stdout.fileno()
+    except BrokenPipeError:
+        return True
+    except (AttributeError, OSError, ValueError):  # closed, or no file at all
+        return False
+    if not hasattr(select, "poll"):  # Windows
+        return False
+    poll = select.poll()
+    poll.register(descriptor, 0)  # of errors it tells in any case
+    return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def _silence_output() -> None:

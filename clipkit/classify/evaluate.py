@@ -1,7 +1,7 @@
 """Measure how good a model is on labeled or captioned images."""
 
 import logging
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -115,15 +115,27 @@ def classifier_accuracy(
         classifier.model, pairs, batch_size, workers, progress
     )
     predicted = classifier.probabilities(features).argmax(dim=1)  # (M,)
-    seen = classifier.count_seen(features, [str(pairs.files[int(i)]) for i in kept])
+    seen = warn_of_seen(classifier, features, [str(pairs.files[int(i)]) for i in kept])
+    return Evaluation({"accuracy": accuracy(predicted, labels[kept])}, len(kept), skipped, seen)
+
+
+def warn_of_seen(classifier: ImageClassifier, features: Tensor, paths: Sequence[str | None]) -> int:
+    """Return how many images the classifier was fitted on, and tell the log "clipkit" if any.
+
+    Args:
+        classifier: what is measured.
+        features, paths: of the images that it is measured on, as `ImageClassifier.count_seen`
+            takes them.
+    """
+    seen = classifier.count_seen(features, paths)
     if seen:
         _LOG.warning(
-            "the classifier was fitted on %d of the %d images that it is measured on, so the "
-            "figures are better than on others",
-            seen,
-            len(kept),
+            "the classifier was fitted on %s of these %s images, so the figures are better than "
+            "they will be on others",
+            f"{seen:,}",
+            f"{len(features):,}",
         )
-    return Evaluation({"accuracy": accuracy(predicted, labels[kept])}, len(kept), skipped, seen)
+    return seen
 
 
 def retrieval(

@@ -188,7 +188,8 @@ def _find(patterns: list[str]) -> Found:
     after, more_problems = find_images(patterns[place + 1 :])
     images += before
     images.append(read_image())
-    images += [file for file in after if file not in before]
+    known = set(before)
+    images += [file for file in after if file not in known]
     return Found(images, problems + more_problems)
 
 

@@ -9,8 +9,9 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from clipkit import Features, ImageClassifier
+from clipkit import ImageClassifier
 from clipkit.classify import metrics
+from clipkit.classify.evaluate import warn_of_seen
 from clipkit.classify.labels import find_classes
 from clipkit.commands.command import (
     DONE,
@@ -21,7 +22,7 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, count, warn
+from clipkit.commands.display import Style, align, count
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
@@ -57,7 +58,7 @@ def evaluate(
     places = _places(chosen.labels, folders)
     indices = [places[label] for label in pairs.labels or []]
     found = embed_labelled(chosen, pairs.files, indices, workers)
-    _tell_seen(chosen, found)
+    warn_of_seen(chosen, found.features, found.paths)
     labels = found.labels
     assert labels is not None  # each image came with one
     probabilities = chosen.probabilities(found.features)
@@ -80,21 +81,12 @@ def _places(labels: list[str], folders: list[str]) -> list[int]:
     one is a WordNet id and the other its name.
     """
     readable_labels = list(name_ids(labels))
-    names: list[str] = []
-    for folder, name in zip(folders, name_ids(folders), strict=True):
-        names.append(readable_labels[labels.index(folder)] if folder in labels else name)
+    readable = dict(zip(labels, readable_labels, strict=True))
+    names = [
+        readable.get(folder, name) for folder, name in zip(folders, name_ids(folders), strict=True)
+    ]
     places = find_classes(names, readable_labels)
     return [places[name] for name in names]
-
-
-def _tell_seen(classifier: ImageClassifier, found: Features) -> None:
-    """Warn if images to measure on are among those that the classifier was fitted on."""
-    seen = classifier.count_seen(found.features, found.paths)
-    if seen:
-        warn(
-            f"the classifier was fitted on {seen:,} of these {len(found):,} images, so "
-            "the figures are better than they will be on others"
-        )
 
 
 def _figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:

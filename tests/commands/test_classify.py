@@ -1,6 +1,7 @@
 """`clipkit classify`: what it prints, what it leaves out, and its exit codes."""
 
 import json
+import time
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,7 @@ from PIL import Image
 import clipkit
 from clipkit import CLIP, ImageClassifier
 from clipkit.cli import main
+from clipkit.commands import classify
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 CAT = str(PHOTOS / "cat.jpg")
@@ -153,3 +155,17 @@ def test_options_that_cannot_be_used_exit_with_2_and_one_line(
     assert err.splitlines()[-1].startswith("clipkit: ")
     assert message in err
     assert not out
+
+
+def test_many_files_around_standard_input_are_found_quickly(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(classify, "read_image", lambda: b"image")
+    before = [tmp_path / f"{i}.jpg" for i in range(10_000)]
+    after = [*before[5_000:], tmp_path / "last.jpg"]
+    found = iter([(before, []), (after, [])])
+    monkeypatch.setattr(classify, "find_images", lambda patterns: next(found))
+    start = time.perf_counter()
+    images = classify._find(["before", "-", "after"]).images
+    assert time.perf_counter() - start < 1  # a search for each in the list took many times as long
+    assert images == [*before, b"image", tmp_path / "last.jpg"]

@@ -200,7 +200,7 @@ def test_a_measurement_on_fitted_images_is_told(
     result = classifier_accuracy(classifier, read_folder(folder), batch_size=5)
     assert result.seen == 12
     (message,) = caplog.messages
-    assert "was fitted on 12 of the 12 images that it is measured on" in message
+    assert "was fitted on 12 of these 12 images" in message
 
 
 def test_fitted_images_are_known_again(
