@@ -3,6 +3,7 @@
 import difflib
 import gzip
 import json
+import logging
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -14,6 +15,8 @@ from typing import Any, TypeGuard, cast
 
 from clipkit.errors import ConfigError
 
+_LOG = logging.getLogger("clipkit")
+
 Template = str | Callable[[str], str]
 Templates = str | Sequence[Template] | Mapping[str, Sequence[Template]]
 CheckedTemplates = tuple[Template, ...] | dict[str, tuple[Template, ...]]
@@ -24,6 +27,7 @@ WHOLE_PROMPTS = ("{}",)  # takes each name as it is
 
 _WITHOUT_ORDER = (str, bytes, set, frozenset)  # what is iterated, and is no list of names
 
+_SHOWN = 5  # names in a message
 _WORDNET_ID = re.compile("n[0-9]{8}")
 
 
@@ -230,13 +234,16 @@ def render(
         C labels, and C lists of prompts, which may differ in length.
 
     Raises:
-        ConfigError: for no class, an empty name, a label that comes twice or has no templates, a
-            function that does not return a text, or what `check_templates` refuses.
+        ConfigError: for no class, an empty name, a label that comes twice or has no templates,
+            names in a list that differ in underscores alone, a function that does not return a
+            text, or what `check_templates` refuses.
     """
     names = _check_names(class_names)
     checked = WHOLE_PROMPTS if templates is None else check_templates(templates)
     if checked != WHOLE_PROMPTS and not isinstance(class_names, Mapping):
+        refuse_names_alike(list(names))
         names = {label: [wordnet_name(label) or as_words(label)] for label in names}
+        _warn_of_one_name(names)
     if isinstance(checked, dict):
         if missing := [label for label in names if label not in checked]:
             raise ConfigError(f"templates is a mapping, but has no list for {missing}")
@@ -248,6 +255,35 @@ def render(
         for own_names, own_templates in zip(names.values(), per_label, strict=True)
     ]
     return list(names), prompts
+
+
+def refuse_names_alike(names: Sequence[str]) -> None:
+    """Raise `ConfigError` if prompts would have the same text for two names.
+
+    Example:
+        refuse_names_alike(["red_car", "red car"])  # ConfigError
+    """
+    counts = Counter(map(as_words, names))
+    alike = [name for name in names if counts[as_words(name)] > 1]
+    if alike:
+        raise ConfigError(
+            f"the names {' and '.join(map(repr, alike[:_SHOWN]))} differ in underscores and spaces "
+            "alone, so their prompts would be the same: rename one, or make them one class"
+        )
+
+
+def _warn_of_one_name(names: Mapping[str, Sequence[str]]) -> None:
+    """Tell the log of classes that WordNet, or the caller beside it, gives the same name."""
+    counts = Counter(own[0] for own in names.values())
+    alike = [label for label, own in names.items() if counts[own[0]] > 1]
+    if alike:
+        _LOG.warning(
+            "the classes %s have names that others have too, so zero-shot cannot tell them apart: "
+            "a mapping gives them names that differ, as {%r: %r}",
+            ", ".join(f"{label!r} ({names[label][0]})" for label in alike[:_SHOWN]),
+            alike[0],
+            f"{names[alike[0]][0]}, ...",
+        )
 
 
 def as_words(label: str) -> str:

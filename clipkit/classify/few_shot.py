@@ -308,14 +308,14 @@ def _check_support(
     Raises:
         ConfigError, DataError: if they do not; see `fit_head`.
     """
-    rows = features.features if isinstance(features, Features) else features
-    shape = getattr(rows, "shape", None)
-    if shape is None:
+    rows: Any = features.features if isinstance(features, Features) else features
+    if not isinstance(rows, Tensor | np.ndarray):
         raise DataError(
             f"features must be a tensor or an array (N, D), not {type(features).__name__}"
         )
+    shape = tuple(rows.shape)
     if len(shape) != 2 or shape[1] != zero_shot.width:
-        raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {tuple(shape)}")
+        raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {shape}")
     if zero_shot.classes < 2:
         raise ConfigError("there is a single class, so there is nothing to tell apart")
     indices = read_labels(labels)
@@ -328,5 +328,6 @@ def _check_support(
         )
     check_range(indices, zero_shot.classes)
     found = given_features(features)
-    assert found is not None  # what has this shape is a tensor or an array
+    if found is None:
+        raise DataError(f"features must be numbers, not an array of {rows.dtype}")
     return found, indices

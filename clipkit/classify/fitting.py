@@ -1,4 +1,4 @@
-"""What the few-shot methods have in common: folds, class means, calibration, the minimizer."""
+"""Share what the few-shot methods need: folds, class means, calibration, the minimizer."""
 
 from collections.abc import Callable, Sequence
 from typing import Any, cast

@@ -17,7 +17,7 @@ from clipkit.clip import CLIP
 from clipkit.data.pictures import tensor_bytes
 from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from clipkit.files import check_output, read_json, replacing_folder, settle, sha256
-from clipkit.prompts import TEMPLATES, CheckedTemplates, check_templates, render
+from clipkit.prompts import TEMPLATES, CheckedTemplates, as_words, check_templates, render
 
 MODEL = "model"
 HEAD = "head.safetensors"
@@ -115,9 +115,12 @@ def load_parts(folder: str | os.PathLike[str]) -> Parts:
 
 def _check_is_classifier(folder: Path) -> None:
     """Raise `CheckpointNotFoundError` that says what a folder without a head is."""
-    if not folder.is_dir():
-        found = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise CheckpointNotFoundError(f"{folder} {found}: name the folder of a classifier")
+    # os.path says False, where Path raises an error, of a name that is too long.
+    if not os.path.isdir(folder):
+        found = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
+        raise CheckpointNotFoundError(
+            f"{str(folder):.300} {found}: name the folder of a classifier"
+        )
     if (folder / HEAD).exists():
         return
     message = f"{folder} has no {HEAD}, so it is no classifier"
@@ -232,4 +235,5 @@ def _read_templates(
     # Version 0.1.0 saved prompts only. They can show that the templates were those by default. It
     # did not write underscores as spaces.
     prompts = [[text.replace("_", " ") for text in own] for own in start["prompts"]]
-    return TEMPLATES if prompts == render(labels, TEMPLATES)[1] else None
+    names = {label: as_words(label) for label in labels}
+    return TEMPLATES if prompts == render(names, TEMPLATES)[1] else None

@@ -1,11 +1,10 @@
-"""What a classifier takes: features, or images from which it computes them, and labels."""
+"""Read what a classifier takes: features, or images from which it computes them, and labels."""
 
 import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -68,7 +67,8 @@ class SupportSet:
 def is_one_image(given: object) -> bool:
     """Return whether this is a PIL image or an encoded one, or a path that names no folder."""
     if isinstance(given, str | os.PathLike):
-        return not Path(cast("str | os.PathLike[str]", given)).is_dir()
+        # os.path says False, where Path raises an error, of a name that is too long.
+        return not os.path.isdir(cast("str | os.PathLike[str]", given))
     return is_encoded(given) or hasattr(given, "getbands")  # PIL need not be imported to ask
 
 

@@ -1,4 +1,4 @@
-"""What a classifier says about an image."""
+"""Hold what a classifier says about an image."""
 
 from collections.abc import Iterator
 from html import escape

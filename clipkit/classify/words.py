@@ -1,4 +1,4 @@
-"""What a classifier says about itself: in one line, in words, and as a table for notebooks."""
+"""Describe a classifier: in one line, in words, and as a table for notebooks."""
 
 import math
 from collections.abc import Mapping, Sequence

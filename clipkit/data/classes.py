@@ -36,6 +36,8 @@ def is_part(data: object) -> bool:
     """Return whether this is a part of a data set, and so may lack some of its classes."""
     if isinstance(data, DataLoader):
         data = cast("DataLoader[Any]", data).dataset
+    if isinstance(data, ConcatDataset):
+        return any(map(is_part, cast("ConcatDataset[Any]", data).datasets))
     return isinstance(data, Subset)
 
 

@@ -4,7 +4,6 @@ import csv
 import json
 import os
 import reprlib
-from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
@@ -16,7 +15,7 @@ import numpy as np
 from clipkit.data.folders import check_folder, is_hidden, list_images
 from clipkit.errors import ConfigError, DataError
 from clipkit.files import address_scheme, check_file, spell_path
-from clipkit.prompts import TEMPLATES, Templates, as_words, render
+from clipkit.prompts import TEMPLATES, Templates, refuse_names_alike, render
 
 PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
 CAPTION_COLUMNS = ("caption", "captions", "text", "title")
@@ -131,14 +130,11 @@ def read_folder(root: str | os.PathLike[str], templates: Templates = TEMPLATES) 
 
 
 def _refuse_names_alike(class_names: Sequence[str], root: str | os.PathLike[str]) -> None:
-    """Raise `ConfigError` if prompts would have the same name for two classes."""
-    counts = Counter(map(as_words, class_names))
-    alike = [name for name in class_names if counts[as_words(name)] > 1]
-    if alike:
-        raise ConfigError(
-            f"the folders {' and '.join(map(repr, alike))} of {root} differ in underscores and "
-            "spaces alone: rename one, or move their images into one"
-        )
+    """Raise `ConfigError` that names the folders if two names differ in underscores alone."""
+    try:
+        refuse_names_alike(class_names)
+    except ConfigError as error:
+        raise ConfigError(f"the folders of {root}: {error}") from error
 
 
 def read_table(table: str | os.PathLike[str]) -> Pairs:

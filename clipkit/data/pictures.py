@@ -8,6 +8,7 @@ from numbers import Integral
 from typing import Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
+from numpy.typing import NDArray
 from torch import Tensor, uint8
 from torch.utils.data import (
     DataLoader,
@@ -271,9 +272,14 @@ def _split(item: Any) -> tuple[Any, Any]:
     if row is None:
         return item, None
     image, *others = row
-    if others and isinstance(others[0], Integral | Tensor):
-        return image, others[0]
-    return image, None
+    return image, _as_label(others[0]) if others else None
+
+
+def _as_label(value: Any) -> Any:
+    """Return an integer or a tensor as it is, and a single integer of an array; else None."""
+    if isinstance(value, Tensor | np.ndarray) and value.shape in ((), (1,)):
+        value = cast("Tensor | NDArray[Any]", value).reshape(-1)[0]  # () or (1,) -> ()
+    return value if isinstance(value, Integral | Tensor) else None
 
 
 def _as_row(item: Mapping[str, Any]) -> tuple[Any, ...]:

@@ -364,3 +364,19 @@ def test_a_single_class() -> None:
     start = CosineHead(CENTERS[:1], SCALE)
     with pytest.raises(ConfigError, match="there is a single class, so there is nothing to tell"):
         fit_head(torch.ones(2, WIDTH), torch.tensor([0, 0]), start)
+
+
+class OnlyAShape:
+    shape = (2, ZERO_SHOT.width)
+
+
+@pytest.mark.parametrize(
+    ("features", "message"),
+    [
+        (np.full((2, ZERO_SHOT.width), None), "numbers, not an array of object"),
+        (OnlyAShape(), "a tensor or an array .*not OnlyAShape"),
+    ],
+)
+def test_features_of_another_type_are_named(features: Any, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        fit_head(features, [0, 1], ZERO_SHOT, "cache")

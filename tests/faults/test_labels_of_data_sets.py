@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -228,3 +229,25 @@ def test_torchvision_folders_mean_their_own_classes(model: CLIP, folder: Path) -
         .fit(read_folder(folder), method="gaussian")
         .probabilities(folder),
     )
+
+
+@pytest.mark.parametrize("form", ["tensor", "array", "scalar array"])
+def test_a_label_may_be_a_single_integer_of_an_array(model: CLIP, form: str) -> None:
+    def wrap(label: int) -> Any:
+        return {
+            "tensor": torch.tensor([label]),
+            "array": np.array([label]),
+            "scalar array": np.array(label),
+        }[form]
+
+    items = [(image, wrap(label)) for image, label in map(Colors(8).__getitem__, range(8))]
+    classifier = ImageClassifier.zero_shot(model, SORTED).fit(items, method="gaussian")
+    assert classifier.provenance["counts"] == [2, 2, 2, 2]
+
+
+def test_joined_parts_need_their_own_classes_alone(model: CLIP) -> None:
+    colors = Colors(classes=SORTED)
+    two = ConcatDataset([Subset(colors, [0, 1]), Subset(colors, [4, 5])])
+    classifier = ImageClassifier.zero_shot(model, ["dark red", "blue"])
+    classifier.fit(two, method="gaussian")
+    assert classifier.provenance["counts"] == [2, 2]
