@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
-from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
+from clipkit.checkpoints.vocabulary import TokenizerFiles, check_tokenizer, default_tokenizer
 from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
 from clipkit.data.preprocess import Preprocess
@@ -78,7 +78,7 @@ class CLIP(nn.Module):
         head_width: int | None = None,
         resolution: int | tuple[int, int] | None = None,
         preprocess: Callable[[Any], Tensor] | None = None,
-        tokenizer: Tokenizer | None = None,
+        tokenizer: Tokenizer | TokenizerFiles | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,

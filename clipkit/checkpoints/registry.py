@@ -334,6 +334,10 @@ def with_tag(name: str | os.PathLike[str], tag: str | None) -> str | os.PathLike
         return name
     if isinstance(name, str) and find(f"{name}/{tag}") is not None:
         return f"{name}/{tag}"
+    if isinstance(name, str) and _spelling(name).endswith(_QUICK):  # as open_clip calls it too
+        row = find(f"{name[: -len(_QUICK)]}/{tag}")
+        if row is not None and row.config.text.activation == "quick_gelu":
+            return row.name
     raise ConfigError(
         f"pretrained={tag!r:.60} is no tag of {name!r:.60}: `clipkit.list_models()` names them "
         "all, as 'ViT-B-32/laion2b_s34b_b79k'. Weights in a file: load(file, config=name)"

@@ -1,8 +1,10 @@
 """Find what a name means: a weight file, what the JSON beside it states, and the registry's row."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -29,7 +31,7 @@ from clipkit.errors import (
     UnknownModelError,
     UnsupportedCheckpointError,
 )
-from clipkit.files import settle
+from clipkit.files import read_text, settle
 
 EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 
@@ -311,11 +313,26 @@ def _refuse_adapters(folder: Path) -> None:
             f"{folder} holds an adapter of PEFT, and not the model that it adapts: load both with "
             "peft, call merge_and_unload(), save the result with save_pretrained and load that"
         )
-    if (folder / "modules.json").exists():
+    # Newer versions of sentence-transformers keep the CLIP itself beside its modules.json.
+    has_model = (folder / CONFIG).exists() and _weight_files(folder)
+    if (folder / "modules.json").exists() and not has_model:
         raise UnsupportedCheckpointError(
-            f"{folder} is a folder of sentence-transformers. The CLIP lies in a folder inside of "
-            f"it: load {str(folder / '0_CLIPModel')!r}"
+            f"{folder} is a folder of sentence-transformers, and the CLIP lies in a folder inside "
+            f"of it{_way_to_module(folder)}"
         )
+
+
+def _way_to_module(folder: Path) -> str:
+    """Name the first folder with a model that sentence-transformers' `modules.json` lists."""
+    modules: Any = []
+    with suppress(ValueError):  # the message does without it
+        modules = json.loads(read_text(folder / "modules.json", error=UnsupportedCheckpointError))
+    modules = cast("list[Any]", modules) if isinstance(modules, list) else []
+    for module in modules:
+        path = cast("dict[str, Any]", module).get("path") if isinstance(module, dict) else None
+        if isinstance(path, str) and path and os.path.exists(folder / path / CONFIG):
+            return f": load {str(folder / path)!r}"
+    return ", but none that its modules.json names has a config.json"
 
 
 def _at_file(path: Path, ignore_config: bool) -> Source:

@@ -77,9 +77,10 @@ def read_weights(path: str | os.PathLike[str], *, mapped: bool = False) -> dict[
         weights["visual.conv1.weight"].shape  # torch.Size([768, 3, 32, 32])
     """
     path = Path(path)
-    if not path.exists():
-        raise CheckpointNotFoundError(f"There is no file {path}")
-    if path.is_dir():
+    # os.path says False, where Path raises an error, of a name that is too long.
+    if not os.path.exists(path):
+        raise CheckpointNotFoundError(f"There is no file {str(path):.300}")
+    if os.path.isdir(path):
         raise CheckpointNotFoundError(f"{path} is a folder; name the weight file in it")
     head = _read_head(path)
     kind, read = _recognize(path, head)

@@ -1,4 +1,4 @@
-"""What a command is, and the options that several commands share."""
+"""Define commands, and the options that several of them share."""
 
 import argparse
 from collections.abc import Callable

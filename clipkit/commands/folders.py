@@ -24,9 +24,9 @@ def read_class_folders(data: Path) -> Pairs:
     Raises:
         DataError: if there is no such folder, or no class folder with an image in it.
     """
-    if not data.exists():
-        raise DataError(f"there is no folder {data}")
-    if not data.is_dir():
+    if not os.path.exists(data):  # Path raises an error for a name that is too long
+        raise DataError(f"there is no folder {str(data):.300}")
+    if not os.path.isdir(data):
         raise DataError(
             f"{data} is a file: a folder with a folder of images for each class is needed"
         )

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed
+from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.classify.folder import HEAD
 from clipkit.commands.command import add_device
 from clipkit.commands.display import tell, warn
@@ -52,7 +53,7 @@ class ModelChoice:
                 f"--revision is of hub repositories, and {self.model or 'tiny'} is none: leave it "
                 "out"
             )
-        if self.model is not None and Path(self.model, HEAD).exists():
+        if self.model is not None and exists(Path(self.model, HEAD)):
             warn(
                 f"{self.model} is a fitted classifier, and only its model is used here: "
                 "--classifier takes it with its head"
@@ -134,8 +135,10 @@ def read_config(config: str | None) -> str | CLIPConfig | None:
     return CLIPConfig.from_dict(values["model"] if values.get("format") == "clipkit" else values)
 
 
-def read_tokenizer(file: Path | None) -> Tokenizer | None:
-    """Return the tokenizer of a file, or None without one.
+def read_tokenizer(file: Path | None) -> TokenizerFiles | None:
+    """Check the tokenizer of a file, and return where it lies, or None without one.
+
+    Its rows get the length that the model takes, which is known when that is loaded.
 
     Raises:
         ConfigError: if the file cannot be read.
@@ -144,8 +147,11 @@ def read_tokenizer(file: Path | None) -> Tokenizer | None:
     if file is None:
         return None
     if file.suffix == ".json":
-        return Tokenizer(added_tokens=read_json(file, error=ConfigError))
-    return Tokenizer(read_text(file, error=ConfigError).splitlines())
+        tokens = read_json(file, error=ConfigError)
+        Tokenizer(added_tokens=tokens)
+        return TokenizerFiles(own={"added_tokens": tokens})
+    Tokenizer(read_text(file, error=ConfigError).splitlines())
+    return TokenizerFiles(merges=file)
 
 
 def choose_classifier(

@@ -6,9 +6,9 @@ import pytest
 
 from clipkit import available_models, list_models
 from clipkit.checkpoints import registry
-from clipkit.checkpoints.registry import MODELS, find, refuse, unknown
+from clipkit.checkpoints.registry import MODELS, find, refuse, unknown, with_tag
 from clipkit.config import CLIPConfig, ResNetConfig, ViTConfig
-from clipkit.errors import UnknownModelError, UnsupportedCheckpointError
+from clipkit.errors import ConfigError, UnknownModelError, UnsupportedCheckpointError
 from clipkit.models.build import expected_weights
 
 # Name, embedding, layers, width, patch, resolution, text width, text heads, parameters.
@@ -255,3 +255,23 @@ def test_tiny_clips_are_those_of_their_makers() -> None:
         assert (row.config.embed_dim, vision.resolution, vision.head_width) == (512, (224, 224), 64)
         assert vision.activation == text.activation == "gelu"
         assert row.hub == f"wkcn/TinyCLIP-{name}"
+
+
+@pytest.mark.parametrize(
+    ("name", "tag", "expected"),
+    [
+        ("ViT-B-32-quickgelu", "openai", "ViT-B/32"),
+        ("RN50-quickgelu", "openai", "RN50"),
+        ("ViT-L-14-336-quickgelu", "openai", "ViT-L/14@336px"),
+        ("ViT-H-14-quickgelu", "dfn5b", "ViT-H-14/dfn5b"),
+    ],
+)
+def test_names_of_open_clip_with_quickgelu_have_its_tags(
+    name: str, tag: str, expected: str
+) -> None:
+    assert find(str(with_tag(name, tag))) == find(expected)
+
+
+def test_weights_with_gelu_have_no_name_with_quickgelu() -> None:
+    with pytest.raises(ConfigError, match="no tag of 'ViT-B-32-quickgelu'"):
+        with_tag("ViT-B-32-quickgelu", "laion2b_s34b_b79k")

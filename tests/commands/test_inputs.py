@@ -4,15 +4,17 @@ import io
 import json
 import os
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from PIL import Image
 
-from clipkit import ImageClassifier
+from clipkit import CLIP, ImageClassifier
+from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.cli import main
 from clipkit.commands.inputs import read_labels, read_paths
-from clipkit.commands.model_choice import read_tokenizer
+from clipkit.commands.model_choice import ModelChoice, read_tokenizer
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import name_ids, prompt_set, wordnet_name
 
@@ -254,7 +256,18 @@ def test_labels_that_are_ids_are_classified_by_name(capsys: pytest.CaptureFixtur
 def test_a_tokenizer_is_read_from_its_merges(tmp_path: Path) -> None:
     file = tmp_path / "merges.txt"
     file.write_text("#version: 0.2\nc a\nca t</w>\n")
-    tokenizer = read_tokenizer(file)
-    assert tokenizer is not None
-    assert tokenizer.merges == ("c a", "ca t</w>")
+    assert read_tokenizer(file) == TokenizerFiles(merges=file)
     assert read_tokenizer(None) is None
+
+
+@pytest.mark.parametrize("length", [32, 248])
+def test_a_tokenizer_makes_rows_as_long_as_the_model_takes_them(
+    length: int, tmp_path: Path
+) -> None:
+    config = CLIP.from_pretrained("tiny", device="cpu").config
+    longer = replace(config, text=replace(config.text, context_length=length))
+    CLIP(longer).save_pretrained(tmp_path / "model")
+    file = tmp_path / "tokens.json"
+    file.write_text("{}")
+    model = ModelChoice(model=str(tmp_path / "model"), tokenizer=file, device="cpu").load()
+    assert model.tokenizer("a dog").shape == (1, length)

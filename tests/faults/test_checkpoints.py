@@ -167,8 +167,12 @@ def test_other_formats_are_named(name: str, content: bytes, reason: str, tmp_pat
 
 
 def test_folders_of_other_libraries_are_named(tmp_path: Path) -> None:
-    (tmp_path / "modules.json").write_text("[]")
-    with pytest.raises(UnsupportedCheckpointError, match="sentence-transformers.*0_CLIPModel"):
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "path": "0_Own"}, {"path": "1_Pool"}]')
+    with pytest.raises(UnsupportedCheckpointError, match="sentence-transformers.*has a config"):
+        clipkit.load(tmp_path)
+    (tmp_path / "0_Own").mkdir()
+    (tmp_path / "0_Own" / "config.json").write_text("{}")
+    with pytest.raises(UnsupportedCheckpointError, match="sentence-transformers.*load '.*/0_Own'"):
         clipkit.load(tmp_path)
     (tmp_path / "modules.json").unlink()
     (tmp_path / "adapter_config.json").write_text("{}")
@@ -352,3 +356,9 @@ def test_impossible_statistics_in_a_file_are_refused(number: str, tmp_path: Path
     (tmp_path / "config.json").write_text(text.replace("0.2,", f"{number},", 1))
     with pytest.raises(ConfigError, match="PreprocessConfig.std must be"):
         clipkit.load(tmp_path, device="cpu")
+
+
+def test_a_model_beside_the_modules_of_sentence_transformers_is_loaded(tmp_path: Path) -> None:
+    clipkit.CLIP.from_pretrained("tiny", device="cpu").save_pretrained(tmp_path)
+    (tmp_path / "modules.json").write_text('[{"idx": 0, "path": ""}]')
+    assert clipkit.CLIP.from_pretrained(tmp_path, device="cpu").config.embed_dim == 256
