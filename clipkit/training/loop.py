@@ -121,18 +121,8 @@ class Trainer:
             recompute_blocks(self.task)
         self._wrapped = self._wrap()
         self.optimizers = self._make_optimizers(optimizers)
-        self._full_rates = [
-            [group["lr"] for group in optimizer.param_groups] for optimizer in self.optimizers
-        ]
-        self.state = TrainingState(
-            self.task,
-            self.optimizers,
-            self.average,
-            config,
-            self.sharded,
-            [self._about(name) for name in (identity, *former_identities)],
-            start,
-        )
+        self._full_rates = [[group["lr"] for group in o.param_groups] for o in self.optimizers]
+        self.state = self._start_state([identity, *former_identities], start)
         self.state.resume(self._checkpoint)
 
     def fit(self) -> CLIP:
@@ -149,12 +139,26 @@ class Trainer:
                 at once.
         """
         with hold_run_folder(self.out):
+            # Another run may have gone on in the folder since this one looked.
+            self.state.resume_if_changed(self._checkpoint)
             try:
                 self._loop()
             finally:
                 if self.config.recompute:
                     keep_blocks(self.task)
             return self._finish()
+
+    def _start_state(self, identities: list[str], start: str) -> TrainingState:
+        """Return the state of a run that has made no step."""
+        return TrainingState(
+            self.task,
+            self.optimizers,
+            self.average,
+            self.config,
+            self.sharded,
+            [self._about(name) for name in identities],
+            start,
+        )
 
     def _about(self, identity: str) -> list[Any]:
         """Return what a checkpoint's run is known again by."""

@@ -3,13 +3,15 @@
 Everything that is random in a step is seeded by the step, so weights, optimizer and step suffice.
 """
 
+import copy
 import os
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 from torch.optim.swa_utils import AveragedModel
 
@@ -21,6 +23,7 @@ from clipkit.training.saved import problem_of_moments, problem_of_tensors, read_
 from clipkit.training.sharding import gather_moments, gather_weights, scatter
 
 CHECKPOINT = "checkpoint.pt"  # in the folder of a run
+_AVERAGED = "module."  # what torch puts before the names of averaged weights
 
 # Fields of TrainConfig that may change between the parts of a run: how far it goes, what it
 # reports, how it saves memory or time.
@@ -71,6 +74,7 @@ class TrainingState:
     identities: list[list[Any]]
     start: str = ""
     counters: Counters = field(default_factory=Counters)
+    _read_file: tuple[int, ...] = field(default=(), init=False)
 
     def save(self, checkpoint: Path) -> None:
         """Write a checkpoint, whole or not at all. Every process must call it; the first writes.
@@ -94,6 +98,7 @@ class TrainingState:
             TrainingError: in all processes, if it is damaged or of another run, or not all of them
                 see it.
         """
+        self._read_file = _marks_of(checkpoint)
         state = distributed.in_all(lambda: self._read(checkpoint))
         steps = distributed.gather_objects(0 if state is None else state["step"])
         if len(set(steps)) > 1:
@@ -103,6 +108,16 @@ class TrainingState:
             )
         if state is not None:
             self._restore(state)
+
+    def resume_if_changed(self, checkpoint: Path) -> None:
+        """Go on from a checkpoint that was written after `resume` looked. Every process calls it.
+
+        Raises:
+            TrainingError: as `resume` does.
+        """
+        changed = distributed.gather_objects(_marks_of(checkpoint) != self._read_file)
+        if any(changed):
+            self.resume(checkpoint)
 
     def _read(self, checkpoint: Path) -> dict[str, Any] | None:
         """Return what a checkpoint of this run holds, or None if there is none yet."""
@@ -157,9 +172,11 @@ class TrainingState:
             self.task.load_state_dict(state["task"])
             for optimizer, moments in zip(self.optimizers, state["optimizers"], strict=True):
                 optimizer.load_state_dict(moments)
+        _copy_moments(self.optimizers)
         if self.average is not None:
             self.average.load_state_dict(state["average"])
         self.counters = Counters(**{name: state[name] for name in asdict(self.counters)})
+        self.start = state.get("start", self.start)
 
     def _refuse_another_run(self, checkpoint: Path, state: dict[str, Any]) -> None:
         here = asdict(self.config)
@@ -189,8 +206,53 @@ class TrainingState:
         if model != own_model:
             return ["another model"]
         differences: list[str] = []
-        if not same_start or identity not in [name for _, name, _ in self.identities]:
+        if identity not in [name for _, name, _ in self.identities]:
             differences.append("another start: other weights, classes or prompts")
+        elif not same_start and not self._has_weights_of(state):
+            differences.append(
+                "another start: other weights; a model that was trained is another start, so load "
+                "it again"
+            )
         if not same_data:
             differences.append("other data")
         return differences
+
+    def _has_weights_of(self, state: dict[str, Any]) -> bool:
+        """Return whether a checkpoint's run has trained this very task, which it did in place.
+
+        After a stop the task has the weights that were saved, after the end those of the average.
+        """
+        if self.sharded:
+            return False  # the weights are spread over the processes, and the task cannot be reused
+        average = cast("dict[str, Any]", state["average"] or {})
+        ended = {name.removeprefix(_AVERAGED): value for name, value in average.items()}
+        ended.pop("n_averaged", None)
+        own = self.task.state_dict()
+        return _are_equal(own, state["task"]) or _are_equal(own, ended)
+
+
+def _are_equal(own: Mapping[str, Tensor], other: Mapping[str, Any]) -> bool:
+    """Return whether two state dicts hold the same values."""
+    if problem_of_tensors(other, own):
+        return False
+    return all(torch.equal(value.cpu(), other[name]) for name, value in own.items())
+
+
+def _copy_moments(optimizers: list[Optimizer]) -> None:
+    """Copy what optimizers keep, in place.
+
+    It may lie in the file that it was read from, which is mapped into memory. Were that file cut
+    off, the process would be killed.
+    """
+    for optimizer in optimizers:
+        for parameter, kept in optimizer.state.items():
+            optimizer.state[parameter] = copy.deepcopy(kept)
+
+
+def _marks_of(file: Path) -> tuple[int, ...]:
+    """Return what tells that a file was replaced; nothing if there is none."""
+    try:
+        found = file.stat()
+    except OSError:
+        return ()
+    return found.st_ino, found.st_size, found.st_mtime_ns
