@@ -231,9 +231,10 @@ class ImageClassifier(Predictor):
     def count_seen(self, features: Tensor, paths: Sequence[str | None] | None = None) -> int:
         """Return how many of these images the head was fitted on, and so should not be measured on.
 
-        Images are known by their files, and by features that the same model makes of them. Of more
-        than 4,096 images only a part is known, and the count is a lower bound. So it is 0 for a
-        classifier that does not know what it was fitted on, as those of version 0.1.0.
+        Images are known by names, sizes and times of their files, and by features that the same
+        model makes of them. Of more than 2,000 images only a part is known, and the count is a
+        lower bound. So it is 0 for a classifier that does not know what it was fitted on, as those
+        of version 0.1.0.
 
         Args:
             features: (N, D) of unit length, as from `embed`.

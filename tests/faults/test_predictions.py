@@ -7,6 +7,7 @@ Kinds Y4 (what a classifier was fitted on), Y5 (web servers), Y7 (what is left o
 import io
 import json
 import math
+import os
 import re
 import shutil
 import tempfile
@@ -206,11 +207,12 @@ def test_a_measurement_on_fitted_images_is_told(
 def test_fitted_images_are_known_again(
     model: CLIP, classifier: ImageClassifier, folder: Path, unseen: Path, tmp_path: Path
 ) -> None:
-    """After loading, from another place, by another name, and as images without a file."""
+    """After loading, from another place, and as images without a file."""
     classifier.save(tmp_path / "saved")
     loaded = ImageClassifier.load(tmp_path / "saved", device="cpu")
-    moved = tmp_path / "moved.png"
-    shutil.copy(folder / "blue" / "00.png", moved)
+    moved = tmp_path / "moved" / folder.name / "blue" / "00.png"
+    moved.parent.mkdir(parents=True)
+    shutil.copy2(folder / "blue" / "00.png", moved)
     other = unseen / "blue" / "00.png"
     features = loaded.embed([moved, other])
     assert loaded.count_seen(features, [str(moved), str(other)]) == 1
@@ -241,6 +243,35 @@ def test_marks_are_bounded_and_count_a_part_of_many_images() -> None:
     assert count_seen(-features, [None] * 9000, marks) == 0
     for wrong in (None, 5, [5], [None], "abc", {}):
         assert count_seen(features[:2], [None, "nowhere.png"], wrong) == 0
+
+
+def test_files_are_known_again_without_being_opened(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A million images must take no minutes: at most 2,000 files are looked up."""
+    paths: list[str | None] = []
+    for number in range(2100):
+        file = tmp_path / f"{number}.jpg"
+        file.write_bytes(b"12")
+        paths.append(str(file))
+    features = torch.nn.functional.normalize(torch.randn(2100, 8), dim=1)
+    looked_up: list[str] = []
+    stat = os.stat
+
+    def count(path: str) -> os.stat_result:
+        looked_up.append(path)
+        return stat(path)
+
+    monkeypatch.setattr("builtins.open", lambda *_: pytest.fail("a file was opened"))
+    monkeypatch.setattr("clipkit.classify.seen.os.stat", count)
+    marks = marks_of(features, paths)
+    assert len(looked_up) == 2000
+    assert count_seen(-features, paths, marks) == 2000
+    part = [path for path in paths if path in set(looked_up[:2000])][:50]
+    assert count_seen(-features[:50], part, marks) == 50
+    monkeypatch.undo()
+    os.utime(part[0] or "", (1, 1))
+    assert count_seen(-features[:50], part, marks) == 49
 
 
 def test_features_with_other_last_bits_have_the_same_marks() -> None:
