@@ -14,6 +14,7 @@ from typing import Any, Literal, cast
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.classify.anchored import anchored
@@ -313,6 +314,7 @@ def _check_support(
         raise DataError(
             f"features must be a tensor or an array (N, D), not {type(features).__name__}"
         )
+    rows = cast("Tensor | NDArray[Any]", rows)
     shape = tuple(rows.shape)
     if len(shape) != 2 or shape[1] != zero_shot.width:
         raise ConfigError(f"features must have shape (N, {zero_shot.width}), not {shape}")
