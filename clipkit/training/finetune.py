@@ -269,6 +269,34 @@ def finetune_captions(
     return tuned
 
 
+def check_options(
+    model: CLIP,
+    pairs: Pairs,
+    *,
+    head_only: bool,
+    epochs: int | None,
+    batch_size: int | None,
+    blocks: int | None,
+    lr: float | None,
+    alpha: float,
+) -> None:
+    """Raise what `finetune` and `finetune_captions` would, before any image is encoded.
+
+    Args:
+        model, pairs: to train, on what: images with labels for `finetune`.
+        head_only, epochs, batch_size, blocks, lr, alpha: as in `finetune`.
+    """
+    check_alpha(alpha)
+    if head_only:
+        given = {"epochs": epochs, "batch_size": batch_size, "blocks": blocks, "lr": lr}
+        _refuse_given("head_only=True trains no tower", **given)
+        return
+    size = _batch_size(batch_size, pairs)
+    if size < 2 and not pairs.class_names:
+        raise DataError(ONE_PAIR)
+    _plan(model, pairs, size, epochs=epochs, blocks=blocks, lr=lr, config=None)
+
+
 def _check_pairs(pairs: object) -> None:
     """Raise `ConfigError` for what only says where images are."""
     if not isinstance(pairs, Pairs):

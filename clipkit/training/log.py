@@ -1,4 +1,4 @@
-"""What a run tells: rows of numbers in a file and for TensorBoard, and a progress bar."""
+"""Tell how a run goes: rows of numbers in a file and for TensorBoard, and a progress bar."""
 
 import json
 import logging

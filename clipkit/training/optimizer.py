@@ -1,4 +1,4 @@
-"""What is trained and at which rate: locked towers, AdamW with layer-wise decay, clipping."""
+"""Choose the weights to train and their rates: locked towers, AdamW by layers, clipping."""
 
 import re
 from collections.abc import Iterable

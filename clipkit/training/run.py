@@ -1,10 +1,11 @@
-"""What `clipkit train` and `clipkit finetune` do: from a small file, or a folder, to a model."""
+"""Train from a small file, and fine-tune on a folder: `clipkit train` and `clipkit finetune`."""
 
 import logging
 import os
 import sys
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,7 +21,7 @@ from clipkit.files import address_scheme, check_output, read_json, spell_path
 from clipkit.prompts import TEMPLATES, Templates, check_templates, name_ids
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
-from clipkit.training.finetune import finetune, finetune_captions
+from clipkit.training.finetune import check_options, finetune, finetune_captions
 from clipkit.training.loop import Evaluate, Trainer
 from clipkit.training.out import check_run_folder
 from clipkit.training.shards import ShardBatches
@@ -272,6 +273,11 @@ def finetune_from(
     """
     check_output(out, "folder")
     training, rest = _hold_out(_name_classes(read_pairs(data)), held_out)
+    if not training.class_names:
+        _refuse_class_options(head_only, blocks)
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "alpha": alpha}
+    of_classes: dict[str, Any] = {"head_only": head_only, "blocks": blocks}
+    check_options(model, training, **options, **of_classes)
     if distributed.is_first():
         _logger.info(
             "Training on %d images; %d are held out to measure on.", len(training), len(rest)
@@ -281,33 +287,12 @@ def finetune_from(
     if training.class_names:
         before = zero_shot(model, rest, workers=workers)
         _tell_skipped(before, known)
-        classifier = finetune(
-            model,
-            training,
-            out,
-            head_only=head_only,
-            epochs=epochs,
-            batch_size=batch_size,
-            blocks=blocks,
-            lr=lr,
-            alpha=alpha,
-            workers=workers,
-        )
+        classifier = finetune(model, training, out, **options, **of_classes, workers=workers)
         after = classifier_accuracy(classifier, rest, workers=workers)
     else:
-        _refuse_class_options(head_only, blocks)
         before = retrieval(model, rest, workers=workers)
         _tell_skipped(before, known)
-        tuned = finetune_captions(
-            model,
-            training,
-            out,
-            epochs=epochs,
-            batch_size=batch_size,
-            lr=lr,
-            alpha=alpha,
-            workers=workers,
-        )
+        tuned = finetune_captions(model, training, out, **options, workers=workers)
         after = retrieval(tuned, rest, workers=workers)
     return {name: (before.figures[name], after.figures[name]) for name in before.figures}
 

@@ -1,4 +1,4 @@
-"""What a trainer trains: a CLIP together with the loss of a batch."""
+"""Join a CLIP with the loss of a batch: the tasks that a trainer trains."""
 
 from collections.abc import Callable
 

@@ -1,0 +1,29 @@
+"""Options of fine-tuning are checked before the held-out images are encoded."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from clipkit import CLIP
+from clipkit.errors import ClipkitError
+from clipkit.training.run import finetune_from
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"alpha": 7.0}, "alpha"),
+        ({"epochs": 0}, "epochs must be a positive integer, not 0"),
+        ({"blocks": 99}, "99 of them cannot be trained"),
+        ({"batch_size": 0}, "batch_size 0 must be an integer of at least 1"),
+        ({"lr": -1.0}, "lr"),
+        ({"head_only": True, "epochs": 3}, "epochs would be ignored"),
+    ],
+)
+def test_impossible_options_are_told_before_the_work(
+    options: dict[str, Any], message: str, place: Path, toy: CLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded in vain"))
+    with pytest.raises(ClipkitError, match=message):
+        finetune_from(place / "images", place / "out", toy, **options)
