@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
-from clipkit.checkpoints.vocabulary import TokenizerFiles, check_tokenizer, default_tokenizer
+from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
 from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
 from clipkit.data.preprocess import Preprocess
@@ -78,7 +78,7 @@ class CLIP(nn.Module):
         head_width: int | None = None,
         resolution: int | tuple[int, int] | None = None,
         preprocess: Callable[[Any], Tensor] | None = None,
-        tokenizer: Tokenizer | TokenizerFiles | None = None,
+        tokenizer: Tokenizer | None = None,
         revision: str | None = None,
         cache_dir: str | os.PathLike[str] | None = None,
         token: str | bool | None = None,
@@ -187,18 +187,21 @@ class CLIP(nn.Module):
         return embed_images(self, images, batch_size=batch_size, workers=workers, progress=progress)
 
     def embed_texts(self, texts: Iterable[str], *, truncate: bool = False) -> Tensor:
-        """Return the normalized features of texts, (N, D) float32 on the CPU.
-
-        Arguments and errors are those of `clipkit.encode.embed.embed_texts`.
-        """
+        """Return normalized features (N, D) of texts, as `clipkit.encode.embed.embed_texts`."""
         return embed_texts(self, texts, truncate=truncate)
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that belongs to the weights, built at first use."""
+        """The tokenizer that belongs to the weights, until you set another that fits them."""
         if self._tokenizer is None:
             self._tokenizer = default_tokenizer(self.config.text)
         return self._tokenizer
+
+    @tokenizer.setter
+    def tokenizer(self, tokenizer: Tokenizer) -> None:
+        """Raise `ConfigError` for a tokenizer that does not fit the model."""
+        check_tokenizer(tokenizer, self.config.text)
+        self._tokenizer = tokenizer
 
     @property
     def dtype(self) -> torch.dtype:
@@ -378,10 +381,7 @@ def load(
         features = model.encode_image(preprocess("cat.jpg").unsqueeze(0))
     """
     if jit:
-        raise ConfigError(
-            "jit=True asks for TorchScript, which torch has deprecated: use torch.compile(model) "
-            "instead"
-        )
+        raise ConfigError("jit=True asks for TorchScript, now deprecated: use torch.compile(model)")
     model = CLIP.from_pretrained(
         with_tag(name, pretrained),
         device=device,

@@ -21,7 +21,7 @@ from clipkit.checkpoints import infer, layouts, registry
 from clipkit.checkpoints.resize import resize_positions
 from clipkit.checkpoints.source import Source, resolve
 from clipkit.checkpoints.unpickle import OPENAI_SCALARS
-from clipkit.checkpoints.vocabulary import TokenizerFiles, check_tokenizer, read_tokenizer
+from clipkit.checkpoints.vocabulary import check_tokenizer, read_tokenizer
 from clipkit.checkpoints.weights import read_run_config, read_weights
 from clipkit.config import Activation, CLIPConfig, ResNetConfig, ViTConfig
 from clipkit.errors import (
@@ -61,7 +61,7 @@ def load_checkpoint(
     activation: Activation | None = None,
     head_width: int | None = None,
     resolution: int | tuple[int, int] | None = None,
-    tokenizer: Tokenizer | TokenizerFiles | None = None,
+    tokenizer: Tokenizer | None = None,
     revision: str | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     token: str | bool | None = None,
@@ -81,8 +81,7 @@ def load_checkpoint(
         head_width: of the image tower, for weights without a config.
         resolution: (height, width) or one side in pixels. Position embeddings are resampled if it
             is not the checkpoint's own.
-        tokenizer: use this in place of the one beside the weights. That of files makes rows as long
-            as the model takes them.
+        tokenizer: use this in place of the one beside the weights.
         revision: branch, tag or commit of a hub repository.
         cache_dir: where downloads are kept.
         token: for private and gated repositories.
@@ -120,9 +119,7 @@ def load_checkpoint(
     except CheckpointError as error:
         raise type(error)(f"{source.weights}: {error}") from error
     if tokenizer is None:
-        tokenizer = source.tokenizer
-    if isinstance(tokenizer, TokenizerFiles):
-        tokenizer = read_tokenizer(tokenizer, decided.text)
+        tokenizer = read_tokenizer(source.tokenizer, decided.text)
     else:
         check_tokenizer(tokenizer, decided.text)
     return Checkpoint(decided, weights, tokenizer, source.weights, source.preprocess)

@@ -9,7 +9,6 @@ from typing import Any
 import torch
 
 from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed
-from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.classify.folder import HEAD
 from clipkit.commands.command import add_device
 from clipkit.commands.display import tell, warn
@@ -60,7 +59,7 @@ class ModelChoice:
             )
         if self.model is None and distributed.is_first():
             tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
-        return CLIP.from_pretrained(
+        model = CLIP.from_pretrained(
             self.model or "tiny",
             device=self.device,
             dtype=dtype,
@@ -69,8 +68,13 @@ class ModelChoice:
             head_width=self.head_width,
             revision=self.revision,
             cache_dir=self.cache_dir,
-            tokenizer=read_tokenizer(self.tokenizer),
+            # The shortest fits any model; how long its rows are to be is known afterwards.
+            tokenizer=read_tokenizer(self.tokenizer, context_length=2),
         )
+        tokenizer = read_tokenizer(self.tokenizer, model.context_length)
+        if tokenizer is not None:
+            model.tokenizer = tokenizer
+        return model
 
     def given(self) -> list[str]:
         """Return the options that were given, as they are written. The device is none of them."""
@@ -135,10 +139,8 @@ def read_config(config: str | None) -> str | CLIPConfig | None:
     return CLIPConfig.from_dict(values["model"] if values.get("format") == "clipkit" else values)
 
 
-def read_tokenizer(file: Path | None) -> TokenizerFiles | None:
-    """Check the tokenizer of a file, and return where it lies, or None without one.
-
-    Its rows get the length that the model takes, which is known when that is loaded.
+def read_tokenizer(file: Path | None, context_length: int) -> Tokenizer | None:
+    """Return the tokenizer of a file, with rows of a length, or None without one.
 
     Raises:
         ConfigError: if the file cannot be read.
@@ -148,10 +150,8 @@ def read_tokenizer(file: Path | None) -> TokenizerFiles | None:
         return None
     if file.suffix == ".json":
         tokens = read_json(file, error=ConfigError)
-        Tokenizer(added_tokens=tokens)
-        return TokenizerFiles(own={"added_tokens": tokens})
-    Tokenizer(read_text(file, error=ConfigError).splitlines())
-    return TokenizerFiles(merges=file)
+        return Tokenizer(context_length=context_length, added_tokens=tokens)
+    return Tokenizer(read_text(file, error=ConfigError).splitlines(), context_length)
 
 
 def choose_classifier(

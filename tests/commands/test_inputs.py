@@ -10,8 +10,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from clipkit import CLIP, ImageClassifier
-from clipkit.checkpoints.vocabulary import TokenizerFiles
+from clipkit import CLIP, ImageClassifier, Tokenizer
 from clipkit.cli import main
 from clipkit.commands.inputs import read_labels, read_paths
 from clipkit.commands.model_choice import ModelChoice, read_tokenizer
@@ -256,8 +255,11 @@ def test_labels_that_are_ids_are_classified_by_name(capsys: pytest.CaptureFixtur
 def test_a_tokenizer_is_read_from_its_merges(tmp_path: Path) -> None:
     file = tmp_path / "merges.txt"
     file.write_text("#version: 0.2\nc a\nca t</w>\n")
-    assert read_tokenizer(file) == TokenizerFiles(merges=file)
-    assert read_tokenizer(None) is None
+    tokenizer = read_tokenizer(file, 9)
+    assert tokenizer is not None
+    assert tokenizer.merges == ("c a", "ca t</w>")
+    assert tokenizer.context_length == 9
+    assert read_tokenizer(None, 9) is None
 
 
 @pytest.mark.parametrize("length", [32, 248])
@@ -271,3 +273,6 @@ def test_a_tokenizer_makes_rows_as_long_as_the_model_takes_them(
     file.write_text("{}")
     model = ModelChoice(model=str(tmp_path / "model"), tokenizer=file, device="cpu").load()
     assert model.tokenizer("a dog").shape == (1, length)
+    with pytest.raises(ConfigError, match=f"make it with context_length={length}$"):
+        model.tokenizer = Tokenizer(context_length=length + 1)
+    assert model.tokenizer.context_length == length
