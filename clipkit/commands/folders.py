@@ -3,7 +3,7 @@
 import os
 from pathlib import Path
 
-from clipkit import Pairs, read_folder
+from clipkit import Pairs, distributed, read_folder
 from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
 from clipkit.commands.display import count, size, tell, typed, warn
 from clipkit.data.decode import image_suffixes
@@ -68,6 +68,8 @@ def check_result_folder(out: Path) -> None:
         raise OutputError(
             f"{out} holds other files ({_list(others)}): choose a new or an empty folder"
         )
+    if not distributed.is_first():  # each process would say the same
+        return
     if is_classifier:
         tell(f"This will replace the classifier in {out}.")
     elif (out / MODEL).exists():

@@ -11,6 +11,7 @@ from PIL import Image
 from clipkit import CLIP, ImageClassifier, LinearHead, read_folder, sample_shots
 from clipkit.classify.few_shot import METHODS
 from clipkit.cli import main
+from clipkit.commands.folders import check_result_folder
 from tests.helpers.toy_data import color_folders
 
 
@@ -174,3 +175,13 @@ def test_what_cannot_be_measured_exits_with_2_and_one_line(
     assert err.splitlines()[-1].startswith("clipkit: ")
     assert re.search(message, err)
     assert not out
+
+
+def test_one_process_of_many_tells_what_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "model").mkdir()
+    for first in (True, False):
+        monkeypatch.setattr("clipkit.distributed.is_first", lambda first=first: first)
+        check_result_folder(tmp_path)
+    assert capsys.readouterr().err.count("This will replace the model") == 1
