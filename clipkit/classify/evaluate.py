@@ -9,6 +9,7 @@ from torch import Tensor
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.inputs import labels_of_pairs
 from clipkit.classify.metrics import accuracy, recall_at_k
+from clipkit.classify.seen import MOST_FILES
 from clipkit.classify.zero_shot import weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
@@ -129,10 +130,12 @@ def warn_of_seen(classifier: ImageClassifier, features: Tensor, paths: Sequence[
     """
     seen = classifier.count_seen(features, paths)
     if seen:
+        fitted = classifier.provenance.get("images", 0)
+        is_part = max(len(features), fitted if isinstance(fitted, int) else 0) > MOST_FILES
         _LOG.warning(
             "the classifier was fitted on %s of these %s images, so the figures are better than "
             "they will be on others",
-            f"{seen:,}",
+            f"at least {seen:,}" if is_part else f"{seen:,}",
             f"{len(features):,}",
         )
     return seen

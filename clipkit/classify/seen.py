@@ -17,7 +17,7 @@ from torch import Tensor
 SEEN = "images_seen"  # the name in a classifier's provenance
 
 _KEPT = 4096  # marks of a kind; of more images those with the lowest marks stand for all
-_MOST_FILES = 2000  # files that are looked up; a million would take minutes on a network's disk
+MOST_FILES = 2000  # files that are looked up; a million would take minutes on a network's disk
 
 # Features are rounded, since their last bits depend on the images beside them in a batch. A few
 # numbers of a feature tell images apart, and the fewer there are, the rarer one is near a half.
@@ -67,7 +67,7 @@ def _marks_of_files(paths: Sequence[str | None]) -> dict[str | None, str]:
     Those whose names have the lowest digests are chosen, so that of the same images the same are.
     """
     chosen = {path: _digest(_own_name(path)) for path in paths if path is not None}
-    lowest = sorted(chosen, key=lambda path: (chosen[path], path))[:_MOST_FILES]
+    lowest = sorted(chosen, key=lambda path: (chosen[path], path))[:MOST_FILES]
     marks = {path: _mark_of_file(path) for path in lowest}
     return {path: mark for path, mark in marks.items() if mark}
 

@@ -114,12 +114,16 @@ def finetune(
     finally:
         distributed.stop()
     if is_first:
-        if head_only:  # a run of training tells of them itself
-            _tell_skipped(out)
-        _print_before_and_after(figures)
-        tell_size(out)
-        _print_way_on(out, is_classifier="accuracy" in figures)
+        _tell_result(out, figures, head_only)
     return DONE
+
+
+def _tell_result(out: Path, figures: dict[str, tuple[float, float]], head_only: bool) -> None:
+    if head_only:  # a run of training tells of them itself
+        _tell_skipped(out)
+    _print_before_and_after(figures)
+    tell_size(out)
+    _print_way_on(out, is_classifier="accuracy" in figures)
 
 
 def _tell_skipped(out: Path) -> None:

@@ -202,6 +202,9 @@ def test_a_measurement_on_fitted_images_is_told(
     assert result.seen == 12
     (message,) = caplog.messages
     assert "was fitted on 12 of these 12 images" in message
+    classifier.provenance["images"] = 2001  # of which only a part is known
+    classifier_accuracy(classifier, read_folder(folder))
+    assert "was fitted on at least 12 of these 12 images" in caplog.messages[-1]
 
 
 def test_fitted_images_are_known_again(
