@@ -13,6 +13,9 @@ if TYPE_CHECKING:
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 
+# An ampersand that was escaped again and again. ftfy takes all of it back, one level at a time.
+_AMPERSANDS = re.compile(r"&(?:(?:amp|AMP|#0{0,8}38|#[xX]0{0,8}26);){2,}")
+
 
 @functools.cache
 def word_pattern(allow_special: bool) -> "regex.Pattern[str]":
@@ -41,7 +44,7 @@ def clean(text: str) -> str:
         return text
     import ftfy
 
-    mended = ftfy.fix_text(text)
+    mended = ftfy.fix_text(_AMPERSANDS.sub("&amp;", text) if "<" not in text else text)
     return " ".join(html.unescape(html.unescape(mended)).split())
 
 

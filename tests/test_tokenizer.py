@@ -2,12 +2,14 @@
 
 import copy
 import hashlib
+import html
 import pickle
 import random
 import string
 import time
 from typing import Any
 
+import ftfy
 import numpy as np
 import pytest
 import torch
@@ -296,3 +298,13 @@ def test_copies(tokenizer: Tokenizer) -> None:
             assert twin.is_default == original.is_default
             assert twin(["a dog"]).tolist() == original(["a dog"]).tolist()
     assert len(pickle.dumps(tokenizer)) < 200, "the shipped table does not travel"
+
+
+# Kind O: time that grows with the square of a text.
+def test_ampersands_that_were_escaped_again_and_again_take_no_time() -> None:
+    text = "a &" + "amp;" * 20 + "lt; b"
+    expected = html.unescape(html.unescape(ftfy.fix_text(text)))
+    assert words.clean(text) == expected
+    start = time.process_time()
+    tokenize("&" + "amp;" * 200_000, truncate=True)
+    assert time.process_time() - start < 5

@@ -159,8 +159,8 @@ def cast_weight(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def check_dtype(dtype: torch.dtype | None) -> None:
-    """Raise `ConfigError` unless this is None or a floating-point dtype."""
-    if dtype is not None and not (isinstance(dtype, torch.dtype) and dtype.is_floating_point):
+    """Raise `ConfigError` unless this is None or a dtype in which a model computes."""
+    if dtype is not None and dtype not in layouts.WEIGHT_DTYPES:
         raise ConfigError(
-            f"dtype must be a float dtype such as torch.float32 or torch.bfloat16, not {dtype!r}"
+            f"dtype must be torch.float32, float16, bfloat16 or float64, not {dtype!r:.99}"
         )

@@ -5,7 +5,7 @@ kind of head and one loads it.
 """
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -51,6 +51,18 @@ class Head(nn.Module):
             )
         with torch.autocast(features.device.type, enabled=False):
             return self.logits(features.float())
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Head":
+        """Move the weights, and leave them in float32 when the module around them is cast.
+
+        Heads compute in float32 anyway, and what float16 cannot hold would become NaN.
+        """
+
+        def move(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        return super()._apply(move, recurse)
 
     def logits(self, features: Tensor) -> Tensor:
         """Return logits (N, C) of float32 features (N, D); each kind of head has its formula."""

@@ -66,7 +66,7 @@ def image_suffixes() -> set[str]:
 
 def is_encoded(image: object) -> bool:
     """Return whether this is an image file's bytes, or an open file that has them."""
-    return isinstance(image, bytes | bytearray) or hasattr(image, "read")
+    return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
 
 
 def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "Image":
@@ -99,7 +99,7 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
         if isinstance(image, str | os.PathLike):
             _check_file(image)
         file: str | os.PathLike[str] | IO[bytes] = (
-            io.BytesIO(image) if isinstance(image, bytes | bytearray) else image
+            io.BytesIO(image) if isinstance(image, bytes | bytearray | memoryview) else image
         )
         opened = Image.open(file, formats=raster_formats())
         with opened:
@@ -154,7 +154,7 @@ def _describe(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> st
         return f"the PIL image (mode {image.mode}, size {image.size})"
     if isinstance(image, str | os.PathLike):
         return f"the image at the path {os.fspath(image)!r}"
-    if isinstance(image, bytes | bytearray):
+    if isinstance(image, bytes | bytearray | memoryview):
         return f"the image in {len(image):,} bytes"
     return "the image in the open file"
 

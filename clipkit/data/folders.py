@@ -8,7 +8,13 @@ from clipkit.data.decode import image_suffixes
 from clipkit.errors import DataError
 
 # What operating systems, file servers and archives leave beside images, in lower case.
-_LEFTOVERS = {"__macosx", "@eadir", "#recycle", "$recycle.bin", "thumbs.db", "desktop.ini"}
+_LEFTOVERS = frozenset(
+    (
+        *("__macosx", "thumbs.db", "desktop.ini", "$recycle.bin", "system volume information"),
+        *("lost+found", "@eadir", "@recycle", "@recently-snapshot", "#recycle", "#snapshot"),
+        *("__pycache__", "node_modules"),
+    )
+)
 
 
 def is_hidden(name: str) -> bool:

@@ -18,7 +18,7 @@ from torch.utils.data import (
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
-from clipkit.data.decode import is_encoded, read_image
+from clipkit.data.decode import image_suffixes, is_encoded, read_image
 from clipkit.data.folders import list_images
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
@@ -212,8 +212,8 @@ def _as_indexed(images: Images) -> _Indexed:
     given: object = images
     if isinstance(given, Mapping) or hasattr(given, "columns"):
         raise ConfigError(
-            f"a {type(images).__name__} holds more than images: pass the images alone, such as its "
-            ".values() or the column of a table"
+            f"a {type(images).__name__} holds more than images: pass the images alone: the column "
+            "of a table, table['path'], or list(mapping.values())"
         )
     if isinstance(images, list | tuple | Tensor | Dataset):
         return cast(_Indexed, images)
@@ -272,7 +272,21 @@ def _split(item: Any) -> tuple[Any, Any]:
     if row is None:
         return item, None
     image, *others = row
+    if others and _is_image(others[0]):
+        raise DataError(
+            f"an item must be an image, or a tuple of an image and its label, not of two images: "
+            f"{row!r:.99}. Pass all images in one list"
+        )
     return image, _as_label(others[0]) if others else None
+
+
+def _is_image(value: Any) -> bool:
+    """Return whether this can be an image and no label. A text is a file's name if it ends so."""
+    if isinstance(value, str):
+        return os.path.splitext(value)[1].lower() in image_suffixes()
+    if isinstance(value, Tensor | np.ndarray):
+        return cast("Tensor | NDArray[Any]", value).ndim == 3
+    return isinstance(value, os.PathLike) or is_encoded(value) or hasattr(value, "getbands")
 
 
 def _as_label(value: Any) -> Any:
@@ -341,8 +355,8 @@ def _bytes_of_item(item: Any) -> bytes:
         return f"{item} {size}\0".encode(errors="surrogateescape")
     if isinstance(item, Tensor):
         return bytes(tensor_bytes(item))
-    if isinstance(item, bytes | bytearray):
-        return bytes(item)
+    if isinstance(item, bytes | bytearray | memoryview):
+        return bytes(cast("bytes", item))
     if is_encoded(item):
         return b""  # an open file has no name, and its bytes would have to be read twice
     try:

@@ -34,8 +34,8 @@ _Value = TypeVar("_Value")
 def extract_features(
     model: ImageModel,
     images: Images,
-    *,
     out: str | os.PathLike[str] | None = None,
+    *,
     transform: Transform | None = None,
     batch_size: int = 64,
     workers: int = 0,

@@ -18,7 +18,7 @@ def decide_device(device: str | torch.device | None) -> torch.device:
     Raises:
         ConfigError: for a device that is of no use here.
     """
-    decided = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    decided = ("cuda" if torch.cuda.is_available() else "cpu") if device is None else device
     try:
         decided = distributed.local_card(torch.device(decided))
         torch.empty(0, device=decided)

@@ -128,8 +128,10 @@ def test_a_model_is_named_by_a_string_or_a_path(name: Any) -> None:
         ({"token": 5}, "token must be a string or a bool, not of type int"),
         ({"device": "gpu"}, "there is no device 'gpu' here"),
         ({"device": 1.5}, "there is no device '1.5' here"),
-        ({"dtype": "float16"}, "dtype must be a float dtype .*, not 'float16'"),
-        ({"dtype": torch.int64}, "dtype must be a float dtype .*, not torch.int64"),
+        ({"dtype": "float16"}, "dtype must be torch.float32, .*, not 'float16'"),
+        ({"dtype": torch.int64}, "dtype must be torch.float32, .*, not torch.int64"),
+        ({"dtype": torch.float8_e4m3fn}, "dtype must be torch.float32, .*, not torch.float8"),
+        ({"device": []}, r"there is no device '\[\]' here"),
         ({"jit": True}, "jit=True asks for TorchScript"),
     ],
 )

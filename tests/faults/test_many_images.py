@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipkit import Preprocess, PreprocessConfig
 from clipkit.data.pictures import ImageSet
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, DataError
 
 PREPROCESS = Preprocess((4, 4), PreprocessConfig(mean=(0, 0, 0), std=(1, 1, 1)))
 
@@ -100,9 +100,22 @@ def test_what_holds_no_images_is_refused(wrong: Any) -> None:
 
 
 def test_a_mapping_of_images_is_refused(files: list[Path]) -> None:
-    with pytest.raises(ConfigError, match=r"such as its \.values\(\)"):
+    with pytest.raises(ConfigError, match=r"list\(mapping\.values\(\)\)"):
         ImageSet({"a": files[0]}, PREPROCESS)
 
 
 def test_tensors_are_rows(files: list[Path]) -> None:
     assert levels(torch.full((3, 3, 4, 4), 80, dtype=torch.uint8)) == [2, 2, 2]
+
+
+# Kind C: what is passed is used, or refused.
+@pytest.mark.parametrize("container", [list, tuple])
+def test_an_item_of_two_images_is_refused(container: Any, files: list[Path]) -> None:
+    for row in (files[:2], [str(path) for path in files[:2]], [Image.new("L", (4, 4))] * 2):
+        with pytest.raises(DataError, match="not of two images.*Pass all images in one list"):
+            ImageSet([container(row)], PREPROCESS)[0]
+
+
+def test_a_view_of_bytes_is_an_image(files: list[Path]) -> None:
+    view = memoryview(files[3].read_bytes())
+    assert levels([view]) == levels([files[3]])
