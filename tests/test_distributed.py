@@ -75,6 +75,7 @@ def work(rank: int, world: int, folder: str) -> None:
     dist.destroy_process_group()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("world", [2, 4])
 def test_loss_and_gradients_equal_one_process(world: int, tmp_path: Path) -> None:
     multiprocessing.spawn(work, (world, str(tmp_path)), nprocs=world)  # pyright: ignore[reportPrivateImportUsage]
@@ -166,6 +167,7 @@ def torchrun(world: int, out: Path, values: str, *stop_at: str, code: int = 0) -
 
 
 # Clipping, decay and caching take part. Sums of float32 in another order are all that differs.
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world", "extra"),
     [(4, '"micro_batch": 1'), (2, '"shard": true, "recompute": true')],
@@ -195,6 +197,7 @@ def test_sharding_refuses_what_it_cannot_split(
             Trainer(task, toy_batches, config, tmp_path, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_sharded_run_goes_on(tmp_path: Path) -> None:
     """Stopped by a signal to all its processes and started again, it is as if never stopped."""
     values = '{"steps": 6, "shard": true, "save_every": 0, "evaluate_every": 2}'
@@ -223,6 +226,7 @@ def weights_of(out: Path, rank: int) -> dict[str, Tensor]:
     return torch.load(out / f"{rank}.pt", weights_only=True)
 
 
+@pytest.mark.slow
 def test_processes_fine_tune_one_classifier(images: str, tmp_path: Path) -> None:
     """They share the images of the head, then those of each batch. Sums differ in their order."""
     launch(1, [FINETUNE, "tower", images, str(tmp_path / "one")])
@@ -236,6 +240,7 @@ def test_processes_fine_tune_one_classifier(images: str, tmp_path: Path) -> None
     assert not (tmp_path / "two" / "saved by 1").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("how", ["head", "head in a group"])
 def test_one_process_alone_fits_a_head(how: str, images: str, tmp_path: Path) -> None:
     """The other one never calls `finetune`. Nothing waits for it, and no group is started."""
@@ -245,6 +250,7 @@ def test_one_process_alone_fits_a_head(how: str, images: str, tmp_path: Path) ->
     assert (tmp_path / "out" / "head.safetensors").exists()
 
 
+@pytest.mark.slow
 def test_processes_without_a_group_write_one_classifier(images: str, tmp_path: Path) -> None:
     """All of them fit the head, each for itself. The first one saves."""
     launch(2, [FINETUNE, "head in all", images, str(tmp_path)])

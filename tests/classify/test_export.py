@@ -181,6 +181,7 @@ def test_the_preprocess_that_was_set_is_exported(exported: Export, own_vit: CLIP
     torch.testing.assert_close(run(path)(images), expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_a_module_becomes_part_of_the_file(own_vit: CLIP, tmp_path: Path, suffix: str) -> None:
     module = Tinted().half()  # which stays half
@@ -195,6 +196,7 @@ def test_a_module_becomes_part_of_the_file(own_vit: CLIP, tmp_path: Path, suffix
     torch.testing.assert_close(probabilities, expected, rtol=0, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_torchvision_transforms_become_part_of_the_file(own_vit: CLIP, tmp_path: Path) -> None:
     transforms = pytest.importorskip("torchvision.transforms.v2")
     own_vit.preprocess = transforms.Compose(
@@ -256,6 +258,7 @@ def test_a_preprocess_that_cannot_be_exported_is_refused(
 # The classifier
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pt2", ".onnx"])
 def test_the_embedded_model_tells_a_photo_and_leaves_its_text_tower_behind(
     tmp_path: Path, suffix: str
@@ -279,6 +282,7 @@ def test_the_embedded_model_tells_a_photo_and_leaves_its_text_tower_behind(
     assert image_tower < size < image_tower + 1e6 < all_of_it
 
 
+@pytest.mark.slow
 def test_the_classifier_stays_as_it_was(towers: dict[str, CLIP], tmp_path: Path) -> None:
     """In training mode, with gradients, and in half precision; the file computes in float32."""
     model = copy.deepcopy(towers["resnet"]).half()  # its batch norms differ in training

@@ -19,6 +19,7 @@ def test_sound_files_are_read(subject: Subject, tmp_path: Path) -> None:
         subject.read(tmp_path / str(number))
 
 
+@pytest.mark.slow
 # Kinds X1, X4, X5, X10: files that are damaged or made to harm.
 def test_damaged_files_are_typed_errors() -> None:
     outcomes = list(run(1000, seed=1, subjects=list(SUBJECTS)))

@@ -9,6 +9,7 @@ from tests.fuzz.kill import BY_NAME, kill
 
 
 # Kind X8: a mix of two models or classifiers after a kill; kinds U and Y1: work that is lost.
+@pytest.mark.slow
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs processes that start in no time")
 @pytest.mark.parametrize("name", BY_NAME)
 def test_a_killed_process_leaves_the_old_or_the_new(name: str) -> None:

@@ -70,6 +70,7 @@ def test_open_clip_both_ways(name: str, folder: Path) -> None:
     assert cfg.resize_mode == config.preprocess.resize_mode
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["RN50", "ViT-B/32"])
 def test_full_size(name: str, folder: Path) -> None:
     """It starts from open_clip's own config, and goes back there; the ViT also to transformers."""

@@ -47,6 +47,7 @@ def wait_for_rows(log: Path, count: int, process: "subprocess.Popen[str]") -> No
         time.sleep(0.005)
 
 
+@pytest.mark.slow
 def test_killed_at_any_moment_it_goes_on_to_the_bit(
     uninterrupted: tuple[Path, CLIP], tmp_path: Path
 ) -> None:
