@@ -5,7 +5,7 @@
 The jobs: `save_pretrained` and `ImageClassifier.save` over a folder that holds another model or
 classifier, `extract_features`, and a training run. The first two must leave the old or the new, to
 the bit, and the next save must clean up. The others must go on and end as if nothing had happened.
-Cost: about a minute for 20 moments each.
+Cost: a minute and a half for 20 moments each.
 """
 
 import argparse
