@@ -91,14 +91,15 @@ def finetune(
     if not data.exists():
         raise DataError(f"there is no file or folder {data}")
     check_result_folder(out)
+    pairs = read_pairs(data)
     if distributed.is_first():
-        tell_left_out(data, read_pairs(data))
+        tell_left_out(data, pairs)
     try:
         start = choice.load(torch.float32)
         if distributed.is_first():
             tell(f"Starting from {choice.model or 'tiny'}, {start!r}.")
         figures = finetune_from(
-            data,
+            pairs,
             out,
             start,
             held_out=held_out,

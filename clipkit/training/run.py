@@ -239,7 +239,7 @@ def _tell_skipped(evaluation: Evaluation, known: set[str]) -> None:
 
 
 def finetune_from(
-    data: Path,
+    pairs: Pairs,
     out: Path,
     model: CLIP,
     *,
@@ -252,10 +252,10 @@ def finetune_from(
     alpha: float = 0.5,
     workers: int = 0,
 ) -> dict[str, tuple[float, float]]:
-    """Fine-tune on what `read_pairs` finds in `data`, and measure on a share that is held out.
+    """Fine-tune on a part of some images, and measure on the share that is held out.
 
     Args:
-        data: see `read_pairs`.
+        pairs: images with labels or captions, as `read_pairs` gives them.
         out: folder for the result.
         model: to start from.
         held_out: share of the images to measure on, chosen at random.
@@ -272,7 +272,7 @@ def finetune_from(
         ConfigError: if an option is impossible, or would be ignored.
     """
     check_output(out, "folder")
-    training, rest = _hold_out(_name_classes(read_pairs(data)), held_out)
+    training, rest = _hold_out(_name_classes(pairs), held_out)
     if not training.class_names:
         _refuse_class_options(head_only, blocks)
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "alpha": alpha}

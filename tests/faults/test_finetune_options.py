@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 
-from clipkit import CLIP
+from clipkit import CLIP, read_pairs
 from clipkit.errors import ClipkitError
 from clipkit.training.run import finetune_from
 
@@ -26,4 +26,4 @@ def test_impossible_options_are_told_before_the_work(
 ) -> None:
     monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded in vain"))
     with pytest.raises(ClipkitError, match=message):
-        finetune_from(place / "images", place / "out", toy, **options)
+        finetune_from(read_pairs(place / "images"), place / "out", toy, **options)

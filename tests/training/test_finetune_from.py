@@ -33,7 +33,7 @@ def test_pairs_are_found_in_class_folders_and_tables_beside_the_images(place: Pa
 
 def test_figures_are_those_of_the_held_out_share(place: Path, model: CLIP) -> None:
     figures = finetune_from(
-        place / "images", place / "run", model, held_out=0.25, head_only=True, alpha=1.0
+        read_pairs(place / "images"), place / "run", model, held_out=0.25, head_only=True, alpha=1.0
     )
     held = read_folder(place / "images").split(6)[1]
     before, after = figures["accuracy"]
@@ -49,7 +49,13 @@ def test_figures_are_those_of_the_held_out_share(place: Path, model: CLIP) -> No
 def test_captions_are_tuned_and_measured(tmp_path: Path, model: CLIP) -> None:
     caption_table(tmp_path / "data", each=2)
     figures = finetune_from(
-        tmp_path / "data", tmp_path / "run", model, held_out=0.5, epochs=1, batch_size=8, alpha=0
+        read_pairs(tmp_path / "data"),
+        tmp_path / "run",
+        model,
+        held_out=0.5,
+        epochs=1,
+        batch_size=8,
+        alpha=0,
     )
     assert list(figures) == [
         "image to text R@1",
@@ -65,7 +71,7 @@ def test_captions_are_tuned_and_measured(tmp_path: Path, model: CLIP) -> None:
 @pytest.mark.parametrize("held_out", [0, 0.01, 0.99, 1.0, 1.5, -0.1, float("nan")])
 def test_a_share_that_leaves_nothing_is_refused(place: Path, model: CLIP, held_out: float) -> None:
     with pytest.raises(DataError, match=re.escape(f"is {held_out} of 24")):
-        finetune_from(place / "images", place / "run", model, held_out=held_out)
+        finetune_from(read_pairs(place / "images"), place / "run", model, held_out=held_out)
 
 
 @pytest.mark.parametrize("option", ["head_only", "blocks"])
@@ -78,7 +84,7 @@ def test_options_of_classes_are_refused_for_captions(
         options = {"head_only": False, "blocks": 1}
     with pytest.raises(ConfigError, match=f"{option} is for class folders"):
         finetune_from(
-            table,
+            read_pairs(table),
             tmp_path / "run",
             model,
             held_out=0.25,
@@ -103,7 +109,7 @@ def test_a_broken_held_out_image_is_skipped_and_named(
     held = read_folder(place / "images").split(6)[1]
     broken = break_first(held)
     figures = finetune_from(
-        place / "images", place / "run", model, held_out=0.25, head_only=True, alpha=0.5
+        read_pairs(place / "images"), place / "run", model, held_out=0.25, head_only=True, alpha=0.5
     )
     rest = held.select(range(1, 6))
     assert figures["accuracy"][0] == zero_shot(model, rest).figures["accuracy"]
@@ -119,7 +125,7 @@ def test_a_broken_held_out_image_with_a_caption_is_skipped_and_named(
     held = read_table(table).split(4)[1]
     broken = break_first(held)
     figures = finetune_from(
-        table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12, alpha=0
+        read_pairs(table), tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12, alpha=0
     )
     expected = retrieval(model, held.select(range(1, 4))).figures
     assert {name: before for name, (before, _) in figures.items()} == expected
@@ -133,21 +139,23 @@ def test_nothing_to_measure_on_is_found_before_the_training(tmp_path: Path, mode
     for file in read_table(table).split(4)[1].files:
         file.write_bytes(b"broken")
     with pytest.raises(DataError, match="none of 4 images can be read"):
-        finetune_from(table, tmp_path / "run", model, held_out=0.25)
+        finetune_from(read_pairs(table), tmp_path / "run", model, held_out=0.25)
     assert not (tmp_path / "run").exists()
 
 
 def test_a_broken_training_image_is_skipped_and_counted(tmp_path: Path, model: CLIP) -> None:
     table = caption_table(tmp_path / "data")
     break_first(read_table(table).split(4)[0])
-    finetune_from(table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12)
+    finetune_from(
+        read_pairs(table), tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12
+    )
     assert rows_of_log(tmp_path / "run" / "run")[-1]["skipped"] == 1
 
 
 def test_a_broken_image_of_a_class_is_skipped_too(place: Path, model: CLIP) -> None:
     break_first(read_folder(place / "images").split(6)[0])
     figures = finetune_from(
-        place / "images", place / "run", model, held_out=0.25, epochs=1, batch_size=18
+        read_pairs(place / "images"), place / "run", model, held_out=0.25, epochs=1, batch_size=18
     )
     assert list(figures) == ["accuracy"]
     assert rows_of_log(place / "run" / "run")[-1]["skipped"] == 1
@@ -160,5 +168,7 @@ def test_images_of_any_shape_are_trained_on(tmp_path: Path, model: CLIP) -> None
     files = read_table(table).files
     for number, size in enumerate([(1, 1), (3, 200), (90, 2)]):
         two_colors(GRAY, GRAY, seed=number, size=size).save(files[number])
-    finetune_from(table, tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12)
+    finetune_from(
+        read_pairs(table), tmp_path / "run", model, held_out=0.25, epochs=1, batch_size=12
+    )
     assert (tmp_path / "run" / "model").is_dir()
