@@ -1,7 +1,6 @@
 """clipkit.encode.store: processes that share work if asked to, and never otherwise."""
 
 from dataclasses import dataclass
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from clipkit import CLIP, ImageClassifier
-from clipkit.data import pictures
 from clipkit.encode.embed import Features, embed_images
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import DataError
@@ -19,10 +17,10 @@ from tests.helpers.models import make_small_tokenizer
 from tests.helpers.processes import launch
 from tests.helpers.toy_data import toy_config
 from tests.helpers.toy_extraction import (
-    CHUNK,
     IMAGES,
     Files,
     assert_same_features,
+    be_one_of_two,
     counting,
     toy_model,
 )
@@ -91,15 +89,7 @@ def work_alone(images: Path, out: Path) -> Features:
 
 def work(rank: int, images: Path, folder: Path) -> None:
     """Be one of two processes, and keep the results for the parent."""
-    torch.set_num_threads(1)
-    pictures.CHUNK = CHUNK
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{folder}/group",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=120),  # whoever waits in vain for the other fails
-    )
+    be_one_of_two(rank, folder, seconds=120)
     results = Results(
         **extract_together(images, folder / "features.safetensors", rank),
         refusals=ask_for_different_things(images, rank),

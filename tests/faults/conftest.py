@@ -1,19 +1,18 @@
-"""What several tests of faults share: a toy CLIP, and a folder to train from."""
+"""Give several tests of faults a toy CLIP, a folder of images, and a folder to train from."""
 
 from pathlib import Path
 
 import pytest
-import torch
 
 from clipkit import CLIP, Tokenizer
-from tests.helpers.toy_data import color_folders, toy_config
+from tests.helpers.toy_classifier import toy_model
+from tests.helpers.toy_data import color_folders
 
 
 @pytest.fixture
 def toy(small_tokenizer: Tokenizer) -> CLIP:
     """Return a small CLIP of random weights, in eval mode."""
-    torch.manual_seed(0)
-    return CLIP(toy_config(), small_tokenizer).eval()
+    return toy_model(small_tokenizer)
 
 
 @pytest.fixture
@@ -22,3 +21,15 @@ def place(tmp_path: Path, toy: CLIP) -> Path:
     color_folders(tmp_path / "images", each=2)
     toy.save_pretrained(tmp_path / "start")
     return tmp_path
+
+
+@pytest.fixture(scope="module")
+def model(small_tokenizer: Tokenizer) -> CLIP:
+    """Return the same small CLIP for all tests of a file. Tests must not change it."""
+    return toy_model(small_tokenizer)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Return four class folders with three images each."""
+    return color_folders(tmp_path_factory.mktemp("images"), each=3)

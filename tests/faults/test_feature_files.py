@@ -4,7 +4,6 @@ import json
 import os
 import random
 from collections.abc import Callable
-from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +25,7 @@ from tests.helpers.toy_extraction import (
     CHUNK,
     IMAGES,
     assert_same_features,
+    be_one_of_two,
     counting,
     make_images,
     toy_model,
@@ -292,18 +292,17 @@ def test_a_bar_counts_what_was_done_before(
     assert f" {IMAGES}/{IMAGES} " in told
 
 
+# Kind Y11: the file is the third thing that one gives.
+def test_the_file_may_be_given_by_position(folder: Path, tmp_path: Path) -> None:
+    out = tmp_path / "x.safetensors"
+    found = extract_features(toy_model(), folder, out)
+    assert load_features(out).features.equal(found.features)
+
+
 # A process that fails while others wait for it.
 def share_and_fail(rank: int, images: Path, place: Path) -> None:
     """Be one of two processes, and write down the errors of calls that one of them cannot do."""
-    torch.set_num_threads(1)
-    pictures.CHUNK = CHUNK
-    dist.init_process_group(
-        "gloo",
-        init_method=f"file://{place}/group",
-        rank=rank,
-        world_size=2,
-        timeout=timedelta(seconds=30),  # whoever waits in vain for the other fails
-    )
+    be_one_of_two(rank, place, seconds=30)
     files = sorted(images.iterdir())
     calls: list[dict[str, Any]] = [
         {"out": place / "damaged.safetensors"},  # looked at by the first process alone

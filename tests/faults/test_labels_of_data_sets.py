@@ -20,22 +20,10 @@ from clipkit import (
 from clipkit.classify.evaluate import classifier_accuracy, zero_shot
 from clipkit.data.classes import classes_of
 from clipkit.errors import DataError
-from tests.helpers.models import make_small_tokenizer
-from tests.helpers.toy_classifier import toy_model
-from tests.helpers.toy_data import COLORS, color_folders, two_colors
+from tests.helpers.toy_data import COLORS, two_colors
 
 SORTED = ["blue", "dark red", "green", "white"]  # as folders are
 OTHER = ["white", "green", "dark red", "blue"]
-
-
-@pytest.fixture(scope="module")
-def model() -> CLIP:
-    return toy_model(make_small_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return color_folders(tmp_path_factory.mktemp("images"), each=3)
 
 
 class Colors(Dataset[Any]):

@@ -26,19 +26,8 @@ from clipkit.classify.evaluate import classifier_accuracy
 from clipkit.classify.seen import SEEN, count_seen, marks_of
 from clipkit.classify.words import choices_in_words
 from clipkit.errors import ConfigError, TokenizerError
-from tests.helpers.models import make_small_tokenizer
-from tests.helpers.toy_classifier import NAMES, toy_features, toy_model
+from tests.helpers.toy_classifier import NAMES, toy_features
 from tests.helpers.toy_data import color_folders
-
-
-@pytest.fixture(scope="module")
-def model() -> CLIP:
-    return toy_model(make_small_tokenizer())
-
-
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return color_folders(tmp_path_factory.mktemp("images"), each=3)
 
 
 @pytest.fixture(scope="module")

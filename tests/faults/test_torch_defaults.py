@@ -22,13 +22,8 @@ from clipkit.classify.heads import WeightedPromptHead
 from clipkit.errors import ConfigError, DataError
 from tests.helpers.models import make_small_tokenizer, random_clip
 from tests.helpers.support_sets import NEEDED, ZERO_SHOT, assert_same_head, draw
-from tests.helpers.toy_classifier import NAMES, fitted, state_of, toy_features, toy_model
+from tests.helpers.toy_classifier import NAMES, fitted, state_of, toy_features
 from tests.helpers.toy_data import color_folders
-
-
-@pytest.fixture(scope="module")
-def model() -> CLIP:
-    return toy_model(make_small_tokenizer())
 
 
 @pytest.fixture(scope="module")

@@ -2,13 +2,16 @@
 
 import os
 import signal
+from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 from torch.utils.data import Dataset
 
 from clipkit import CLIP
+from clipkit.data import pictures
 from clipkit.data.pictures import list_images
 from clipkit.encode.embed import Features
 from tests.helpers.toy_data import toy_config, two_colors
@@ -80,3 +83,19 @@ def assert_same_features(actual: Features, expected: Features) -> None:
     else:
         assert actual.labels is not None
         assert torch.equal(actual.labels, expected.labels)
+
+
+def be_one_of_two(rank: int, place: Path, seconds: float) -> None:
+    """Join a group of two processes that meet in a folder, and cut images into small chunks.
+
+    Whoever waits in vain for the other fails after some seconds.
+    """
+    torch.set_num_threads(1)
+    pictures.CHUNK = CHUNK
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{place}/group",
+        rank=rank,
+        world_size=2,
+        timeout=timedelta(seconds=seconds),
+    )
