@@ -1,0 +1,98 @@
+"""Say what a checkpoint means in the terms of OpenAI's package, or why it means nothing there."""
+
+from typing import Any
+
+from clipkit.checkpoints.load import Checkpoint
+from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig
+from clipkit.data.preprocess import Preprocess
+from clipkit.data.saved import restore_preprocess
+from clipkit.errors import ConfigError, UnsupportedCheckpointError
+
+_REMEDY = "load it with `import clipkit` in place of clipkit.openai"
+
+
+def arguments_of(config: CLIPConfig) -> dict[str, Any]:
+    """Return the arguments of `clipkit.openai.model.CLIP` that build a config's model.
+
+    Raises:
+        UnsupportedCheckpointError: for a resolution or an end of text that OpenAI's structure
+            cannot express.
+    """
+    vision, text = config.vision, config.text
+    arguments: dict[str, Any] = {
+        "embed_dim": config.embed_dim,
+        "image_resolution": side_of(config),
+        "vision_layers": vision.layers,
+        "vision_width": vision.width,
+        "vision_patch_size": None,
+        "context_length": text.context_length,
+        "vocab_size": text.vocab_size,
+        "transformer_width": text.width,
+        "transformer_heads": text.heads,
+        "transformer_layers": text.layers,
+        "vision_head_width": vision.head_width,
+        "transformer_mlp_width": text.mlp_width,
+        "transformer_activation": text.activation,
+    }
+    if not isinstance(vision, ResNetConfig):
+        arguments["vision_patch_size"] = vision.patch_size
+        arguments["vision_mlp_width"] = vision.mlp_width
+        arguments["vision_activation"] = vision.activation
+    if text.end_of_text not in (None, text.vocab_size - 1):
+        raise UnsupportedCheckpointError(
+            f"the model reads texts at the id {text.end_of_text}, and OpenAI's structure at the "
+            f"highest one, up to {text.vocab_size - 1}: {_REMEDY}"
+        )
+    return arguments
+
+
+def side_of(config: CLIPConfig) -> int:
+    """Return the one number that OpenAI's towers have for the resolution, in pixels.
+
+    Raises:
+        UnsupportedCheckpointError: if images are not square, or if a ResNet's last map is larger
+            than OpenAI's arithmetic makes its position embeddings.
+    """
+    vision = config.vision
+    height, width = vision.resolution
+    if height != width:
+        raise UnsupportedCheckpointError(
+            f"the model takes images of {height} x {width} pixels, and OpenAI's structure square "
+            f"ones: {_REMEDY}"
+        )
+    if isinstance(vision, ResNetConfig) and vision.grid[0] != height // 32:
+        raise UnsupportedCheckpointError(
+            f"a ResNet of {height} pixels a side has {vision.grid[0]} x {vision.grid[1]} positions "
+            f"and OpenAI's structure {height // 32} x {height // 32}: {_REMEDY}"
+        )
+    return height
+
+
+def preprocess_of(checkpoint: Checkpoint) -> Preprocess:
+    """Return a checkpoint's preprocessing, which torchvision's transforms can express.
+
+    Raises:
+        UnsupportedCheckpointError: if they cannot.
+    """
+    try:
+        preprocess = restore_preprocess(checkpoint.preprocess, checkpoint.config)
+    except ConfigError as error:
+        raise UnsupportedCheckpointError(f"{error}. Or {_REMEDY}") from error
+    config: PreprocessConfig = preprocess.config
+    height, width = preprocess.resolution
+    if config.resize_mode == "longest" or height != width:
+        raise UnsupportedCheckpointError(
+            f"images are prepared by resize_mode={config.resize_mode!r} to {height} x {width} "
+            f"pixels, which resizing and cropping to a square cannot do: {_REMEDY}"
+        )
+    return preprocess
+
+
+def check_tokenizer(checkpoint: Checkpoint) -> None:
+    """Raise `UnsupportedCheckpointError` for a tokenizer other than that of `clip.tokenize`."""
+    tokenizer = checkpoint.tokenizer
+    if tokenizer is not None and not tokenizer.is_default:
+        raise UnsupportedCheckpointError(
+            f"the model comes with {tokenizer!r}, and clip.tokenize has CLIP's own vocabulary: "
+            f"{_REMEDY}, and use model.tokenizer"
+        )

@@ -1,0 +1,221 @@
+"""The functions of OpenAI's package: load a model with its transform, and turn texts into tokens.
+
+`load` takes whatever clipkit's own loader takes, and what OpenAI's package took.
+"""
+
+import os
+import warnings
+from collections.abc import Iterable
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torchvision.transforms import (  # pyright: ignore[reportMissingTypeStubs]
+    CenterCrop,
+    Compose,
+    InterpolationMode,
+    Normalize,
+    Resize,
+    ToTensor,
+)
+
+from clipkit.checkpoints import hub, layouts, registry
+from clipkit.checkpoints.load import load_checkpoint
+from clipkit.checkpoints.source import resolve
+from clipkit.checkpoints.weights import read_run_config, read_weights
+from clipkit.config import OPENAI_MEAN, OPENAI_STD
+from clipkit.data.preprocess import Preprocess
+from clipkit.errors import (
+    CheckpointError,
+    ConfigError,
+    DownloadError,
+    TokenizerError,
+    UnsupportedCheckpointError,
+)
+from clipkit.models.build import assemble
+from clipkit.models.placement import decide_device
+from clipkit.openai.build import arguments_of, check_tokenizer, preprocess_of
+from clipkit.openai.model import CLIP, build_model
+from clipkit.openai.simple_tokenizer import SimpleTokenizer
+from clipkit.words import END, START, check_texts
+
+__all__ = ["available_models", "load", "tokenize"]
+
+BICUBIC = InterpolationMode.BICUBIC
+
+# Programs import these names, underscores and all.
+
+_tokenizer = SimpleTokenizer()
+
+_MODELS = {
+    row.name: registry.OPENAI_ARCHIVES.format(file=row.openai[0], sha256=row.openai[1])
+    for row in registry.MODELS.values()
+    if row.openai
+}
+
+
+def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
+    """Return the path of a verified archive in a folder; it is downloaded unless it is there.
+
+    Args:
+        url: its last part but one is the SHA-256 of the file.
+        root: the folder; OpenAI's own if not given.
+    """
+    digest = url.split("/")[-2]
+    return str(hub.fetch_url(url, digest, None if root is None else os.fspath(root)))
+
+
+def _convert_image_to_rgb(image: Image.Image) -> Image.Image:
+    return image.convert("RGB")
+
+
+def _transform(n_px: int) -> Compose:
+    """Return the preprocessing of OpenAI's models for images of `n_px` x `n_px` pixels."""
+    return _compose(Resize(n_px, interpolation=BICUBIC), n_px, OPENAI_MEAN, OPENAI_STD)
+
+
+def _compose(resize: Resize, side: int, mean: tuple[float, ...], std: tuple[float, ...]) -> Compose:
+    steps = [resize, CenterCrop(side), _convert_image_to_rgb, ToTensor(), Normalize(mean, std)]
+    return Compose(steps)
+
+
+def _express(preprocess: Preprocess) -> Compose:
+    """Return clipkit's preprocessing in torchvision's transforms."""
+    side, config = preprocess.resolution[0], preprocess.config
+    size = [side, side] if config.resize_mode == "squash" else side
+    resize = Resize(size, interpolation=InterpolationMode(config.interpolation))
+    return _compose(resize, side, config.mean, config.std)
+
+
+def available_models() -> list[str]:
+    """Return the names of OpenAI's nine models. `clipkit.list_models` has all that are known."""
+    return list(_MODELS)
+
+
+def load(
+    name: str | os.PathLike[str],
+    device: str | torch.device | None = None,
+    jit: bool = False,
+    download_root: str | os.PathLike[str] | None = None,
+) -> tuple[CLIP, Compose]:
+    """Load a model in eval mode and its preprocessing.
+
+    On a CPU the weights are float32, elsewhere half as `convert_weights` makes them.
+
+    Args:
+        name: one of `available_models()`; an archive or a state dict of OpenAI's layout; or
+            anything that `clipkit.load` takes: "tiny", other published names, hub ids, folders,
+            files. No code from any of them is run.
+        device: where to put the model; CUDA if there is one, else the CPU.
+        jit: accepted, with a warning: the result is the ordinary module either way.
+        download_root: where downloads are kept; `~/.cache/clip` for OpenAI's archives.
+
+    Returns:
+        The model, and torchvision transforms from a PIL image to (3, H, W) float32.
+
+    Raises:
+        UnknownModelError, DownloadError, CheckpointError: each of them is a RuntimeError.
+
+    Example:
+        >>> model, preprocess = load("tiny", "cpu")
+        >>> model.encode_text(tokenize("a dog")).shape
+        torch.Size([1, 256])
+    """
+    if jit:
+        warnings.warn("jit=True gives the ordinary module here, no TorchScript", stacklevel=2)
+    try:
+        place = decide_device(device)
+        model, transform = _read(name, download_root)
+    except ConfigError as error:  # programs for OpenAI's package catch RuntimeError
+        raise UnsupportedCheckpointError(str(error)) from error
+    model = model.to(place)
+    if place.type == "cpu":
+        model.float()
+    return model, transform
+
+
+def _read(
+    name: str | os.PathLike[str], download_root: str | os.PathLike[str] | None
+) -> tuple[CLIP, Compose]:
+    """Return what a name means, on the CPU."""
+    if isinstance(name, str) and name in _MODELS:
+        try:
+            path = _download(_MODELS[name], download_root or os.path.expanduser(hub.OPENAI_CACHE))
+        except DownloadError:
+            pass  # the hub has the same weights, and its error tells of both
+        else:
+            return _read_archive(path)
+    elif os.path.isfile(name):
+        source = resolve(name, needs_config=False)
+        if source.config is None and not read_run_config(source.weights):
+            return _read_archive(os.fspath(source.weights))
+    return _read_checkpoint(name, download_root)
+
+
+def _read_archive(path: str) -> tuple[CLIP, Compose]:
+    """Build the model of a file without a config, which says by its layout that it is OpenAI's."""
+    weights = read_weights(path, mapped=True)  # they are copied into the model
+    try:
+        if layouts.detect(weights) != "openai":
+            raise UnsupportedCheckpointError(
+                "a file without a config must have OpenAI's names of weights: clipkit.load takes "
+                "config=, activation= and head_width= for others"
+            )
+        model = build_model(weights)
+    except CheckpointError as error:
+        raise type(error)(f"{path}: {error}") from error
+    return model, _transform(model.visual.input_resolution)
+
+
+def _read_checkpoint(
+    name: str | os.PathLike[str], cache_dir: str | os.PathLike[str] | None
+) -> tuple[CLIP, Compose]:
+    """Build the model of anything that clipkit's loader takes."""
+    checkpoint = load_checkpoint(name, cache_dir=cache_dir)
+    check_tokenizer(checkpoint)
+    transform = _express(preprocess_of(checkpoint))
+    arguments = arguments_of(checkpoint.config)
+    weights = layouts.from_canonical(checkpoint.weights, "openai")
+    floats = {key: _as_float(value) for key, value in weights.items()}
+    return assemble(lambda: CLIP(**arguments), floats), transform
+
+
+def _as_float(value: Tensor) -> Tensor:
+    return value.float() if value.is_floating_point() else value
+
+
+def tokenize(
+    texts: str | Iterable[str], context_length: int = 77, truncate: bool = False
+) -> Tensor:
+    """Return rows of token ids: start, the ids of a text, end, then zeros.
+
+    Args:
+        texts: N strings, or one string, which makes one row.
+        context_length: L in tokens.
+        truncate: cut a text that is too long, with the end of text as the last token.
+
+    Returns:
+        (N, L) int32.
+
+    Raises:
+        TokenizerError: if a text is no string, or is too long and `truncate` is not set. It is a
+            RuntimeError.
+
+    Example:
+        >>> tokenize(["a dog", "a diagram"], context_length=5).tolist()
+        [[49406, 320, 1929, 49407, 0], [49406, 320, 22697, 49407, 0]]
+    """
+    rows = [texts] if isinstance(texts, str) else check_texts(texts)
+    start, end = _tokenizer.encoder[START], _tokenizer.encoder[END]
+    result = torch.zeros(len(rows), context_length, dtype=torch.int)
+    for row, text in zip(result, rows, strict=True):
+        ids = [start, *_tokenizer.encode(text), end]
+        if len(ids) > context_length:
+            if not truncate:
+                raise TokenizerError(
+                    f"Input {text!r:.60} is too long for context length {context_length}: it has "
+                    f"{len(ids)} tokens. Shorten it, or pass truncate=True to cut it"
+                )
+            ids = [*ids[: context_length - 1], end]
+        row[: len(ids)] = torch.tensor(ids, dtype=torch.int)
+    return result
