@@ -1,12 +1,19 @@
 """Say what a checkpoint means in the terms of OpenAI's package, or why it means nothing there."""
 
+from collections.abc import Mapping
 from typing import Any
 
+import torch
+from torch import Tensor
+
+from clipkit.checkpoints import infer, registry
 from clipkit.checkpoints.load import Checkpoint
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import restore_preprocess
 from clipkit.errors import ConfigError, UnsupportedCheckpointError
+
+HEAD_WIDTH = 64  # in all of OpenAI's models
 
 _REMEDY = "load it with `import clipkit` in place of clipkit.openai"
 
@@ -44,6 +51,72 @@ def arguments_of(config: CLIPConfig) -> dict[str, Any]:
             f"highest one, up to {text.vocab_size - 1}: {_REMEDY}"
         )
     return arguments
+
+
+def config_of(weights: Mapping[str, Tensor]) -> CLIPConfig:
+    """Return the config of weights that come without one, by the rules of OpenAI's package.
+
+    A tower of width W has W // 64 heads, and its MLPs have QuickGELU. The weights do not tell
+    either, so what is known to be of another kind is refused.
+
+    Args:
+        weights: by canonical name.
+
+    Raises:
+        CheckpointError: if the weights are incomplete, or of another kind.
+    """
+    try:
+        config = infer.from_shapes(
+            weights,
+            "quick_gelu",
+            _head_width(weights.get("visual.class_embedding")),
+            _head_width(weights.get("text.ln_final.weight")),
+        )
+    except ConfigError as error:  # programs for OpenAI's package catch RuntimeError
+        raise UnsupportedCheckpointError(f"{error}. Or {_REMEDY}") from error
+    _refuse_other_kinds(config)
+    return config
+
+
+def _head_width(per_channel: Tensor | None) -> int:
+    """Return the width of a head in a tower, of which this is a weight (W,); 64 for a ResNet."""
+    if per_channel is None or per_channel.ndim != 1:
+        return HEAD_WIDTH
+    heads = len(per_channel) // HEAD_WIDTH
+    return len(per_channel) // heads if heads and len(per_channel) % heads == 0 else HEAD_WIDTH
+
+
+def _refuse_other_kinds(config: CLIPConfig) -> None:
+    """Raise `UnsupportedCheckpointError` for sizes that only models of another kind have."""
+    remedy = "pass clipkit.load the file with config= and the published name that it derives from"
+    for tower in (config.vision, config.text):
+        if not isinstance(tower, ResNetConfig) and tower.mlp_width != 4 * tower.width:
+            raise UnsupportedCheckpointError(
+                f"an MLP is {tower.mlp_width} wide where OpenAI's have 4 x {tower.width}, so the "
+                f"heads and the activation may be other ones too: {remedy}"
+            )
+    other = ("activation", "head_width", "preprocess")
+    rows = registry.MODELS.values()
+    alike = [row for row in rows if not infer.differences(row.config, config, ignore=other)]
+    same = [row for row in alike if not infer.differences(row.config, config, ignore=other[2:])]
+    if alike and not same:
+        names = ", ".join([row.name for row in alike])
+        raise UnsupportedCheckpointError(
+            f"of these shapes are {names}, which have other heads or GELU where OpenAI's models "
+            f"have {HEAD_WIDTH} channels a head and QuickGELU: {remedy}"
+        )
+
+
+def with_counters(found: Mapping[str, Tensor], expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return a state dict with integer counters of batch norms, which old files lack.
+
+    Args:
+        found: weights as they were stored.
+        expected: the state dict of the model.
+    """
+    counters = [key for key in expected if key.endswith("num_batches_tracked")]
+    none_yet = torch.tensor(0, device="cpu")
+    return {**found, **{key: found.get(key, none_yet).long() for key in counters}}
 
 
 def side_of(config: CLIPConfig) -> int:

@@ -35,7 +35,7 @@ from clipkit.errors import (
 from clipkit.models.build import assemble
 from clipkit.models.placement import decide_device
 from clipkit.openai.build import arguments_of, check_tokenizer, preprocess_of
-from clipkit.openai.model import CLIP, build_model
+from clipkit.openai.model import CLIP, build_model, convert_weights
 from clipkit.openai.simple_tokenizer import SimpleTokenizer
 from clipkit.words import END, START, check_texts
 
@@ -128,10 +128,11 @@ def load(
         model, transform = _read(name, download_root)
     except ConfigError as error:  # programs for OpenAI's package catch RuntimeError
         raise UnsupportedCheckpointError(str(error)) from error
-    model = model.to(place)
     if place.type == "cpu":
         model.float()
-    return model, transform
+    else:
+        convert_weights(model)
+    return model.to(place), transform
 
 
 def _read(

@@ -11,15 +11,16 @@ arguments, with OpenAI's values as defaults.
 import math
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 
-from clipkit.checkpoints import infer, layouts
+from clipkit.checkpoints import layouts
 from clipkit.config import Activation
 from clipkit.errors import StateDictMismatchError
 from clipkit.models.layers import ACTIVATIONS, QuickGELU
-from clipkit.openai.build import arguments_of
+from clipkit.openai.build import HEAD_WIDTH, arguments_of, config_of, with_counters
 from clipkit.openai.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 
 __all__ = [
@@ -35,8 +36,6 @@ __all__ = [
     "build_model",
     "convert_weights",
 ]
-
-HEAD_WIDTH = 64  # in all of OpenAI's models
 
 
 class LayerNorm(nn.LayerNorm):
@@ -307,8 +306,7 @@ class CLIP(nn.Module):
 
 def _normalize(features: Tensor) -> Tensor:
     """Scale rows to unit length: (N, D) -> (N, D)."""
-    lengths = torch.linalg.vector_norm(features, dim=1, keepdim=True)
-    return features / lengths
+    return features / cast("Tensor", features.norm(dim=1, keepdim=True))
 
 
 # Parameters of nn.MultiheadAttention that are its own. Its output projection is a linear layer.
@@ -348,14 +346,13 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
         The model in eval mode.
 
     Raises:
-        CheckpointError, ConfigError: if these are not the weights of such a model.
+        CheckpointError: if these are not the weights of such a model. It is a RuntimeError.
     """
     weights = layouts.to_canonical(state_dict)
-    config = infer.from_shapes(weights, "quick_gelu", HEAD_WIDTH)
-    model = CLIP(**arguments_of(config))
+    model = CLIP(**arguments_of(config_of(weights)))
     convert_weights(model)
-    found = layouts.from_canonical(weights, "openai")
     expected = model.state_dict()
+    found = with_counters(layouts.from_canonical(weights, "openai"), expected)
     if problem := layouts.describe_mismatch(expected, found):
         raise StateDictMismatchError(problem)
     model.load_state_dict(found)
