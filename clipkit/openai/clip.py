@@ -6,6 +6,8 @@
 import os
 import warnings
 from collections.abc import Iterable
+from operator import index
+from typing import cast
 
 import torch
 from PIL import Image
@@ -207,16 +209,28 @@ def tokenize(
         [[49406, 320, 1929, 49407, 0], [49406, 320, 22697, 49407, 0]]
     """
     rows = [texts] if isinstance(texts, str) else check_texts(texts)
+    length = _check_length(context_length)
     start, end = _tokenizer.encoder[START], _tokenizer.encoder[END]
-    result = torch.zeros(len(rows), context_length, dtype=torch.int)
+    result = torch.zeros(len(rows), length, dtype=torch.int)
     for row, text in zip(result, rows, strict=True):
         ids = [start, *_tokenizer.encode(text), end]
-        if len(ids) > context_length:
+        if len(ids) > length:
             if not truncate:
                 raise TokenizerError(
-                    f"Input {text!r:.60} is too long for context length {context_length}: it has "
+                    f"Input {text!r:.60} is too long for context length {length}: it has "
                     f"{len(ids)} tokens. Shorten it, or pass truncate=True to cut it"
                 )
-            ids = [*ids[: context_length - 1], end]
+            ids = [*ids[: length - 1], end]
         row[: len(ids)] = torch.tensor(ids, dtype=torch.int)
     return result
+
+
+def _check_length(length: object) -> int:
+    """Return a context length as an integer of at least 2, for start and end of text."""
+    try:
+        number = index(cast("int", length))
+    except TypeError:
+        number = 0
+    if number < 2:
+        raise TokenizerError(f"context_length must be an integer of at least 2, not {length!r:.60}")
+    return number
