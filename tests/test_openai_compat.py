@@ -1,4 +1,8 @@
-"""Programs written for OpenAI's package run with nothing changed but the import."""
+"""Programs written for OpenAI's package run with nothing changed but the import.
+
+Those that stay at the front door run with `import clipkit as clip` too. What reaches inside the
+model needs `import clipkit.openai as clip`, and is tested in `tests/openai`.
+"""
 
 from pathlib import Path
 from typing import Any
@@ -10,9 +14,16 @@ from PIL import Image
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-import clipkit as clip
+import clipkit
+import clipkit.openai
 from clipkit.models.layers import Transformer
 from tests.helpers.models import RESNET, VIT, random_clip
+
+
+@pytest.fixture(params=[clipkit, clipkit.openai], ids=["clipkit", "clipkit.openai"])
+def clip(request: pytest.FixtureRequest) -> Any:
+    """Return what a program imports as `clip`."""
+    return request.param
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +34,7 @@ def photo(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def test_first_program_of_their_readme(photo: Path) -> None:
+def test_first_program_of_their_readme(clip: Any, photo: Path) -> None:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     model, preprocess = clip.load("tiny", device=device)
 
@@ -46,7 +57,7 @@ def test_first_program_of_their_readme(photo: Path) -> None:
     assert abs(probs.sum() - 1) < 1e-3
 
 
-def test_zero_shot_program_of_their_readme(photo: Path) -> None:
+def test_zero_shot_program_of_their_readme(clip: Any, photo: Path) -> None:
     model, preprocess = clip.load("tiny", "cpu")
     image_input = preprocess(Image.open(photo)).unsqueeze(0)
     text_inputs = torch.cat([clip.tokenize(f"a photo of a {c}") for c in ("snake", "frog", "ship")])
@@ -77,7 +88,7 @@ class Images(Dataset[tuple[Tensor, int]]):
         return self.preprocess(image), index % 2
 
 
-def test_linear_probe_program_of_their_readme() -> None:
+def test_linear_probe_program_of_their_readme(clip: Any) -> None:
     model, preprocess = clip.load("tiny", "cpu")
     all_features: list[Tensor] = []
     all_labels: list[Tensor] = []
@@ -91,7 +102,7 @@ def test_linear_probe_program_of_their_readme() -> None:
     assert torch.cat(all_labels).tolist() == [0, 1, 0, 1]
 
 
-def test_available_models() -> None:
+def test_available_models(clip: Any) -> None:
     assert clip.available_models() == [
         "RN50",
         "RN101",
@@ -105,7 +116,7 @@ def test_available_models() -> None:
     ]
 
 
-def test_load_takes_their_arguments(tmp_path: Path) -> None:
+def test_load_takes_their_arguments(clip: Any, tmp_path: Path) -> None:
     model, _ = clip.load("tiny", "cpu", False, str(tmp_path))
     assert not model.training
     model, _ = clip.load(name="tiny", device=torch.device("cpu"), jit=False, download_root=None)
@@ -115,20 +126,20 @@ def test_load_takes_their_arguments(tmp_path: Path) -> None:
 
 def test_load_refuses_jit() -> None:
     with pytest.raises(ValueError, match=r"TorchScript.*use torch\.compile"):
-        clip.load("tiny", "cpu", jit=True)
+        clipkit.load("tiny", "cpu", jit=True)
 
 
-def test_tokenize_takes_their_arguments() -> None:
+def test_tokenize_takes_their_arguments(clip: Any) -> None:
     assert clip.tokenize("a dog").shape == (1, 77)
     tokens = clip.tokenize(["a dog", "hello world!"], 20, True)
     assert tokens.shape == (2, 20)
     assert tokens[1, :6].tolist() == [49406, 3306, 1002, 256, 49407, 0]
     assert clip.tokenize("word " * 100, truncate=True)[0, -1] == 49407
-    with pytest.raises(ValueError, match="102 tokens, more than context_length=77"):
+    with pytest.raises(RuntimeError, match="102 tokens"):
         clip.tokenize("word " * 100)
 
 
-def test_attributes_of_the_embedded_model() -> None:
+def test_attributes_of_the_embedded_model(clip: Any) -> None:
     model, preprocess = clip.load("tiny", "cpu")
     size = model.visual.input_resolution
     assert isinstance(size, int)
@@ -148,7 +159,7 @@ def test_attributes_of_the_embedded_model() -> None:
 
 def test_attributes_of_a_vit(tmp_path: Path) -> None:
     random_clip(VIT).save_pretrained(str(tmp_path))
-    model, _ = clip.load(str(tmp_path), "cpu")
+    model, _ = clipkit.load(str(tmp_path), "cpu")
     visual: Any = model.visual
     assert (visual.input_resolution, visual.output_dim) == (48, 32)
     assert (model.context_length, model.vocab_size) == (16, 600)
@@ -165,7 +176,7 @@ def test_feature_map_of_a_resnet(name: str, channels: int, size: int, tmp_path: 
     if name == "resnet":
         random_clip(RESNET).save_pretrained(tmp_path)
         name = str(tmp_path)
-    model, _ = clip.load(name, "cpu")
+    model, _ = clipkit.load(name, "cpu")
     images = torch.randn(2, 3, size, size)
     pool = model.visual.get_submodule("attnpool")
     with torch.no_grad():
@@ -178,8 +189,8 @@ def test_feature_map_of_a_resnet(name: str, channels: int, size: int, tmp_path: 
 
 
 def test_float_and_half() -> None:
-    model, _ = clip.load("tiny", "cpu")
-    images, tokens = torch.randn(1, 3, 96, 96), clip.tokenize(["a dog", "a cat"])
+    model, _ = clipkit.load("tiny", "cpu")
+    images, tokens = torch.randn(1, 3, 96, 96), clipkit.tokenize(["a dog", "a cat"])
     with torch.no_grad():
         expected, scale = model(images, tokens)[0], model.logit_scale.exp()
         assert model.half() is model
@@ -196,7 +207,7 @@ def test_float_and_half() -> None:
         torch.testing.assert_close(cosines, expected / scale, atol=1e-5, rtol=0)
 
 
-def test_fine_tuning_step() -> None:
+def test_fine_tuning_step(clip: Any) -> None:
     """Everyone copies this: load with jit=False, to float32, cross-entropy both ways."""
     model, _ = clip.load("tiny", device="cpu", jit=False)
     model = model.float()

@@ -8,14 +8,19 @@ from torch import Tensor
 
 from clipkit.checkpoints import infer, registry
 from clipkit.checkpoints.load import Checkpoint
-from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig
+from clipkit.config import CLIPConfig, ResNetConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import restore_preprocess
 from clipkit.errors import ConfigError, UnsupportedCheckpointError
 
 HEAD_WIDTH = 64  # in all of OpenAI's models
 
+# The end of messages about what OpenAI's structure cannot express.
 _REMEDY = "load it with `import clipkit` in place of clipkit.openai"
+
+
+class SettingError(ConfigError, RuntimeError):
+    """Report a `ConfigError` where programs for OpenAI's package catch RuntimeError."""
 
 
 def arguments_of(config: CLIPConfig) -> dict[str, Any]:
@@ -63,7 +68,7 @@ def config_of(weights: Mapping[str, Tensor]) -> CLIPConfig:
         weights: by canonical name.
 
     Raises:
-        CheckpointError: if the weights are incomplete, or of another kind.
+        CheckpointError, SettingError: if the weights are incomplete, or of another kind.
     """
     try:
         config = infer.from_shapes(
@@ -72,8 +77,8 @@ def config_of(weights: Mapping[str, Tensor]) -> CLIPConfig:
             _head_width(weights.get("visual.class_embedding")),
             _head_width(weights.get("text.ln_final.weight")),
         )
-    except ConfigError as error:  # programs for OpenAI's package catch RuntimeError
-        raise UnsupportedCheckpointError(f"{error}. Or {_REMEDY}") from error
+    except ConfigError as error:
+        raise SettingError(f"{error}. Or {_REMEDY}") from error
     _refuse_other_kinds(config)
     return config
 
@@ -145,13 +150,13 @@ def preprocess_of(checkpoint: Checkpoint) -> Preprocess:
     """Return a checkpoint's preprocessing, which torchvision's transforms can express.
 
     Raises:
-        UnsupportedCheckpointError: if they cannot.
+        UnsupportedCheckpointError, SettingError: if they cannot.
     """
     try:
         preprocess = restore_preprocess(checkpoint.preprocess, checkpoint.config)
     except ConfigError as error:
-        raise UnsupportedCheckpointError(f"{error}. Or {_REMEDY}") from error
-    config: PreprocessConfig = preprocess.config
+        raise SettingError(f"{error}. Or {_REMEDY}") from error
+    config = preprocess.config
     height, width = preprocess.resolution
     if config.resize_mode == "longest" or height != width:
         raise UnsupportedCheckpointError(

@@ -4,6 +4,7 @@
 """
 
 import os
+import re
 import warnings
 from collections.abc import Iterable
 from operator import index
@@ -36,7 +37,7 @@ from clipkit.errors import (
 )
 from clipkit.models.build import assemble
 from clipkit.models.placement import decide_device
-from clipkit.openai.build import arguments_of, check_tokenizer, preprocess_of
+from clipkit.openai.build import SettingError, arguments_of, check_tokenizer, preprocess_of
 from clipkit.openai.model import CLIP, build_model, convert_weights
 from clipkit.openai.simple_tokenizer import SimpleTokenizer
 from clipkit.words import END, START, check_texts
@@ -63,7 +64,9 @@ def _download(url: str, root: str | os.PathLike[str] | None = None) -> str:
         url: its last part but one is the SHA-256 of the file.
         root: the folder; OpenAI's own if not given.
     """
-    digest = url.split("/")[-2]
+    *_, digest, _ = ["", *url.split("/")]
+    if not re.fullmatch("[0-9a-f]{64}", digest):
+        raise SettingError(f"an address must hold the file's SHA-256 before its name, not {url!r}")
     return str(hub.fetch_url(url, digest, None if root is None else os.fspath(root)))
 
 
@@ -116,7 +119,8 @@ def load(
         The model, and torchvision transforms from a PIL image to (3, H, W) float32.
 
     Raises:
-        UnknownModelError, DownloadError, CheckpointError: each of them is a RuntimeError.
+        UnknownModelError, DownloadError, CheckpointError, SettingError: if there is nothing to
+            load, or if OpenAI's structure cannot express it. Each of them is a RuntimeError.
 
     Example:
         >>> model, preprocess = load("tiny", "cpu")
@@ -128,8 +132,8 @@ def load(
     try:
         place = decide_device(device)
         model, transform = _read(name, download_root)
-    except ConfigError as error:  # programs for OpenAI's package catch RuntimeError
-        raise UnsupportedCheckpointError(str(error)) from error
+    except ConfigError as error:
+        raise SettingError(str(error)) from error
     if place.type == "cpu":
         model.float()
     else:
@@ -175,9 +179,9 @@ def _read_checkpoint(
 ) -> tuple[CLIP, Compose]:
     """Build the model of anything that clipkit's loader takes."""
     checkpoint = load_checkpoint(name, cache_dir=cache_dir)
+    arguments = arguments_of(checkpoint.config)
     check_tokenizer(checkpoint)
     transform = _express(preprocess_of(checkpoint))
-    arguments = arguments_of(checkpoint.config)
     weights = layouts.from_canonical(checkpoint.weights, "openai")
     floats = {key: _as_float(value) for key, value in weights.items()}
     return assemble(lambda: CLIP(**arguments), floats), transform

@@ -346,7 +346,8 @@ def build_model(state_dict: Mapping[str, Tensor]) -> CLIP:
         The model in eval mode.
 
     Raises:
-        CheckpointError: if these are not the weights of such a model. It is a RuntimeError.
+        CheckpointError, SettingError: if these are not the weights of such a model. Both are
+            RuntimeErrors.
     """
     weights = layouts.to_canonical(state_dict)
     model = CLIP(**arguments_of(config_of(weights)))
