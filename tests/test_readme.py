@@ -3,7 +3,10 @@
 import json
 import re
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -61,13 +64,31 @@ def test_the_first_python_block_needs_no_download(
     assert capsys.readouterr().out.startswith("[('cat', 0.")
 
 
+@pytest.fixture
+def _no_other_clip() -> Iterator[None]:
+    """Keep modules `clip` that a page installs apart from those of the other tests."""
+
+    def take_out() -> dict[str, ModuleType]:
+        names = [name for name in sys.modules if name.split(".")[0] == "clip"]
+        return {name: sys.modules.pop(name) for name in names}
+
+    present = take_out()
+    yield
+    take_out()
+    sys.modules.update(present)
+
+
+@pytest.mark.usefixtures("_no_other_clip")
 @pytest.mark.parametrize("page", DOCS)
-def test_the_python_blocks_of_a_page_run(
-    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_the_python_blocks_of_a_page_run_and_print_what_it_shows(
+    page: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    blocks = blocks_of("python", (ROOT / page).read_text("utf-8"))
+    program = "\n".join(blocks_of("python", (ROOT / page).read_text("utf-8")))
     monkeypatch.chdir(tmp_path)
-    exec("\n".join(blocks), {})
+    exec(program, {})
+    shown = re.findall(r"^ *print\(.*\)  # (.+)$", program, re.M)
+    assert len(shown) == program.count("print(")
+    assert capsys.readouterr().out.splitlines() == shown
 
 
 def test_the_prompt_sets_are_counted_right() -> None:
