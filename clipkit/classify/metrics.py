@@ -1,4 +1,4 @@
-"""How good predictions are.
+"""Measure how good predictions are, and how well queries find what belongs to them.
 
 Every function takes tensors, NumPy arrays or lists of numbers. A class is its index, 0 to C - 1, in
 any integer dtype. Results are Python floats from float64 sums, unless stated otherwise. Empty
@@ -10,19 +10,34 @@ Example:
 """
 
 import math
-from collections.abc import Sequence
 from typing import Any, cast
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from clipkit.classify.metric_inputs import (
+    Numbers,
+    as_tensor,
+    check_count,
+    read_classes,
+    read_scores,
+)
 from clipkit.classify.precision import as_float64, restored
+from clipkit.classify.retrieval import mean_average_precision, recall_at_k
 from clipkit.errors import ConfigError
 
-# (N,) classes, or rows of numbers (N, C).
-Numbers = Tensor | npt.NDArray[Any] | Sequence[float] | Sequence[Sequence[float]]
+__all__ = [
+    "Numbers",
+    "accuracy",
+    "confusion_matrix",
+    "expected_calibration_error",
+    "fit_temperature",
+    "mean_average_precision",
+    "mean_per_class",
+    "most_confused",
+    "recall_at_k",
+    "top_k_accuracy",
+]
 
 
 def accuracy(predicted: Numbers, labels: Numbers) -> float:
@@ -31,7 +46,7 @@ def accuracy(predicted: Numbers, labels: Numbers) -> float:
     Args:
         predicted, labels: (N,) classes.
     """
-    predicted, labels = _classes("accuracy", predicted, labels)
+    predicted, labels = read_classes("accuracy", predicted, labels)
     return _share(predicted == labels)
 
 
@@ -45,8 +60,8 @@ def top_k_accuracy(logits: Numbers, labels: Numbers, k: int = 1) -> float:
         labels: (N,) right classes.
         k: 1 to C.
     """
-    logits, labels = _scores("top_k_accuracy", logits, labels)
-    _check_count("top_k_accuracy", "k", k, most=logits.shape[1])
+    logits, labels = read_scores("top_k_accuracy", logits, labels)
+    check_count("top_k_accuracy", "k", k, most=logits.shape[1])
     own = logits.gather(1, labels[:, None])[:, 0]  # (N, C) -> (N, 1) -> (N,)
     return _share(_among_top(logits, own, k))
 
@@ -62,7 +77,7 @@ def mean_per_class(predicted: Numbers, labels: Numbers, classes: int | None = No
         classes: C. If it is given, every class is checked against it.
     """
     limit = math.inf if classes is None else classes
-    predicted, labels = _classes("mean_per_class", predicted, labels, limit)
+    predicted, labels = read_classes("mean_per_class", predicted, labels, limit)
     # The place of each label among the classes that occur (N,), and the count of each class (P,).
     _, place, counts = cast(
         "tuple[Tensor, Tensor, Tensor]", labels.unique(return_inverse=True, return_counts=True)
@@ -81,8 +96,8 @@ def confusion_matrix(predicted: Numbers, labels: Numbers, classes: int) -> Tenso
     Returns:
         (C, C) int64. Row i, column j says how often an image of class i was called j.
     """
-    _check_count("confusion_matrix", "classes", classes)
-    predicted, labels = _classes("confusion_matrix", predicted, labels, classes)
+    check_count("confusion_matrix", "classes", classes)
+    predicted, labels = read_classes("confusion_matrix", predicted, labels, classes)
     cells = (labels * classes + predicted).bincount(minlength=classes**2)
     return cells.view(classes, classes)  # (C * C,) -> (C, C)
 
@@ -101,12 +116,12 @@ def most_confused(matrix: Numbers, k: int = 10) -> list[tuple[int, int, float]]:
         images of class i, the sum of row i. The highest comes first; of equals the lower i, then
         the lower j. Pairs that were never confused are left out.
     """
-    counts = _tensor("most_confused", matrix)
+    counts = as_tensor("most_confused", matrix)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or len(counts) == 0:
         raise ConfigError(
             f"most_confused needs a square matrix, not empty, not {tuple(counts.shape)}"
         )
-    _check_count("most_confused", "k", k)
+    check_count("most_confused", "k", k)
     counts = as_float64(counts.detach())
     if (wrong := counts[~((counts >= 0) & counts.isfinite())]).numel():
         raise ConfigError(f"most_confused needs counts of at least 0, not {wrong[0].item():g}")
@@ -134,8 +149,8 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, bins: in
         bins: at least 1.
     """
     name = "expected_calibration_error"
-    _check_count(name, "bins", bins)
-    probabilities, labels = _scores(name, probabilities, labels)
+    check_count(name, "bins", bins)
+    probabilities, labels = read_scores(name, probabilities, labels)
     _check_probabilities(name, probabilities)
     confidence, predicted = probabilities.max(dim=1)
     # The edges have the dtype of the input: a float32 of 0.2 belongs to (0.0, 0.2], though it lies
@@ -165,7 +180,7 @@ def fit_temperature(logits: Numbers, labels: Numbers) -> float:
         the mean of its row. 1.0 where all scores of each row are the same, as with a single class:
         no factor is better than another.
     """
-    logits, labels = _scores("fit_temperature", logits, labels)
+    logits, labels = read_scores("fit_temperature", logits, labels)
     logits = as_float64(logits)
     if (wrong := logits[~logits.isfinite()]).numel():
         raise ConfigError(f"fit_temperature needs finite logits, not {wrong[0].item()}")
@@ -210,27 +225,6 @@ def _newton(lead: Tensor, low: float, high: float) -> float:
     return scale
 
 
-def recall_at_k(queries: Numbers, keys: Numbers, k: int = 1) -> float:
-    """Return the share of queries that find their own key among the k most similar ones.
-
-    The key of the same row is the own one.
-
-    Args:
-        queries, keys: (N, D) features of unit length. A key that is as similar as the own one
-            counts before it.
-        k: at least 1; more than N is as good as N.
-    """
-    queries, keys = _tensor("recall_at_k", queries), _tensor("recall_at_k", keys)
-    fits = queries.ndim == 2 and queries.shape == keys.shape and len(queries) > 0
-    if not fits or not _is_count(k):
-        raise ConfigError(
-            "recall_at_k needs queries and keys of one shape (N, D) and k of at least 1, not "
-            f"{tuple(queries.shape)}, {tuple(keys.shape)} and k={k}"
-        )
-    similarity = queries @ keys.to(queries).T  # (N, N)
-    return _share(_among_top(similarity, similarity.diagonal(), k))
-
-
 def _share(hits: Tensor) -> float:
     """Return the share of True in (N,)."""
     return as_float64(hits).mean().item()
@@ -245,70 +239,6 @@ def _among_top(scores: Tensor, own: Tensor, k: int) -> Tensor:
     """
     ahead = (~(scores < own[:, None])).sum(dim=1) - 1  # the own score is not ahead of itself
     return (ahead < k) & ~own.isnan()
-
-
-def _tensor(name: str, given: Any) -> Tensor:
-    """Return a tensor, an array or a list as a tensor without gradient."""
-    if isinstance(given, Tensor):
-        return given.detach()
-    try:
-        array = np.array(given)  # a copy, since tensors cannot share what is read-only or reversed
-        return torch.from_numpy(array)
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ConfigError(
-            f"{name} needs a tensor, an array or a list of numbers, not {given!r:.60}"
-        ) from error
-
-
-def _is_count(value: object) -> bool:
-    """Return whether `value` is an integer of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
-
-
-def _check_count(name: str, what: str, value: int, most: float = math.inf) -> None:
-    """Raise `ConfigError` unless `value` is an integer of 1 to `most`."""
-    if not _is_count(value) or value > most:
-        raise ConfigError(f"{name} needs {what} as an integer of 1 to {most}, not {value!r}")
-
-
-def _check_classes(name: str, indices: Tensor, classes: float) -> None:
-    """Raise `ConfigError` unless `indices` are integers of 0 to classes - 1."""
-    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
-        raise ConfigError(f"{name} needs classes as integers, not {indices.dtype}")
-    indices = indices.long()  # not all integer dtypes can be compared
-    wrong = indices[(indices < 0) | (indices >= classes)]
-    if wrong.numel():
-        raise ConfigError(f"{name} needs classes of 0 to {classes - 1}, not {wrong[0].item()}")
-
-
-def _classes(
-    name: str, predicted: Any, labels: Any, classes: float = math.inf
-) -> tuple[Tensor, Tensor]:
-    """Return predicted classes and labels, each (N,) int64, on the device of the former.
-
-    They become int64, because products of small integers would overflow.
-    """
-    predicted, labels = _tensor(name, predicted), _tensor(name, labels)
-    if predicted.ndim != 1 or predicted.shape != labels.shape or len(predicted) == 0:
-        raise ConfigError(
-            f"{name} needs two vectors of one length, not empty, not {tuple(predicted.shape)}, "
-            f"{tuple(labels.shape)}"
-        )
-    _check_classes(name, labels, classes)
-    _check_classes(name, predicted, classes)
-    return predicted.long(), labels.to(predicted.device).long()
-
-
-def _scores(name: str, scores: Any, labels: Any) -> tuple[Tensor, Tensor]:
-    """Return scores (N, C), and labels (N,) int64 on their device."""
-    scores, labels = _tensor(name, scores), _tensor(name, labels)
-    if scores.ndim != 2 or labels.ndim != 1 or len(scores) != len(labels) or scores.numel() == 0:
-        raise ConfigError(
-            f"{name} needs (N, C) and labels (N,), not empty, not {tuple(scores.shape)}, "
-            f"{tuple(labels.shape)}"
-        )
-    _check_classes(name, labels, scores.shape[1])
-    return scores, labels.to(scores.device).long()
 
 
 def _check_probabilities(name: str, probabilities: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Test metrics of predicted classes and of retrieval against plain NumPy and scikit-learn."""
+"""Test metrics of predicted classes against plain NumPy and scikit-learn."""
 
 import math
 from typing import Any
@@ -13,84 +13,10 @@ from clipkit.classify.metrics import (
     confusion_matrix,
     mean_per_class,
     most_confused,
-    recall_at_k,
     top_k_accuracy,
 )
-from clipkit.errors import ConfigError
 
 Array = npt.NDArray[Any]
-
-
-# Retrieval
-
-
-def recall_oracle(queries: Array, keys: Array, k: int) -> float:
-    """Take one query after the other; all that is as similar as the own key comes before it."""
-    hits = 0
-    for i, query in enumerate(queries):
-        similarity = [float(query @ key) for key in keys]
-        rank = sum(value >= similarity[i] for j, value in enumerate(similarity) if j != i)
-        hits += rank < k
-    return hits / len(queries)
-
-
-@pytest.mark.parametrize("k", [1, 2, 5, 40, 100])
-def test_recall_against_numpy_with_many_ties(k: int) -> None:
-    """Small integers make products exact, and every other similarity a tie."""
-    random = np.random.default_rng(0)
-    queries, keys = random.integers(-2, 3, (40, 4)), random.integers(-2, 3, (40, 4))
-    for a, b in ((queries, keys), (keys, queries), (queries, queries)):
-        result = recall_at_k(torch.tensor(a).float(), torch.tensor(b).float(), k)
-        assert result == pytest.approx(recall_oracle(a, b, k), abs=1e-12)
-
-
-def test_recall_of_random_features_against_numpy() -> None:
-    random = np.random.default_rng(1)
-    queries = random.normal(size=(60, 8))
-    keys = queries + 1.5 * random.normal(size=(60, 8))
-    ranks = (1, 2, 3, 5, 10, 20)
-    expected = [recall_oracle(queries, keys, k) for k in ranks]
-    found = [recall_at_k(torch.tensor(queries), torch.tensor(keys), k) for k in ranks]
-    assert found == pytest.approx(expected)
-    transposed = [recall_oracle(keys, queries, k) for k in ranks]
-    assert expected != pytest.approx(transposed)  # so a transpose would show
-
-
-def test_recall_of_known_answers() -> None:
-    unit = torch.eye(4)
-    assert isinstance(recall_at_k(unit, unit), float)
-    assert recall_at_k(unit, unit) == 1
-    assert recall_at_k(unit, unit.roll(1, 0)) == 0
-    # Two keys are the same, so neither query finds its own.
-    assert recall_at_k(unit[[0, 0, 2, 3]], unit[[0, 0, 2, 3]]) == 0.5
-    # A collapsed model finds nothing.
-    assert recall_at_k(torch.ones(4, 2), torch.ones(4, 2), 3) == 0
-
-
-@pytest.mark.parametrize("k", [3, 4, 9])
-def test_nothing_is_found_among_nan(k: int) -> None:
-    assert recall_at_k(torch.full((4, 2), torch.nan), torch.full((4, 2), torch.nan), k) == 0
-
-
-@pytest.mark.parametrize(
-    ("queries", "keys", "k", "message"),
-    [
-        ((3, 2), (4, 2), 1, r"not \(3, 2\), \(4, 2\) and k=1"),
-        ((3,), (3,), 1, r"not \(3,\), \(3,\)"),
-        ((0, 2), (0, 2), 1, r"not \(0, 2\)"),
-        ((3, 2), (3, 2), 0, "k=0"),
-        ((3, 2), (3, 2), 1.5, "k=1.5"),
-        ((3, 2), (3, 2), True, "k=True"),
-    ],
-)
-def test_recall_refuses_other_shapes(
-    queries: tuple[int, ...], keys: tuple[int, ...], k: Any, message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        recall_at_k(torch.ones(queries), torch.ones(keys), k)
-
-
-# Classes
 
 
 def predictions(seed: int, count: int = 300, classes: int = 7) -> tuple[Array, Array]:

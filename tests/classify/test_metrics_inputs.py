@@ -13,6 +13,7 @@ from clipkit.classify.metrics import (
     confusion_matrix,
     expected_calibration_error,
     fit_temperature,
+    mean_average_precision,
     mean_per_class,
     most_confused,
     recall_at_k,
@@ -144,6 +145,7 @@ CASES: list[tuple[Metric, tuple[Any, ...]]] = [
     (expected_calibration_error, (ROWS, LABELS)),
     (fit_temperature, (ROWS, LABELS)),
     (recall_at_k, (ROWS, ROWS)),
+    (mean_average_precision, (ROWS, ROWS)),
     (most_confused, ([[3, 1], [2, 4]],)),
 ]
 

@@ -13,13 +13,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipkit.classify import anchored, gaussian, linear_probe, metrics, precision
+from clipkit.classify import anchored, gaussian, linear_probe, metrics, precision, retrieval
 from clipkit.classify.few_shot import METHODS, fit_head
 from tests.helpers.support_sets import NEEDED, ZERO_SHOT, draw
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
-USERS = (anchored, gaussian, linear_probe, metrics)
+USERS = (anchored, gaussian, linear_probe, metrics, retrieval)
 
 
 def has_float64(values: Any) -> bool:
@@ -91,6 +91,8 @@ LABELS = torch.tensor([0, 2, 1])
         lambda: metrics.expected_calibration_error(SCORES, LABELS),
         lambda: metrics.fit_temperature(SCORES, LABELS),
         lambda: metrics.recall_at_k(SCORES, SCORES),
+        lambda: metrics.recall_at_k(LABELS[:, None], LABELS[:, None]),
+        lambda: metrics.mean_average_precision(SCORES, SCORES),
     ],
 )
 def test_metrics_make_float64_in_one_place(
