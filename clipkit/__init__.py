@@ -8,6 +8,9 @@ tokens = clipkit.tokenize(["a photo of a cat", "a photo of a dog"])
 logits_per_image, logits_per_text = model(image, tokens)
 """
 
+import typing
+
+import clipkit.moved as _moved
 from clipkit import errors
 from clipkit.checkpoints.registry import available_models, list_models
 from clipkit.classify.classifier import ImageClassifier
@@ -92,3 +95,13 @@ __all__ = [
     "train",
     "zero_shot_weights",
 ]
+
+if (
+    not typing.TYPE_CHECKING
+):  # a type checker would take every misspelt name for one of the package's
+
+    def __getattr__(name: str) -> typing.NoReturn:
+        """Say where a name of OpenAI's package is, if there is no such name here."""
+        if name in _moved.PACKAGE:
+            raise _moved.moved("the package clipkit", name, _moved.PACKAGE)
+        raise AttributeError(f"module 'clipkit' has no attribute {name!r}", name=name)

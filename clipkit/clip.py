@@ -3,16 +3,15 @@
 `load` and `CLIP.from_pretrained` build one from a checkpoint, and decide its device and dtype.
 """
 
-import math
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from copy import deepcopy
-from typing import Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
+from clipkit.checkpoints.incoming import rename_incoming
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
@@ -23,15 +22,15 @@ from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import absorb_preprocess, describe_preprocess, restore_preprocess
 from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError
-from clipkit.models.build import assemble, build_text, build_visual
+from clipkit.models.build import assemble
 from clipkit.models.fast import make_fast
-from clipkit.models.inputs import check_config, check_images, check_tokens
-from clipkit.models.kernels import PackedWeight
 from clipkit.models.placement import decide_device, decide_dtype
+from clipkit.models.two_towers import TwoTowers
+from clipkit.moved import MODULE, moved
 from clipkit.tokenizer import Tokenizer
 
 
-class CLIP(nn.Module):
+class CLIP(TwoTowers):
     """Turn images and texts into vectors of one space, of width D = `config.embed_dim`.
 
     Args:
@@ -42,8 +41,9 @@ class CLIP(nn.Module):
         preprocess: a function from an image to (3, H, W) float32. It is the one that belongs to the
             weights until you set another: a `Preprocess`, an `nn.Module` or any other function.
             A module is no part of the model: its weights are in no state dict, and do not move.
-        is_optimized: whether this is a copy from `optimize`.
-        optimizations: what was done to such a copy, in words for people.
+        config, visual, text, logit_scale, is_optimized, optimizations: see
+            `clipkit.models.two_towers.TwoTowers`, which has the methods of the numbers:
+            `encode_image`, `encode_text` and the call itself.
 
     Example:
         model = CLIP.from_pretrained("ViT-B/32")
@@ -53,18 +53,12 @@ class CLIP(nn.Module):
     preprocess: Callable[[Any], Tensor]
 
     def __init__(self, config: CLIPConfig, tokenizer: Tokenizer | None = None) -> None:
-        super().__init__()
-        check_config(config)
-        self.config = config
-        self.visual = build_visual(config.vision, config.embed_dim)
-        self.text = build_text(config.text, config.embed_dim)
-        self.logit_scale = nn.Parameter(torch.tensor(math.log(1 / 0.07)))  # 0.07 is the paper's
+        super().__init__(config)
         self.preprocess = Preprocess(config.vision.resolution, config.preprocess)
-        self.is_optimized = False
-        self.optimizations: tuple[str, ...] = ()
         if tokenizer is not None:
             check_tokenizer(tokenizer, config.text)
         self._tokenizer = tokenizer
+        self.register_load_state_dict_pre_hook(_prepare_to_load)
 
     @classmethod
     def from_pretrained(
@@ -171,12 +165,6 @@ class CLIP(nn.Module):
         copy.is_optimized = True
         return copy
 
-    def check_original(self, verb: str) -> None:
-        """Raise `ConfigError` for a copy from `optimize`, which cannot do what `verb` says."""
-        if self.is_optimized:
-            done = ", ".join(self.optimizations) or "unchanged on this device"
-            raise ConfigError(f"this is an inference-only copy ({done}): {verb} the model it is of")
-
     def embed_images(
         self, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Tensor:
@@ -203,88 +191,6 @@ class CLIP(nn.Module):
         check_tokenizer(tokenizer, self.config.text)
         self._tokenizer = tokenizer
 
-    @property
-    def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
-        # A replica of nn.DataParallel has no parameters(), only the attributes.
-        return self.visual.conv1.weight.dtype
-
-    @property
-    def device(self) -> torch.device:
-        """The device of the weights."""
-        return self.visual.conv1.weight.device
-
-    @property
-    def context_length(self) -> int:
-        """The length of the longest row of token ids, start and end included."""
-        return self.config.text.context_length
-
-    @property
-    def vocab_size(self) -> int:
-        """The number of tokens."""
-        return self.config.text.vocab_size
-
-    def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:
-        """Return image features.
-
-        Args:
-            image: preprocessed, (N, 3, H, W), any float dtype, any device.
-            normalize: scale each feature to unit length.
-
-        Returns:
-            (N, D), on the model's device and in its dtype.
-
-        Raises:
-            ImageError: for any other shape, or an integer dtype.
-        """
-        check_images(image, self.visual.resolution)
-        features = self.visual(image.to(self.device, self.dtype))
-        if normalize:
-            return F.normalize(features, dim=-1)
-        # A CUDA graph would write its next result over this one.
-        return features.clone() if self.is_optimized else features
-
-    def encode_text(self, text: Tensor, normalize: bool = False) -> Tensor:
-        """Return text features, read at the end-of-text token of each row.
-
-        What follows that token has no influence.
-
-        Args:
-            text: ids from the model's tokenizer, (N, L) int64 or int32, L at most `context_length`,
-                any device.
-            normalize: scale each feature to unit length.
-
-        Returns:
-            (N, D), on the model's device and in its dtype.
-
-        Raises:
-            TokenizerError: for any other shape or dtype, or ids outside the vocabulary (which are
-                not looked at while a graph is recorded).
-        """
-        check_tokens(text, self.config.text)
-        features = self.text(text)
-        return F.normalize(features, dim=-1) if normalize else features
-
-    def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the scaled cosine similarities of every image with every text.
-
-        Args:
-            image: preprocessed, (N, 3, H, W).
-            text: token ids, (M, L).
-
-        Returns:
-            logits_per_image (N, M) and logits_per_text (M, N), float32 whatever the model's dtype,
-            under autocast too. A softmax over the last axis gives probabilities.
-        """
-        image_features = self.encode_image(image)
-        text_features = self.encode_text(text)
-        with torch.autocast(self.device.type, enabled=False):
-            image_features = F.normalize(image_features.float(), dim=-1)
-            text_features = F.normalize(text_features.float(), dim=-1)
-            scale = self.logit_scale.float().exp()
-            logits_per_image = scale * image_features @ text_features.T  # (N, M)
-        return logits_per_image, logits_per_image.T
-
     def __setattr__(self, name: str, value: Any) -> None:
         if name != "preprocess":
             super().__setattr__(name, value)
@@ -303,23 +209,11 @@ class CLIP(nn.Module):
             f"embed_dim={self.config.embed_dim}, {self.dtype} on {self.device})"
         )
 
-    def load_state_dict(
-        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
-    ) -> Any:
-        """Copy weights into the model, as into any module. A copy from `optimize` refuses."""
-        self.check_original("load weights into")
-        return super().load_state_dict(state_dict, strict, assign)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "CLIP":
-        """Move or cast the weights: `to`, `half`, `cuda` and the like all come through here."""
-        if not any(type(weight) is PackedWeight for weight in self.parameters()):
-            return super()._apply(fn, recurse)
-        moved = fn(torch.empty(0, dtype=self.dtype, device=self.device))
-        if (moved.device, moved.dtype) != (self.device, self.dtype):
-            raise ConfigError(
-                f"packed weights stay {self.dtype} on the CPU: move or cast the model it is of"
-            )
-        return self
+def _prepare_to_load(model: CLIP, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
+    """Let `load_state_dict` take every layout, and refuse it for a copy from `optimize`."""
+    model.check_original("load weights into")
+    rename_incoming(state_dict, prefix, model.state_dict())
 
 
 def load(
@@ -398,3 +292,12 @@ def load(
         local_files_only=local_files_only,
     )
     return model, model.preprocess
+
+
+if not TYPE_CHECKING:  # as in `clipkit`
+
+    def __getattr__(name: str) -> NoReturn:
+        """Say where a name of OpenAI's module `clip` is, if there is no such name here."""
+        if name in MODULE:
+            raise moved("the module clipkit.clip", name, MODULE)
+        raise AttributeError(f"module 'clipkit.clip' has no attribute {name!r}", name=name)

@@ -17,6 +17,7 @@ ClipkitError
 ├── DataError (ValueError)                a data set cannot be read or used
 ├── TrainingError (RuntimeError)          training cannot go on
 ├── OutputError (OSError)                 a file or folder cannot be written
+├── MovedNameError (AttributeError)       a name of OpenAI's package that is elsewhere here
 └── ExportError (RuntimeError)            an exported file does not compute what the classifier does
 
 OpenAI's `clip` package raises RuntimeError for an unknown model and for a text that is too long.
@@ -91,6 +92,10 @@ class TrainingError(ClipkitError, RuntimeError):
 
 class OutputError(ClipkitError, OSError):
     """Report a file or folder that cannot be written. `errno` is the system's, if it had one."""
+
+
+class MovedNameError(ClipkitError, AttributeError):
+    """Report a name of OpenAI's package that clipkit has elsewhere. The message says where."""
 
 
 class ExportError(ClipkitError, RuntimeError):

@@ -41,7 +41,7 @@ def test_each_error_has_the_bases_that_are_drawn(name: str) -> None:
 def test_each_error_is_a_clipkit_error_and_a_builtin(name: str) -> None:
     assert issubclass(DEFINED[name], errors.ClipkitError)
     if name != "ClipkitError":
-        assert issubclass(DEFINED[name], (ValueError, RuntimeError, OSError))
+        assert issubclass(DEFINED[name], (ValueError, RuntimeError, OSError, AttributeError))
 
 
 def test_the_front_door_has_the_root() -> None:

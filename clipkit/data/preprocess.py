@@ -20,7 +20,7 @@ gives the same bits as open_clip's. The differences are deliberate:
 
 import os
 from dataclasses import dataclass
-from typing import IO, TYPE_CHECKING, Literal
+from typing import IO, TYPE_CHECKING, Literal, NoReturn
 
 import numpy as np
 import torch
@@ -31,6 +31,7 @@ from clipkit.config import PreprocessConfig
 from clipkit.data.decode import is_encoded, read_image
 from clipkit.errors import ConfigError, ImageError
 from clipkit.fields import as_sequence, check_choice, is_positive
+from clipkit.moved import PREPROCESS, moved
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -86,6 +87,11 @@ class Preprocess:
             raise ConfigError(f"Preprocess.config must be a PreprocessConfig, not {given!r}")
         check_choice(self, "backend", ("pil", "tensor"))
         object.__setattr__(self, "resolution", (height, width))
+
+    @property
+    def transforms(self) -> NoReturn:
+        """Say what to do in the place of OpenAI's list of transforms, which is not here."""
+        raise moved("clipkit's Preprocess", "transforms", PREPROCESS)
 
     def __call__(
         self, image: "Image | str | os.PathLike[str] | bytes | IO[bytes] | Tensor"

@@ -1,11 +1,32 @@
 """Check what the encoders are given, before a kernel fails on it and explains nothing."""
 
+from typing import Protocol
+
 import torch
 from torch import Tensor
 
-from clipkit.config import CLIPConfig, TextConfig
+from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError, ImageError, TokenizerError
 from clipkit.models.kernels import values_are_known
+
+
+class TextSizes(Protocol):
+    """Know which rows of token ids a text tower can read. Its config does, and so does the tower.
+
+    Attributes:
+        context_length: the length of the longest row.
+        vocab_size: how many ids there are.
+        end_of_text: the id at which a row ends; None for its highest id.
+    """
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def end_of_text(self) -> int | None: ...
 
 
 def check_config(config: object) -> None:
@@ -17,15 +38,16 @@ def check_config(config: object) -> None:
         )
 
 
-def check_images(image: object, resolution: tuple[int, int]) -> None:
+def check_images(image: object, resolution: tuple[int, int], caller: str = "encode_image") -> None:
     """Raise `ImageError` unless `image` is floating and of shape (N, 3, height, width).
 
     Args:
-        image: what `encode_image` was given.
+        image: what the caller was given.
         resolution: (height, width) in pixels.
+        caller: the function's name, for the message.
     """
     height, width = resolution
-    needed = f"encode_image needs a float tensor of shape (N, 3, {height}, {width}), not "
+    needed = f"{caller} needs a float tensor of shape (N, 3, {height}, {width}), not "
     if not isinstance(image, Tensor):
         raise ImageError(
             f"{needed}{_describe(image)}: model.embed_images([...]) takes paths and images, and "
@@ -39,17 +61,18 @@ def check_images(image: object, resolution: tuple[int, int]) -> None:
         )
 
 
-def check_tokens(text: object, config: TextConfig) -> None:
+def check_tokens(text: object, sizes: TextSizes, caller: str = "encode_text") -> None:
     """Raise `TokenizerError` unless `text` holds token ids that a text tower can read.
 
     The ids themselves are not looked at while a graph is recorded.
 
     Args:
-        text: what `encode_text` was given.
-        config: of the tower.
+        text: what the caller was given.
+        sizes: of the tower.
+        caller: the function's name, for the message.
     """
-    length = config.context_length
-    needed = f"encode_text needs int64 or int32 token ids of shape (N, 1 to {length}), not "
+    length = sizes.context_length
+    needed = f"{caller} needs int64 or int32 token ids of shape (N, 1 to {length}), not "
     if not isinstance(text, Tensor):
         raise TokenizerError(
             f"{needed}{_describe(text)}: model.embed_texts([...]) takes texts, and "
@@ -61,25 +84,46 @@ def check_tokens(text: object, config: TextConfig) -> None:
             f"{needed}{text.dtype} of {tuple(text.shape)}: make them with model.tokenizer(texts)"
         )
     if text.shape[0] > 0 and values_are_known(text):
-        _check_ids(text, config)
+        _check_ids(text, sizes)
 
 
-def _check_ids(text: Tensor, config: TextConfig) -> None:
+def check_embeddings(embeddings: object, text: Tensor, width: int, caller: str) -> None:
+    """Raise `TokenizerError` unless there is a float embedding for each token id.
+
+    Args:
+        embeddings: what the caller was given, (N, L, width).
+        text: the ids, (N, L).
+        width: W of the tower.
+        caller: the function's name, for the message.
+    """
+    needed = (
+        f"{caller} needs float embeddings of shape {(*text.shape, width)}, one for each token id, "
+    )
+    if not isinstance(embeddings, Tensor):
+        raise TokenizerError(f"{needed}not {_describe(embeddings)}")
+    if embeddings.shape != (*text.shape, width) or not embeddings.is_floating_point():
+        raise TokenizerError(
+            f"{needed}not {embeddings.dtype} of {tuple(embeddings.shape)}: begin with "
+            "model.text.token_embedding(ids)"
+        )
+
+
+def _check_ids(text: Tensor, sizes: TextSizes) -> None:
     """Raise `TokenizerError` for ids that the model does not know, and for rows without an end."""
     low, high = (int(bound) for bound in text.aminmax())
-    last = config.vocab_size - 1
+    last = sizes.vocab_size - 1
     if low < 0 or high > last:  # on CUDA the look-up would kill the process
         raise TokenizerError(
             f"token ids run from {low} to {high}, but this model knows 0 to {last}: use "
             "the tokenizer that belongs to it, model.tokenizer"
         )
-    if config.end_of_text is None:
+    if sizes.end_of_text is None:
         return
-    has_end = (text == config.end_of_text).any(dim=1)  # (N,)
+    has_end = (text == sizes.end_of_text).any(dim=1)  # (N,)
     if not bool(has_end.all()):
         row = int(has_end.int().argmin())
         raise TokenizerError(
-            f"row {row} of the token ids has no end of text, which is {config.end_of_text} in this "
+            f"row {row} of the token ids has no end of text, which is {sizes.end_of_text} in this "
             "model: make them with model.tokenizer(texts)"
         )
 

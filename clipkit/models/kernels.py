@@ -114,6 +114,22 @@ def is_hooked(layer: nn.Module) -> bool:
     return bool(_is_hooked_everywhere()) or "forward" in vars(layer)
 
 
+def is_watched(module: nn.Module) -> bool:
+    """Return whether a program has put hooks on a module or on a part of it.
+
+    Such a program is shown every token. Hooks on all modules of the process are of profilers, which
+    are to see the work as it is done.
+    """
+    return any(map(_has_hooks, module.modules()))
+
+
+def _has_hooks(module: nn.Module) -> bool:
+    """Return whether a module itself has hooks, for the forward or the backward pass."""
+    if module._forward_hooks or module._forward_pre_hooks:  # pyright: ignore[reportPrivateUsage]
+        return True
+    return bool(vars(module)["_backward_hooks"] or vars(module)["_backward_pre_hooks"])
+
+
 @functools.cache
 def _onednn_is_faster() -> bool:
     """Return whether oneDNN multiplies float32 matrices faster than MKL does here, as on AMD.

@@ -2,16 +2,24 @@
 
 A pooled tower keeps one token of each sample. Its last block therefore computes only keys and
 values of the other tokens: one query attends to all of them, and one token passes the MLP. The
-skipped work could not have reached the output, so the result is exact.
+skipped work could not have reached the output, so the result is exact. Where a program has put
+hooks on that block, all tokens pass it, as a hook may want any of them.
 """
+
+from typing import Any, Literal, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.kernels import apply_linear, linear, values_are_known
+from clipkit.errors import ConfigError, MovedNameError
+from clipkit.models.kernels import apply_linear, is_watched, linear, values_are_known
 from clipkit.models.prefixes import Prefixes
+
+# The tokens that are wanted: all of them, or one of each sample, whose position is the same for all
+# samples or given for each, (N,).
+At: TypeAlias = Literal["all"] | int | Tensor
 
 
 class QuickGELU(nn.Module):
@@ -50,28 +58,25 @@ class Attention(nn.Module):
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
 
-    def forward(
-        self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, *, at: At = "all", tree: Prefixes | None = None) -> Tensor:
         """Return what each token gathers from the tokens that it attends to.
 
         Args:
             x: (N, L, W); or with a `tree`, its P nodes (P, W).
-            at: the one position that attends, the same for all samples or (N,) of them; all
-                positions if not given. With a `tree`, nodes (R,).
+            at: "all", or the one position that attends, the same for all samples or (N,) of them.
+                With a `tree`, "all" or nodes (R,).
             tree: prefixes, which say what each node attends to.
 
         Returns:
-            (N, L, W), or (N, 1, W) where `at` is given. With a `tree`, (P, W), or (R, W) where `at`
-            is given.
+            (N, L, W), or (N, 1, W) for one position. With a `tree`, (P, W), or (R, W) for nodes.
         """
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (..., W) -> (..., 3W)
         if tree is not None:
             attended = self._attend_in_tree(qkv, tree, at)
-        elif at is not None:
-            attended = self._attend_from(qkv, at)
-        else:
+        elif isinstance(at, str):
             attended = self._attend(qkv)
+        else:
+            attended = self._attend_from(qkv, at)
         return apply_linear(self.out_proj, attended)
 
     def _attend(self, qkv: Tensor) -> Tensor:
@@ -96,7 +101,7 @@ class Attention(nn.Module):
             mask = positions <= last  # (N or 1, 1, 1, L), for every head and the one query
         return self._merge_heads(F.scaled_dot_product_attention(q, k, v, attn_mask=mask))
 
-    def _attend_in_tree(self, qkv: Tensor, tree: Prefixes, at: Tensor | int | None) -> Tensor:
+    def _attend_in_tree(self, qkv: Tensor, tree: Prefixes, at: At) -> Tensor:
         """Let every node attend to its prefix, in G groups of S nodes.
 
         (P, 3W) -> (P, W), or (R, W) for the nodes `at`
@@ -105,7 +110,7 @@ class Attention(nn.Module):
         q, k, v = self._split_heads(groups)  # (G, heads, S, W / heads) each
         attended = F.scaled_dot_product_attention(q, k, v, attn_mask=tree.mask)
         attended = self._merge_heads(attended).flatten(0, 1)  # (G, S, W) -> (G x S, W)
-        return attended[tree.places if at is None else tree.places[at]]
+        return attended[tree.places if isinstance(at, str) else tree.places[at]]
 
     def _split_heads(self, qkv: Tensor) -> tuple[Tensor, ...]:
         """Return queries, keys and values: (N, L, 3W) -> three of (N, heads, L, W / heads)."""
@@ -158,21 +163,47 @@ class ResidualAttentionBlock(nn.Module):
         self.ln_2 = nn.LayerNorm(width)
         self.mlp = MLP(width, mlp_width, activation)
 
-    def forward(
-        self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, *, at: At | None = None, tree: Prefixes | None = None) -> Tensor:
         """Map tokens to tokens, or to those at `at` alone.
 
-        Arguments and shapes are those of `Attention`.
+        Arguments and shapes are those of `Attention`. `at` must be given.
         """
-        attended = self.attn(self.ln_1(x), at, tree)
+        at = _wanted(at)
+        attended = self.attn(self.ln_1(x), at=at, tree=tree)
         x = _keep(x, at, tree) + attended
         return x + self.mlp(self.ln_2(x))
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Refuse a mask, which OpenAI's blocks have and which nothing here would look at."""
+        if name == "attn_mask":
+            raise MovedNameError(
+                "a clipkit block has no attn_mask, which OpenAI's have: it attends to all tokens, "
+                "or with attn.causal to those before. Programs written for OpenAI's package run "
+                "with `import clipkit.openai as clip`",
+                name=name,
+            )
+        super().__setattr__(name, value)
 
-def _keep(x: Tensor, at: Tensor | int | None, tree: Prefixes | None) -> Tensor:
-    """Return the tokens of the input that `Attention` gives outputs for."""
+
+def _wanted(at: At | None) -> At:
+    """Return which tokens are wanted, or refuse a call that does not say it.
+
+    OpenAI's transformers take (L, N, W). A program written for them says nothing, and would let the
+    samples of a batch attend to each other.
+    """
     if at is None:
+        raise ConfigError(
+            "clipkit's transformers take (N, L, W), batch first, and OpenAI's (L, N, W): pass "
+            'at="all" to say that the batch comes first. visual.tokens(images) and '
+            "text.tokens(ids) run a tower up to any block, and programs written for OpenAI's "
+            "package run with `import clipkit.openai as clip`"
+        )
+    return at
+
+
+def _keep(x: Tensor, at: At, tree: Prefixes | None) -> Tensor:
+    """Return the tokens of the input that `Attention` gives outputs for."""
+    if isinstance(at, str):
         return x
     if tree is not None:
         return x[at]  # (P, W) -> (R, W)
@@ -223,29 +254,53 @@ class Transformer(nn.Module):
             nn.init.normal_(block.mlp.c_fc.weight, std=(2 * self.width) ** -0.5)
             nn.init.normal_(block.mlp.c_proj.weight, std=branch_std)
 
-    def forward(
-        self, x: Tensor, at: Tensor | int | None = None, tree: Prefixes | None = None
-    ) -> Tensor:
+    def forward(self, x: Tensor, *, at: At | None = None, tree: Prefixes | None = None) -> Tensor:
         """Map tokens to tokens, or to those at `at` alone.
 
-        The values are the same. The last block leaves out what cannot reach the tokens at `at`.
+        The values are the same. The last block leaves out what cannot reach the tokens at `at`,
+        unless it has hooks.
 
         Args:
             x: (N, L, W); or with a `tree`, its P nodes (P, W).
-            at: the position to keep of each sample, the same for all or (N,); all if not given.
-                With a `tree`, the nodes to keep, (R,).
+            at: "all", or the position to keep of each sample, the same for all or (N,). With a
+                `tree`, "all" or the nodes to keep, (R,). It must be given.
             tree: prefixes, in which each node stands for a token with all that come before it.
 
         Returns:
-            (N, L, W), or (N, W) where `at` is given. With a `tree`, (P, W), or (R, W) where `at` is
-            given.
+            (N, L, W), or (N, W) for one position. With a `tree`, (P, W), or (R, W) for nodes.
+
+        Raises:
+            ConfigError: if `at` is not given, as by a program that means (L, N, W).
         """
+        at = _wanted(at)
         *blocks, last = self.resblocks
         for block in blocks:
-            x = block(x, tree=tree)
-        x = last(x, at, tree)
-        one_token_each = at is not None and tree is None
-        return x.squeeze(1) if one_token_each else x  # (N, 1, W) -> (N, W)
+            x = block(x, at="all", tree=tree)
+        if isinstance(at, str) or tree is not None:
+            return last(x, at=at, tree=tree)
+        if is_watched(last):
+            return pick(last(x, at="all"), at).squeeze(1)
+        return last(x, at=at).squeeze(1)  # (N, 1, W) -> (N, W)
+
+    def run_to(self, x: Tensor, block: int) -> Tensor:
+        """Return all tokens after a block, (N, L, W) -> (N, L, W).
+
+        Args:
+            x: tokens as the first block takes them.
+            block: its number, from 0; or from -1 for the last, backwards.
+
+        Raises:
+            ConfigError: if there is no such block.
+        """
+        count = len(self.resblocks)
+        if type(block) is not int or not -count <= block < count:
+            raise ConfigError(
+                f"there is no block {block!r} among {count}: pass 0 to {count - 1}, or -1 to "
+                f"{-count} counted from the last"
+            )
+        for module in self.resblocks[: block % count + 1]:
+            x = module(x, at="all")
+        return x
 
 
 class ImageTower(nn.Module):

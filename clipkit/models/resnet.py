@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.errors import ConfigError
+from clipkit.models.inputs import check_images
 from clipkit.models.kernels import apply_linear
 from clipkit.models.layers import ImageTower
 
@@ -153,7 +155,11 @@ class ModifiedResNet(ImageTower):
                     nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to (N, output_dim), or to a map if `attnpool` is an `Identity`."""
+        """Map (N, 3, H, W) of any float dtype to (N, output_dim).
+
+        It is a map (N, 32 x width, H / 32, W / 32) if `attnpool` is an `Identity`.
+        """
+        images = images.to(self.conv1.weight.dtype)
         if self.pixels_at_once is None:
             return self._encode(images)
         at_once = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))  # images
@@ -162,16 +168,50 @@ class ModifiedResNet(ImageTower):
         starts = range(0, len(images), at_once)
         return torch.cat([self._encode(images[start : start + at_once]) for start in starts])
 
+    def tokens(self, images: Tensor, *, stage: int = -1) -> Tensor:
+        """Return the positions of a stage's map row by row, before the attention pool.
+
+        Args:
+            images: preprocessed, (N, 3, H, W), any float dtype, any device.
+            stage: 0 to 3, or -1 for the last, which the attention pool takes.
+
+        Returns:
+            (N, rows x columns, channels), on the model's device and in its dtype.
+
+        Raises:
+            ImageError: for any other shape, or an integer dtype.
+            ConfigError: if there is no such stage.
+
+        Example:
+            tokens = model.visual.tokens(images)  # (N, 49, 2048) of RN50
+        """
+        check_images(images, self.resolution, "visual.tokens")
+        if type(stage) is not int or not -4 <= stage <= 3:
+            raise ConfigError(
+                f"there is no stage {stage!r} in a ResNet: pass 0 to 3, or -1 to -4 counted from "
+                "the last"
+            )
+        weight = self.conv1.weight
+        x = self._stem(images.to(weight.device, weight.dtype))
+        stages = (self.layer1, self.layer2, self.layer3, self.layer4)
+        for module in stages[: stage % 4 + 1]:
+            x = module(x)
+        return x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, HW, C)
+
     def _encode(self, images: Tensor) -> Tensor:
-        x = self.relu1(self.bn1(self.conv1(images)))  # (N, width / 2, H / 2, W / 2)
-        x = self.relu2(self.bn2(self.conv2(x)))
-        x = self.relu3(self.bn3(self.conv3(x)))  # (N, width, H / 2, W / 2)
-        x = self.avgpool(x)
+        x = self._stem(images)  # (N, width, H / 4, W / 4)
         x = self.layer1(x)  # (N, 4 x width, H / 4, W / 4)
         x = self.layer2(x)
         x = self.layer3(x)
         x = self.layer4(x)  # (N, 32 x width, H / 32, W / 32)
         return self.attnpool(x)
+
+    def _stem(self, images: Tensor) -> Tensor:
+        """Map (N, 3, H, W) to (N, width, H / 4, W / 4)."""
+        x = self.relu1(self.bn1(self.conv1(images)))  # (N, width / 2, H / 2, W / 2)
+        x = self.relu2(self.bn2(self.conv2(x)))
+        x = self.relu3(self.bn3(self.conv3(x)))  # (N, width, H / 2, W / 2)
+        return self.avgpool(x)
 
 
 def _make_stage(channels: int, width: int, blocks: int, stride: int) -> nn.Sequential:

@@ -1,11 +1,13 @@
 """The causal text transformer of CLIP, pooled at the end-of-text token (2103.00020)."""
 
 import torch
+import torch.fx
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.kernels import values_are_known
-from clipkit.models.layers import Transformer
+from clipkit.models.inputs import check_embeddings, check_tokens
+from clipkit.models.kernels import is_watched, values_are_known
+from clipkit.models.layers import Transformer, pick
 from clipkit.models.prefixes import cut, grow, sort_rows
 
 # Nodes of a tree that are computed at once. On a CPU more would fall out of its cache; a card needs
@@ -21,7 +23,8 @@ class TextTransformer(nn.Module):
     nothing after that token can matter, and nothing after the last one of the batch is computed.
     Without gradients only the tree of the rows' prefixes is computed (see
     `clipkit.models.prefixes`), in parts of bounded memory. While a graph is recorded, its shapes
-    must not depend on the data, and everything is computed.
+    must not depend on the data, and everything is computed. So it is where a program has put hooks
+    on the tower's parts: they see every token of every row, (N, L, W).
 
     Args:
         context_length: length of the longest row of ids.
@@ -30,7 +33,12 @@ class TextTransformer(nn.Module):
             width of its MLPs.
         output_dim: D, the width of the feature.
         end_of_text: the id of the end-of-text token; None for the highest id of each row.
+
+    Attributes:
+        text_projection: (W, D). Set it to None for features before the projection, (N, W).
     """
+
+    text_projection: nn.Parameter | None
 
     def __init__(
         self,
@@ -61,18 +69,66 @@ class TextTransformer(nn.Module):
         """Draw new embeddings and a new projection, as in CLIP. The transformer does its own."""
         nn.init.normal_(self.token_embedding.weight, std=0.02)
         nn.init.normal_(self.positional_embedding, std=0.01)
-        nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
+        if self.text_projection is not None:
+            nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Map token ids (N, L), L at most `context_length`, to features (N, output_dim)."""
+    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Tensor:
+        """Map token ids (N, L), L at most `context_length`, to features (N, output_dim).
+
+        Args:
+            tokens: ids, of which the end of text is read alone if there are `embeddings`.
+            embeddings: of the tokens, (N, L, W), in the place of those that are looked up.
+                Positions are added here.
+        """
         if not values_are_known(tokens):
-            return self._encode_rows(tokens)
-        if tokens.shape[0] > 1 and not torch.is_grad_enabled():
+            return self._encode_rows(tokens, embeddings)
+        watched = any(is_watched(part) for part in self.children())
+        if watched:
+            return self._encode_whole_rows(tokens, embeddings)
+        if embeddings is None and tokens.shape[0] > 1 and not torch.is_grad_enabled():
             return self._encode_prefixes(tokens)
         if tokens.shape[0] > 0:
-            last_end = int(self.find_ends(tokens).max())
-            tokens = tokens[:, : last_end + 1]
-        return self._encode_rows(tokens)
+            length = int(self.find_ends(tokens).max()) + 1
+            tokens = tokens[:, :length]
+            embeddings = None if embeddings is None else embeddings[:, :length]
+        return self._encode_rows(tokens, embeddings)
+
+    def tokens(
+        self,
+        ids: Tensor,
+        *,
+        embeddings: Tensor | None = None,
+        block: int = -1,
+        norm: bool = True,
+    ) -> Tensor:
+        """Return all tokens of each row after a block, those behind the end of text too.
+
+        The feature is the one at the end of text, after the last block and normed, times
+        `text_projection`; `find_ends(ids)` says where that is.
+
+        Args:
+            ids: from the model's tokenizer, (N, L) int64 or int32, any device.
+            embeddings: (N, L, W), in the place of those of `ids`. Positions are added here.
+            block: after which block, from 0; -1 is the last, -2 the one before it.
+            norm: pass each token through `ln_final`, as the tower does.
+
+        Returns:
+            (N, L, W), on the model's device and in its dtype.
+
+        Raises:
+            TokenizerError: for any other shape or dtype, or ids outside the vocabulary.
+            ConfigError: if there is no such block.
+
+        Example:
+            tokens = model.text.tokens(model.tokenizer(["a cat"]))  # (1, 77, 512) of ViT-B/32
+        """
+        check_tokens(ids, self, "text.tokens")
+        if embeddings is not None:
+            check_embeddings(embeddings, ids, self.transformer.width, "text.tokens")
+        weight = self.token_embedding.weight
+        ids = ids.to(weight.device)
+        x = self.transformer.run_to(self._embed(ids, embeddings), block)
+        return self.ln_final(x) if norm else x
 
     def find_ends(self, tokens: Tensor) -> Tensor:
         """Return the position of the end-of-text token of each row: (N, L) -> (N,) int64.
@@ -83,12 +139,22 @@ class TextTransformer(nn.Module):
             return tokens.argmax(dim=-1)
         return (tokens == self.end_of_text).int().argmax(dim=-1)  # the first of several
 
-    def _encode_rows(self, tokens: Tensor) -> Tensor:
+    def _embed(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Return the tokens as the first block takes them: (N, L) -> (N, L, W)."""
+        looked_up = self.token_embedding(tokens.to(self.token_embedding.weight.device))
+        return choose(looked_up, embeddings) + self.positional_embedding[: tokens.shape[1]]
+
+    def _encode_rows(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
         """Compute every token: (N, L) -> (N, D)."""
-        tokens = tokens.to(self.token_embedding.weight.device)
-        x = self.token_embedding(tokens) + self.positional_embedding[: tokens.shape[1]]  # (N, L, W)
-        x = self.transformer(x, at=self.find_ends(tokens))  # (N, W)
-        return self._project(x)
+        x = self._embed(tokens, embeddings)  # (N, L, W)
+        ends = self.find_ends(tokens.to(x.device))  # (N,)
+        return self._project(self.ln_final(self.transformer(x, at=ends)))
+
+    def _encode_whole_rows(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
+        """Compute every token in every part of the tower, for hooks to see: (N, L) -> (N, D)."""
+        x = self.ln_final(self.transformer(self._embed(tokens, embeddings), at="all"))  # (N, L, W)
+        ends = self.find_ends(tokens.to(x.device))  # (N,)
+        return self._project(pick(x, ends).squeeze(1))
 
     def _encode_prefixes(self, tokens: Tensor) -> Tensor:
         """Compute the tree of the rows' prefixes: (N, L) -> (N, D)."""
@@ -102,8 +168,18 @@ class TextTransformer(nn.Module):
             tree = grow(rows[start:stop], device)
             x = self.token_embedding(tree.ids) + self.positional_embedding[tree.positions]  # (P, W)
             x = self.transformer(x, at=tree.leaves, tree=tree)  # (R, W)
-            parts.append(self._project(x))
+            parts.append(self._project(self.ln_final(x)))
         return torch.cat(parts)[torch.from_numpy(places).to(device)]  # (distinct rows, D) -> (N, D)
 
     def _project(self, x: Tensor) -> Tensor:
-        return self.ln_final(x) @ self.text_projection  # (..., W) -> (..., D)
+        """Project normed tokens: (..., W) -> (..., D)."""
+        return x if self.text_projection is None else x @ self.text_projection
+
+
+@torch.fx.wrap  # so that a symbolic trace, which knows no values, leaves the choice to its caller
+def choose(looked_up: Tensor, embeddings: Tensor | None) -> Tensor:
+    """Return the embeddings that were given, on the device and in the dtype of those looked up.
+
+    Those that were looked up are returned if none were given.
+    """
+    return looked_up if embeddings is None else embeddings.to(looked_up)

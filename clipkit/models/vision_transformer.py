@@ -4,6 +4,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.config import Activation
+from clipkit.models.inputs import check_images
 from clipkit.models.kernels import Patches
 from clipkit.models.layers import ImageTower, Transformer
 
@@ -20,7 +21,12 @@ class VisionTransformer(ImageTower):
         width, layers, heads, mlp_width, activation: of the transformer; `mlp_width` is the hidden
             width of its MLPs.
         output_dim: D, the width of the feature.
+
+    Attributes:
+        proj: (W, D), the projection. Set it to None for features before the projection, (N, W).
     """
+
+    proj: nn.Parameter | None
 
     def __init__(
         self,
@@ -48,7 +54,8 @@ class VisionTransformer(ImageTower):
     def initialize(self) -> None:
         """Draw new embeddings and a new projection, as in CLIP. The transformer does its own."""
         for parameter in (self.class_embedding, self.positional_embedding, self.proj):
-            nn.init.normal_(parameter, std=self.transformer.width**-0.5)
+            if parameter is not None:
+                nn.init.normal_(parameter, std=self.transformer.width**-0.5)
 
     def embed(self, images: Tensor) -> Tensor:
         """Return the class token and the patch tokens as the first block takes them.
@@ -62,6 +69,33 @@ class VisionTransformer(ImageTower):
         return self.ln_pre(x + self.positional_embedding.to(patches.dtype))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map (N, 3, H, W) to features (N, output_dim)."""
-        x = self.transformer(self.embed(images), at=0)  # (N, W)
-        return self.ln_post(x) @ self.proj  # (N, W) -> (N, D)
+        """Map (N, 3, H, W) of any float dtype to features (N, output_dim)."""
+        x = self.embed(images.to(self.conv1.weight.dtype))  # (N, 1 + patches, W)
+        x = self.ln_post(self.transformer(x, at=0))  # (N, W)
+        return x if self.proj is None else x @ self.proj  # (N, W) -> (N, D)
+
+    def tokens(self, images: Tensor, *, block: int = -1, norm: bool = True) -> Tensor:
+        """Return all tokens after a block: the class token, then the patches row by row.
+
+        The feature is the first of them, after the last block and normed, times `proj`.
+
+        Args:
+            images: preprocessed, (N, 3, H, W), any float dtype, any device.
+            block: after which block, from 0; -1 is the last, -2 the one before it.
+            norm: pass each token through `ln_post`, as the tower does with the class token.
+
+        Returns:
+            (N, 1 + patches, W), on the model's device and in its dtype.
+
+        Raises:
+            ImageError: for any other shape, or an integer dtype.
+            ConfigError: if there is no such block.
+
+        Example:
+            tokens = model.visual.tokens(images)  # (N, 50, 768) of ViT-B/32
+            patches = tokens[:, 1:] @ model.visual.proj  # (N, 49, 512), of the texts' space
+        """
+        check_images(images, self.resolution, "visual.tokens")
+        weight = self.conv1.weight
+        x = self.transformer.run_to(self.embed(images.to(weight.device, weight.dtype)), block)
+        return self.ln_post(x) if norm else x

@@ -47,7 +47,7 @@ def read_at(model: CLIP, tokens: Tensor, position: list[int]) -> Tensor:
     """Return features with nothing left out, read at given positions."""
     text = model.text
     x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
-    x = text.ln_final(text.transformer(x))
+    x = text.ln_final(text.transformer(x, at="all"))
     return x[torch.arange(len(tokens)), torch.tensor(position)] @ text.text_projection
 
 

@@ -40,6 +40,8 @@ def test_a_new_model_is_in_training_mode_and_has_the_papers_temperature(transfor
 def test_embeddings_and_projections_start_as_in_the_paper(transformers: CLIP) -> None:
     visual, text = transformers.visual, transformers.text
     assert isinstance(visual, VisionTransformer)
+    assert visual.proj is not None
+    assert text.text_projection is not None
     assert_normal(visual.class_embedding, 128**-0.5)
     assert_normal(visual.positional_embedding, 128**-0.5)
     assert_normal(visual.proj, 128**-0.5)

@@ -139,7 +139,7 @@ def test_attention_equals_the_oracle(causal: bool) -> None:
     x = torch.randn(2, 7, 24, dtype=torch.float64, generator=random)
     ends = torch.tensor([3, 6])
     with torch.no_grad():
-        found, at_ends, at_two = attention(x), attention(x, ends), attention(x, 2)
+        found, at_ends, at_two = attention(x), attention(x, at=ends), attention(x, at=2)
     for n in range(2):
         projected = np.split(x[n].numpy() @ w["in_proj_weight"].T + w["in_proj_bias"], 3, axis=1)
         attended = attend(*projected, heads=3, causal=causal)

@@ -20,6 +20,7 @@ from tests.helpers.exact import (
     vit_of,
 )
 from tests.helpers.random_weights import assert_distinct, randomize, some_tokens
+from tests.helpers.recorded import record
 
 
 @pytest.mark.parametrize("causal", [False, True])
@@ -29,8 +30,8 @@ def test_a_pooled_transformer_equals_the_full_one(causal: bool) -> None:
     source = nn.Embedding(5 * 9, 24, dtype=torch.float64)
     x = source.weight.view(5, 9, 24)
     at: Tensor | int = torch.tensor([8, 0, 3, 7, 1]) if causal else 0
-    pooled = stack(x, at)
-    full = stack(x)[torch.arange(5), at]
+    pooled = stack(x, at=at)
+    full = stack(x, at="all")[torch.arange(5), at]
     assert pooled.shape == (5, 24)
     assert largest_difference(pooled.detach(), full.detach()) < EXACT
     by_pooled = gradients_of(pooled, stack, source)
@@ -42,13 +43,13 @@ def full_text(model: CLIP, tokens: Tensor) -> Tensor:
     """Return the features of a text tower with nothing cut: each position through each block."""
     text = model.text
     x = text.token_embedding(tokens) + text.positional_embedding[: tokens.shape[1]]
-    x = text.ln_final(text.transformer(x))
+    x = text.ln_final(text.transformer(x, at="all"))
     return x[torch.arange(len(tokens)), tokens.argmax(dim=-1)] @ text.text_projection
 
 
 def full_image(model: CLIP, images: Tensor) -> Tensor:
     visual = vit_of(model)
-    return visual.ln_post(visual.transformer(visual.embed(images)))[:, 0] @ visual.proj
+    return visual.ln_post(visual.transformer(visual.embed(images), at="all"))[:, 0] @ visual.proj
 
 
 @pytest.mark.parametrize("longest", [3, 9, CONTEXT])
@@ -74,16 +75,11 @@ def test_nothing_beyond_the_last_end_of_text_is_computed(exact_vit: CLIP) -> Non
     tokens = torch.zeros(4, CONTEXT, dtype=torch.int64)
     tokens[:, :7] = some_tokens(4, 7, VOCAB)
     seen: list[tuple[int, ...]] = []
-
-    def note(module: nn.Module, args: tuple[Tensor, ...]) -> None:
-        seen.append(args[0].shape)
-
-    modules = exact_vit.text.modules()
-    blocks = [module for module in modules if isinstance(module, ResidualAttentionBlock)]
-    hooks = [block.mlp.register_forward_pre_hook(note) for block in blocks]
-    exact_vit.encode_text(tokens)
-    for hook in hooks:
-        hook.remove()
+    model = copy.deepcopy(exact_vit)
+    blocks = [part for part in model.text.modules() if isinstance(part, ResidualAttentionBlock)]
+    for block in blocks:
+        record(block, "mlp", seen)
+    model.encode_text(tokens)
     assert seen == [(4, 7, 36), (4, 7, 36), (4, 1, 36)]
 
 

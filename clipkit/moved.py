@@ -1,0 +1,68 @@
+"""Names of OpenAI's package that clipkit's own objects lack, and what to use in their place.
+
+An alias would be worse than an error: OpenAI's transformers take (L, N, W) and clipkit's (N, L, W),
+so that a program would run on and compute other numbers.
+"""
+
+from collections.abc import Mapping
+
+from clipkit.errors import MovedNameError
+
+# Of the model.
+MODEL = {
+    "transformer": (
+        "text.tokens(ids) runs the text transformer, and text.transformer is the module, which "
+        "takes (N, L, W)"
+    ),
+    "token_embedding": (
+        "it is text.token_embedding, and encode_text(ids, embeddings=...) takes embeddings that "
+        "you have changed"
+    ),
+    "positional_embedding": "it is text.positional_embedding",
+    "ln_final": "it is text.ln_final, and text.tokens(ids) returns normed tokens",
+    "text_projection": "it is text.text_projection",
+    "attn_mask": "attention in the text tower hides later tokens by itself",
+    "build_attention_mask": "attention in the text tower hides later tokens by itself",
+    "initialize_parameters": "a new CLIP(config) is initialized, and each tower has initialize()",
+    "input_resolution": "it is visual.input_resolution",
+}
+
+# Of the package.
+PACKAGE = {
+    "model": "CLIP is clipkit.CLIP",
+    "simple_tokenizer": "the tokenizer is clipkit.Tokenizer",
+    "build_model": "clipkit.load(path) and model.load_state_dict(weights) take OpenAI's weights",
+    "convert_weights": "clipkit.load(name, dtype=torch.float16) loads a model in half precision",
+    "_MODELS": "clipkit.available_models() and clipkit.list_models() list names",
+    "_download": "clipkit.load(name) downloads",
+    "_transform": "clipkit.Preprocess(resolution) makes the transform",
+    "_convert_image_to_rgb": "clipkit.Preprocess(resolution) makes the transform",
+    "_tokenizer": "model.tokenizer is the tokenizer",
+    "SimpleTokenizer": "the tokenizer is clipkit.Tokenizer",
+}
+
+# Of its module `clip`, which is where the package's functions are.
+MODULE = PACKAGE | {
+    "tokenize": "it is clipkit.tokenize",
+    "available_models": "it is clipkit.available_models",
+}
+
+# Of the preprocessing.
+PREPROCESS = {
+    "transforms": "model.preprocess can be set to any Compose of your own",
+}
+
+
+def moved(owner: str, name: str, table: Mapping[str, str]) -> MovedNameError:
+    """Return the error for a name of OpenAI's that `owner` lacks.
+
+    Args:
+        owner: what was asked, in words.
+        name: what it was asked for.
+        table: one of this module's.
+    """
+    return MovedNameError(
+        f"{owner} has no {name!r}, which OpenAI's package has: {table[name]}. Programs written for "
+        "that package run with `import clipkit.openai as clip`",
+        name=name,
+    )
