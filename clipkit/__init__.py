@@ -96,9 +96,8 @@ __all__ = [
     "zero_shot_weights",
 ]
 
-if (
-    not typing.TYPE_CHECKING
-):  # a type checker would take every misspelt name for one of the package's
+# A type checker would take every misspelt name for one of the package's.
+if not typing.TYPE_CHECKING:
 
     def __getattr__(name: str) -> typing.NoReturn:
         """Say where a name of OpenAI's package is, if there is no such name here."""

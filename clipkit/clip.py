@@ -294,7 +294,8 @@ def load(
     return model, model.preprocess
 
 
-if not TYPE_CHECKING:  # as in `clipkit`
+# As in `clipkit`.
+if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> NoReturn:
         """Say where a name of OpenAI's module `clip` is, if there is no such name here."""

@@ -89,12 +89,13 @@ def test_a_resnet_is_taken_with_its_statistics(layout: str) -> None:
 
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_a_model_inside_another_module_is_taken_too(source: CLIP, layout: str) -> None:
-    outer = nn.ModuleDict({"clip": other_weights(source), "head": nn.Linear(16, 3)})
+    clip, head = other_weights(source), nn.Linear(16, 3)
+    outer = nn.ModuleDict({"clip": clip, "head": head})
     state = {f"clip.{name}": value for name, value in in_layout(source, layout).items()}
     state |= {"head.weight": torch.ones(3, 16), "head.bias": torch.ones(3)}
     outer.load_state_dict(state)
-    assert_same_weights(outer["clip"], source)
-    assert torch.equal(outer["head"].bias, torch.ones(3))
+    assert_same_weights(clip, source)
+    assert torch.equal(head.bias, torch.ones(3))
 
 
 def test_a_compiled_and_a_copied_model_take_every_layout(source: CLIP) -> None:

@@ -84,8 +84,9 @@ def test_a_block_that_is_not_there_is_refused(block: Any) -> None:
 
 @pytest.mark.parametrize("stage", [4, -5, "layer1", True])
 def test_a_stage_that_is_not_there_is_refused(stage: Any) -> None:
+    resnet: Any = make_resnet()
     with pytest.raises(ConfigError, match="no stage .* pass 0 to 3"):
-        make_resnet().visual.tokens(make_inputs("resnet"), stage=stage)
+        resnet.visual.tokens(make_inputs("resnet"), stage=stage)
 
 
 def test_wrong_inputs_are_refused_by_name() -> None:
