@@ -112,7 +112,9 @@ def load(
             anything that `clipkit.load` takes: "tiny", other published names, hub ids, folders,
             files. No code from any of them is run.
         device: where to put the model; CUDA if there is one, else the CPU.
-        jit: accepted, with a warning: the result is the ordinary module either way.
+        jit: accepted, with a warning: the result is the ordinary module either way. Like those of
+            OpenAI's archives it then has `input_resolution`, `context_length` and `vocab_size` as
+            tensors.
         download_root: where downloads are kept; `~/.cache/clip` for OpenAI's archives.
 
     Returns:
@@ -138,7 +140,20 @@ def load(
         model.float()
     else:
         convert_weights(model)
+    if jit:
+        _add_scalars(model)
     return model.to(place), transform
+
+
+def _add_scalars(model: CLIP) -> None:
+    """Let a model have sizes as tensors, as OpenAI's archives have: programs call `item()`."""
+    sizes = {
+        "input_resolution": model.visual.input_resolution,
+        "context_length": model.context_length,
+        "vocab_size": model.vocab_size,
+    }
+    for name, size in sizes.items():
+        setattr(model, name, torch.tensor(size))
 
 
 def _read(

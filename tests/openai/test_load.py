@@ -128,6 +128,13 @@ def test_jit_is_accepted_and_says_what_it_gives() -> None:
     with pytest.warns(UserWarning, match="jit=True gives the ordinary module"):
         model, _ = clip.load("tiny", "cpu", jit=True)
     assert isinstance(model, parts.CLIP)
+    sizes: list[Any] = [
+        getattr(model, name) for name in ("input_resolution", "context_length", "vocab_size")
+    ]
+    assert [size.item() for size in sizes] == [96, 77, 49408]
+    assert clip.tokenize("a dog", sizes[1]).shape == (1, 77)
+    assert model.build_attention_mask().shape == (77, 77)
+    assert model.state_dict().keys() == clip.load("tiny", "cpu")[0].state_dict().keys()
 
 
 def test_arguments_may_be_given_by_name(tmp_path: Path) -> None:

@@ -143,7 +143,9 @@ def test_parts_are_of_these_classes(vit: CLIP) -> None:
     assert isinstance(block.mlp, nn.Sequential)
     assert isinstance(block.mlp.get_submodule("gelu"), QuickGELU)
     assert isinstance(vit.transformer.resblocks, nn.Sequential)
-    assert isinstance(vit.ln_final, LayerNorm)
+    norms = [module for module in vit.modules() if isinstance(module, nn.LayerNorm)]
+    assert {type(norm) for norm in norms} == {LayerNorm}
+    assert len(norms) == 3 + 2 * 4
     assert isinstance(vit.token_embedding, nn.Embedding)
 
 
@@ -199,6 +201,7 @@ def test_norms_compute_in_float32() -> None:
     norm, x = LayerNorm(512), 300 * torch.randn(2, 512)
     expected = nn.functional.layer_norm(x.half().float(), (512,)).half()
     assert torch.equal(norm(x.half()), expected)
+    assert torch.equal(norm(x.double()), norm(x).double())  # whose weights are float32
 
 
 def test_build_model_leaves_the_state_dict_as_it_is(vit: CLIP) -> None:
