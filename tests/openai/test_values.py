@@ -61,6 +61,18 @@ def test_features_are_the_same_with_gradients(model: CLIP) -> None:
     torch.testing.assert_close(model.encode_text(ids), expected[1], **CLOSE)
 
 
+@torch.no_grad()
+def test_images_of_another_dtype_are_cast(model: CLIP) -> None:
+    images = images_for(model)
+    assert torch.equal(model.encode_image(images.double()), model.encode_image(images))
+
+
+@torch.no_grad()
+def test_the_resnet_itself_casts_its_images_too(resnet: CLIP) -> None:
+    images = images_for(resnet)
+    assert torch.equal(resnet.visual(images.double()), resnet.visual(images))
+
+
 def tokens_of(count: int, length: int, width: int = 128) -> Tensor:
     """Return tokens (length, count, width)."""
     random = torch.Generator().manual_seed(3)
