@@ -164,7 +164,9 @@ def _read(
         try:
             path = _download(_MODELS[name], download_root or os.path.expanduser(hub.OPENAI_CACHE))
         except DownloadError:
-            pass  # the hub has the same weights, and its error tells of both
+            if registry.find(name) is None:  # a program's own
+                raise
+            # The hub has the same weights, and its error tells of both.
         else:
             return _read_archive(path)
     elif os.path.isfile(name):

@@ -195,6 +195,15 @@ def test_without_the_archive_the_hub_is_asked(
     assert asked == ["timm/resnet50_clip.openai"]
 
 
+def test_an_address_that_a_program_adds_counts(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(clip.clip._MODELS, "mine", f"https://there/{'0' * 64}/mine.pt")
+    assert clip.available_models() == [*NAMES, "mine"]
+    with pytest.raises(DownloadError, match="no good copy of https://there/0+/mine"):
+        clip.load("mine", "cpu", download_root=tmp_path)
+
+
 # What is refused.
 
 
