@@ -85,6 +85,12 @@ def test_weights_go_to_clipkit_and_back(model: CLIP) -> None:
     assert_same_weights(back.state_dict(), model.state_dict())
 
 
+def test_clipkits_own_model_takes_the_state_dict_as_it_is(model: CLIP) -> None:
+    other = clipkit.CLIP(config_of(to_canonical(model.state_dict()))).eval()
+    other.load_state_dict(model.state_dict())
+    assert_alike(model, other, images_for(model))
+
+
 def test_both_libraries_read_a_half_file_of_clipkit_openai_alike(
     model: CLIP, tmp_path: Path
 ) -> None:
