@@ -4,6 +4,7 @@ from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.fx import Proxy
 
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError, ImageError, TokenizerError
@@ -48,6 +49,8 @@ def check_images(image: object, resolution: tuple[int, int], caller: str = "enco
     """
     height, width = resolution
     needed = f"{caller} needs a float tensor of shape (N, 3, {height}, {width}), not "
+    if isinstance(image, Proxy):  # in a symbolic trace there is nothing to check
+        return
     if not isinstance(image, Tensor):
         raise ImageError(
             f"{needed}{_describe(image)}: model.embed_images([...]) takes paths and images, and "
@@ -73,6 +76,8 @@ def check_tokens(text: object, sizes: TextSizes, caller: str = "encode_text") ->
     """
     length = sizes.context_length
     needed = f"{caller} needs int64 or int32 token ids of shape (N, 1 to {length}), not "
+    if isinstance(text, Proxy):
+        return
     if not isinstance(text, Tensor):
         raise TokenizerError(
             f"{needed}{_describe(text)}: model.embed_texts([...]) takes texts, and "

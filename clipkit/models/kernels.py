@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd import forward_ad
+from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as dispatch
 
@@ -114,13 +115,18 @@ def is_hooked(layer: nn.Module) -> bool:
     return bool(_is_hooked_everywhere()) or "forward" in vars(layer)
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Return whether a program has put hooks on a module or on a part of it.
+def is_watched(module: nn.Module, x: Tensor) -> bool:
+    """Return whether a program looks at what passes a module or its parts.
 
-    Such a program is shown every token. Hooks on all modules of the process are of profilers, which
-    are to see the work as it is done.
+    It does by hooks, or by a symbolic trace, from which torchvision's feature extractors take any
+    module's output. Such a program is shown every token. Hooks on all modules of the process are
+    those of profilers, which are to see the work as it is done.
+
+    Args:
+        module: whose parts may be looked at.
+        x: what the module is given.
     """
-    return any(map(_has_hooks, module.modules()))
+    return isinstance(x, Proxy) or any(map(_has_hooks, module.modules()))
 
 
 def _has_hooks(module: nn.Module) -> bool:

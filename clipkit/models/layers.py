@@ -3,7 +3,8 @@
 A pooled tower keeps one token of each sample. Its last block therefore computes only keys and
 values of the other tokens: one query attends to all of them, and one token passes the MLP. The
 skipped work could not have reached the output, so the result is exact. Where a program has put
-hooks on that block, all tokens pass it, as a hook may want any of them.
+hooks on that block, all tokens pass it, as a hook may want any of them; so they do in a symbolic
+trace.
 """
 
 from typing import Any, Literal, TypeAlias
@@ -278,7 +279,7 @@ class Transformer(nn.Module):
             x = block(x, at="all", tree=tree)
         if isinstance(at, str) or tree is not None:
             return last(x, at=at, tree=tree)
-        if is_watched(last):
+        if is_watched(last, x):
             return pick(last(x, at="all"), at).squeeze(1)
         return last(x, at=at).squeeze(1)  # (N, 1, W) -> (N, W)
 

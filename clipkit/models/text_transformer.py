@@ -80,11 +80,10 @@ class TextTransformer(nn.Module):
             embeddings: of the tokens, (N, L, W), in the place of those that are looked up.
                 Positions are added here.
         """
+        if any(is_watched(part, tokens) for part in self.children()):
+            return self._encode_whole_rows(tokens, embeddings)
         if not values_are_known(tokens):
             return self._encode_rows(tokens, embeddings)
-        watched = any(is_watched(part) for part in self.children())
-        if watched:
-            return self._encode_whole_rows(tokens, embeddings)
         if embeddings is None and tokens.shape[0] > 1 and not torch.is_grad_enabled():
             return self._encode_prefixes(tokens)
         if tokens.shape[0] > 0:

@@ -5,11 +5,13 @@
 
 import math
 from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.fx import Proxy
 
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
@@ -126,7 +128,7 @@ class TwoTowers(nn.Module):
         """
         image_features = self.encode_image(image)
         text_features = self.encode_text(text)
-        with torch.autocast(self.device.type, enabled=False):
+        with _without_autocast(image_features):
             image_features = F.normalize(image_features.float(), dim=-1)
             text_features = F.normalize(text_features.float(), dim=-1)
             scale = self.logit_scale.float().exp()
@@ -161,3 +163,10 @@ class TwoTowers(nn.Module):
                 f"packed weights stay {self.dtype} on the CPU: move or cast the model it is of"
             )
         return self
+
+
+def _without_autocast(features: Tensor) -> AbstractContextManager[object]:
+    """Return a context in which products keep their dtype. A symbolic trace records none."""
+    if isinstance(features, Proxy):
+        return nullcontext()
+    return torch.autocast(features.device.type, enabled=False)

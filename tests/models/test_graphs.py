@@ -10,7 +10,14 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit import CLIP
-from tests.helpers.towers import NAMES, make_inputs, make_tower, make_vit
+from tests.helpers.towers import (
+    NAMES,
+    TowerName,
+    make_inputs,
+    make_resnet,
+    make_tower,
+    make_vit,
+)
 
 Tower = tuple[nn.Module, Tensor]
 IMAGES = make_inputs("vit")
@@ -84,11 +91,23 @@ def test_symbolic_traces_compute_the_same(tower: Tower, gradients: bool) -> None
             assert_close(traced(example[:n]), module(example[:n]))
 
 
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_a_whole_model_is_traced_symbolically(kind: TowerName) -> None:
+    model = make_vit() if kind == "vit" else make_resnet()
+    images = make_inputs(kind)
+    traced = torch.fx.symbolic_trace(model)
+    for n in (1, 7):
+        per_image, per_text = traced(images[:n], TOKENS)
+        assert_close(per_image, model(images[:n], TOKENS)[0])
+        assert_close(per_text, model(images[:n], TOKENS)[1])
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_torchvision_extracts_the_features_of_layers(vit: CLIP, gradients: bool) -> None:
     nodes = {
         "transformer.resblocks.0": "block",
         "transformer.resblocks.0.mlp.c_fc": "hidden",
+        "transformer.resblocks.1": "last",
         "ln_post": "pooled",
     }
     expected: dict[str, Tensor] = {}
@@ -121,6 +140,26 @@ def test_flops_are_counted_with_and_without_gradients(tower: Tower) -> None:
             module(example[:1])
         counts.append(counter.get_total_flops())
     assert counts[0] == counts[1] > 0
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_flops_are_those_of_the_products(vit: CLIP, gradients: bool) -> None:
+    """By hand, for one image. The counter knows nothing of attention's own kernel on a CPU."""
+    width, hidden, length, patches = 32, 128, 5, 4
+    in_projection = 2 * length * width * 3 * width  # of queries, keys and values
+    rest_of_a_token = 2 * width * width + 4 * width * hidden  # the output projection, and the MLP
+    expected = (
+        2 * patches * (3 * 16 * 16) * width
+        + (in_projection + length * rest_of_a_token)  # the first block
+        + (in_projection + rest_of_a_token)  # the last, of which one token goes on
+        + 2 * width * 16  # to the feature
+    )
+    counter = FlopCounterMode(display=False)
+    with torch.set_grad_enabled(gradients), counter:
+        vit.visual(IMAGES[:1])
+    counted = counter.get_flop_counts()["Global"]
+    products = [torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm]
+    assert sum(counted.get(product, 0) for product in products) == expected
 
 
 @pytest.mark.filterwarnings("ignore:There is a performance drop")  # torch's attention has no rule

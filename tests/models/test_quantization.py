@@ -1,6 +1,8 @@
-"""Torch's dynamic quantization finds the linear layers, as they are of torch's own class."""
+"""Quantizers find the linear layers of both towers, as they are of torch's own class."""
 
+import copy
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -8,7 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from clipkit import CLIP
-from tests.helpers.towers import make_inputs, make_resnet, make_vit
+from tests.helpers.towers import TowerName, make_inputs, make_resnet, make_vit
 
 quantization = pytest.importorskip("torch.ao.quantization")
 
@@ -62,3 +64,28 @@ def test_a_quantized_model_can_be_optimized() -> None:
     with torch.no_grad():
         expected = quantized.encode_image(images)
         torch.testing.assert_close(fast.encode_image(images), expected, rtol=0, atol=0.05)
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_torchao_quantizes_the_linear_layers(kind: TowerName, gradients: bool) -> None:
+    """Where it is installed. Its weights are tensors of a class that oneDNN's ops know not."""
+    torchao: Any = pytest.importorskip("torchao.quantization")
+    model = make_vit() if kind == "vit" else make_resnet()
+    quantized = copy.deepcopy(model)
+    torchao.quantize_(quantized, torchao.Int8WeightOnlyConfig())
+    changed = [
+        name.removesuffix(".weight")
+        for name, weight in quantized.named_parameters()
+        if type(weight) not in (torch.Tensor, nn.Parameter)
+    ]
+    assert changed == linear_layers(model)
+    images, tokens = make_inputs(kind), make_inputs("text")
+    with torch.set_grad_enabled(gradients):
+        pairs = [
+            (quantized.encode_image(images), model.encode_image(images)),
+            (quantized.encode_text(tokens), model.encode_text(tokens)),
+        ]
+    for found, expected in pairs:
+        assert not torch.equal(found, expected)
+        assert F.cosine_similarity(found, expected).min() > 0.99
