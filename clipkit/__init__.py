@@ -25,6 +25,7 @@ from clipkit.data.preprocess import Preprocess
 from clipkit.encode.embed import Features, embed_images, embed_texts
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ClipkitError
+from clipkit.models.low_rank import lora, merge_lora
 from clipkit.prompts import PromptSet, prompt_set, prompt_sets
 from clipkit.tokenizer import Tokenizer, tokenize
 from clipkit.training.batches import Augment, Batch, PairBatches
@@ -84,6 +85,8 @@ __all__ = [
     "list_models",
     "load",
     "load_features",
+    "lora",
+    "merge_lora",
     "prompt_set",
     "prompt_sets",
     "read_folder",

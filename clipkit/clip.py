@@ -5,7 +5,6 @@
 
 import os
 from collections.abc import Callable, Iterable
-from copy import deepcopy
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -24,6 +23,7 @@ from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
 from clipkit.models.fast import make_fast
+from clipkit.models.low_rank import has_changes, merge_lora
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
 from clipkit.moved import MODULE, moved
@@ -113,6 +113,8 @@ class CLIP(TwoTowers):
     ) -> None:
         """Write the model into a folder that `load` reads back bit for bit.
 
+        Low-rank changes from `clipkit.lora` are merged into the weights.
+
         The folder gets weights, config, preprocessing and, where it is not CLIP's own, the
         tokenizer. A preprocessing that is no `Preprocess` is code, which cannot be written: `load`
         will then ask for it.
@@ -128,12 +130,13 @@ class CLIP(TwoTowers):
                 folder has weights that `load` would take instead.
         """
         self.check_original("save")
+        weights = merge_lora(self).state_dict() if has_changes(self) else self.state_dict()
         config = self.config
         if layout != "clipkit":  # the other layouts have one place for a preprocessing
             config = absorb_preprocess(config, self.preprocess)
         save_checkpoint(
             config,
-            self.state_dict(),
+            weights,
             self._tokenizer,
             folder,
             layout=layout,
@@ -160,7 +163,7 @@ class CLIP(TwoTowers):
             packed weights it has no gradients, takes no autocast, and keeps its device and dtype.
         """
         self.check_original("optimize")
-        copy = deepcopy(self).eval().requires_grad_(False)
+        copy = merge_lora(self).eval().requires_grad_(False)
         copy.optimizations = make_fast(copy.visual, copy.text, compile=compile)
         copy.is_optimized = True
         return copy

@@ -58,6 +58,8 @@ class Attention(nn.Module):
         self.in_proj_weight = nn.Parameter(torch.empty(3 * width, width))  # rows: q, then k, then v
         self.in_proj_bias = nn.Parameter(torch.zeros(3 * width))
         self.out_proj = nn.Linear(width, width)
+        # What `clipkit.lora` adds: it maps (..., W) to (..., 3W).
+        self.change: nn.Module | None = None
 
     def forward(self, x: Tensor, *, at: At = "all", tree: Prefixes | None = None) -> Tensor:
         """Return what each token gathers from the tokens that it attends to.
@@ -72,6 +74,8 @@ class Attention(nn.Module):
             (N, L, W), or (N, 1, W) for one position. With a `tree`, (P, W), or (R, W) for nodes.
         """
         qkv = linear(x, self.in_proj_weight, self.in_proj_bias)  # (..., W) -> (..., 3W)
+        if self.change is not None:
+            qkv = qkv + self.change(x)
         if tree is not None:
             attended = self._attend_in_tree(qkv, tree, at)
         elif isinstance(at, str):
