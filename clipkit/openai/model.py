@@ -20,7 +20,13 @@ from clipkit.checkpoints import layouts
 from clipkit.config import Activation
 from clipkit.errors import StateDictMismatchError
 from clipkit.models.layers import ACTIVATIONS, QuickGELU
-from clipkit.openai.build import HEAD_WIDTH, arguments_of, config_of, with_counters
+from clipkit.openai.build import (
+    HEAD_WIDTH,
+    SettingError,
+    arguments_of,
+    config_of,
+    with_counters,
+)
 from clipkit.openai.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 
 __all__ = [
@@ -218,8 +224,14 @@ class CLIP(nn.Module):
         super().__init__()
         self.context_length = context_length
         self.visual: ModifiedResNet | VisionTransformer
-        if isinstance(vision_layers, int):
-            assert vision_patch_size is not None
+        if isinstance(vision_layers, Sequence):
+            heads = vision_width * 32 // vision_head_width
+            self.visual = ModifiedResNet(
+                vision_layers, embed_dim, heads, image_resolution, vision_width
+            )
+        else:
+            if vision_patch_size is None:
+                raise SettingError("a vision transformer needs a vision_patch_size, not None")
             self.visual = VisionTransformer(
                 image_resolution,
                 vision_patch_size,
@@ -229,11 +241,6 @@ class CLIP(nn.Module):
                 embed_dim,
                 mlp_width=vision_mlp_width,
                 activation=vision_activation,
-            )
-        else:
-            heads = vision_width * 32 // vision_head_width
-            self.visual = ModifiedResNet(
-                vision_layers, embed_dim, heads, image_resolution, vision_width
             )
         self.transformer = Transformer(
             transformer_width,
@@ -264,14 +271,14 @@ class CLIP(nn.Module):
                 nn.init.zeros_(module.bn3.weight)
         width = self.transformer.width
         branch_std = width**-0.5 * (2 * self.transformer.layers) ** -0.5
-        for block in self.transformer.resblocks:
-            assert isinstance(block, ResidualAttentionBlock)
-            fc, proj = block.mlp.get_submodule("c_fc"), block.mlp.get_submodule("c_proj")
-            nn.init.normal_(block.attn.in_proj_weight, std=width**-0.5)
-            nn.init.normal_(block.attn.out_proj.weight, std=branch_std)
-            nn.init.normal_(fc.get_parameter("weight"), std=(2 * width) ** -0.5)
-            nn.init.normal_(proj.get_parameter("weight"), std=branch_std)
-        nn.init.normal_(self.text_projection, std=width**-0.5)
+        for block in self.transformer.resblocks:  # which may be a program's own
+            nn.init.normal_(block.get_parameter("attn.in_proj_weight"), std=width**-0.5)
+            nn.init.normal_(block.get_parameter("attn.out_proj.weight"), std=branch_std)
+            nn.init.normal_(block.get_parameter("mlp.c_fc.weight"), std=(2 * width) ** -0.5)
+            nn.init.normal_(block.get_parameter("mlp.c_proj.weight"), std=branch_std)
+        projection = getattr(self, "text_projection", None)
+        if isinstance(projection, Tensor):  # programs set it to None
+            nn.init.normal_(projection, std=width**-0.5)
 
     def build_attention_mask(self) -> Tensor:
         """Return the causal mask (L, L): 0 for tokens that are seen, -inf for later ones."""

@@ -47,6 +47,12 @@ def test_preprocess_gives_the_bits_of_clipkit(
     assert torch.equal(compose(image), preprocess(image))
 
 
+def test_the_transform_of_openais_models_is_clipkits_default() -> None:
+    compose: Any = clip.clip._transform(32)
+    expected = Preprocess((32, 32), PreprocessConfig())
+    assert torch.equal(compose(photo()), expected(photo()))
+
+
 def test_an_image_with_alpha_loses_it_as_in_openais() -> None:
     image = photo(size=(32, 32))
     image.putalpha(0)

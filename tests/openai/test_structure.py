@@ -257,6 +257,23 @@ def test_bottlenecks_begin_as_the_identity() -> None:
     assert [float(value.detach().abs().max()) for value in last] == [1.0, *[0.0] * 5]
 
 
+def test_parts_that_a_program_took_out_are_not_initialized() -> None:
+    model: Any = CLIP(32, 64, (1, 1, 1, 1), 16, None, *TEXT)
+    model.visual.attnpool = None
+    model.text_projection = None
+    model.transformer.resblocks[0] = nn.TransformerDecoderLayer(128, 2)
+    model.transformer.resblocks[0].attn = nn.MultiheadAttention(128, 2)
+    model.transformer.resblocks[0].mlp = make_vit().get_submodule("transformer.resblocks.0.mlp")
+    before = model.token_embedding.weight.clone()
+    model.initialize_parameters()
+    assert not torch.equal(model.token_embedding.weight, before)
+
+
+def test_a_vit_without_a_patch_size_is_refused() -> None:
+    with pytest.raises(RuntimeError, match="needs a vision_patch_size, not None"):
+        CLIP(32, 48, 2, 128, None, *TEXT)
+
+
 def test_the_module_has_every_name_of_openais() -> None:
     names = "Bottleneck AttentionPool2d ModifiedResNet LayerNorm QuickGELU ResidualAttentionBlock "
     names += "Transformer VisionTransformer CLIP convert_weights build_model"
