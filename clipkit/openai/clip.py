@@ -6,7 +6,7 @@
 import os
 import re
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from operator import index
 from typing import cast
 
@@ -168,17 +168,23 @@ def _read(
                 raise
             # The hub has the same weights, and its error tells of both.
         else:
-            return _read_archive(path)
+            return _read_bare(path, read_weights(path, mapped=True))
     elif os.path.isfile(name):
         source = resolve(name, needs_config=False)
-        if source.config is None and not read_run_config(source.weights):
-            return _read_archive(os.fspath(source.weights))
+        if source.config is None:
+            weights = read_weights(source.weights, mapped=True)
+            if not read_run_config(source.weights):
+                return _read_bare(os.fspath(source.weights), weights)
     return _read_checkpoint(name, download_root)
 
 
-def _read_archive(path: str) -> tuple[CLIP, Compose]:
-    """Build the model of a file without a config, which says by its layout that it is OpenAI's."""
-    weights = read_weights(path, mapped=True)  # they are copied into the model
+def _read_bare(path: str, weights: Mapping[str, Tensor]) -> tuple[CLIP, Compose]:
+    """Build the model of a file without a config, which says by its layout that it is OpenAI's.
+
+    Args:
+        path: of the file.
+        weights: what it holds. They are copied into the model.
+    """
     try:
         if layouts.detect(weights) != "openai":
             raise UnsupportedCheckpointError(

@@ -97,6 +97,28 @@ def test_a_state_dict_is_loaded_by_way_of_half_precision_as_openai_does(tmp_path
     assert preprocess.transforms[1].size == (48, 48)
 
 
+def test_a_file_beside_its_config_is_what_the_config_says(tmp_path: Path) -> None:
+    random_clip(VIT).save_pretrained(tmp_path, layout="open_clip")
+    model, preprocess = clip.load(tmp_path / "open_clip_model.safetensors", "cpu")
+    assert isinstance(model.get_submodule("transformer.resblocks.0.mlp.gelu"), torch.nn.GELU)
+    assert model.get_submodule("transformer.resblocks.0.attn").num_heads == 2
+    assert preprocess.transforms[0].size == [48, 48]
+
+
+def test_a_checkpoint_of_training_is_what_its_own_config_says(tmp_path: Path) -> None:
+    path = tmp_path / "checkpoint.pt"
+    torch.save({"identity": [VIT.to_dict()], "model": random_clip(VIT).state_dict()}, path)
+    model, _ = clip.load(path, "cpu")
+    assert model.get_submodule("transformer.resblocks.0.attn").num_heads == 2
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 and no more", b"<html>"])
+def test_a_damaged_file_is_named(content: bytes, tmp_path: Path) -> None:
+    (tmp_path / "damaged.pt").write_bytes(content)
+    with pytest.raises(CorruptCheckpointError, match=r"damaged\.pt"):
+        clip.load(tmp_path / "damaged.pt", "cpu")
+
+
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
 def test_prefixes_of_training_loops_are_taken_off(prefix: str, tmp_path: Path) -> None:
     vit = make_vit()
