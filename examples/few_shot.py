@@ -46,6 +46,8 @@ NAMES = [
     "cache_finetuned",
     "gaussian",
     "linear_probe",
+    "lp_plus_plus",
+    "proker",
     "anchored",
 ]
 PLOTTED = [name for name in NAMES if name not in ("prompt_weights", "cache")]

@@ -26,6 +26,8 @@ from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import FeatureRows, given_features
 from clipkit.classify.labels import Labels, check_range, class_indices, read_labels
 from clipkit.classify.linear_probe import linear_probe
+from clipkit.classify.lp_plus_plus import lp_plus_plus
+from clipkit.classify.proker import proker
 from clipkit.classify.prompt_weights import prompt_weights
 from clipkit.encode.embed import Features
 from clipkit.errors import ConfigError, DataError
@@ -44,6 +46,8 @@ Method = Literal[
     "gaussian",
     "cache",
     "cache_finetuned",
+    "lp_plus_plus",
+    "proker",
 ]
 
 # The function of each method: (features, labels, zero_shot, generator, *, options) -> Fitted.
@@ -56,6 +60,8 @@ METHODS: dict[Method, Callable[..., Fitted]] = {
     "gaussian": gaussian,
     "cache": cache,
     "cache_finetuned": cache_finetuned,
+    "lp_plus_plus": lp_plus_plus,
+    "proker": proker,
 }
 
 
@@ -139,12 +145,13 @@ def fit_head(
         zero_shot: where to start. It is not changed, and the fit runs on its device.
         method: a key of `METHODS`.
         seed: of the folds and of all that is drawn.
-        strength: of the penalty towards zero-shot, above 0, for `anchored`.
+        strength: of the pull to zero-shot, above 0, for `anchored` and `proker`.
         C: of the cross-entropy against the squared weights, above 0, for `linear_probe`.
         alpha: of the added logits, for `gaussian` and `cache`.
-        beta: how near an image must be to count, for `cache`.
-        epochs: from 0, for `zero_shot_linear`, `random_linear` and `cache_finetuned`.
-        lr: learning rate, from 0, for the same three.
+        beta: how near an image must be to count, for `cache` and `proker`.
+        epochs: from 0, for `zero_shot_linear`, `random_linear`, `cache_finetuned` and
+            `lp_plus_plus`.
+        lr: learning rate, from 0, for the first three of them.
         sgd_batch_size: images in a step, from 1, for `zero_shot_linear` and `random_linear`.
         captions: (C, K, D), features of the prompts. `prompt_weights` needs it, and no other method
             takes it.

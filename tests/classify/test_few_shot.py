@@ -34,11 +34,11 @@ pytestmark = pytest.mark.usefixtures("quick_fits")
 
 # The methods that take each option.
 TAKERS: dict[str, list[str]] = {
-    "strength": ["anchored"],
+    "strength": ["anchored", "proker"],
     "C": ["linear_probe"],
     "alpha": ["gaussian", "cache"],
-    "beta": ["cache"],
-    "epochs": ["zero_shot_linear", "random_linear", "cache_finetuned"],
+    "beta": ["cache", "proker"],
+    "epochs": ["zero_shot_linear", "random_linear", "cache_finetuned", "lp_plus_plus"],
     "lr": ["zero_shot_linear", "random_linear", "cache_finetuned"],
     "sgd_batch_size": ["zero_shot_linear", "random_linear"],
     "captions": ["prompt_weights"],

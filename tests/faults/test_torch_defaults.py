@@ -55,6 +55,8 @@ QUICK: dict[str, dict[str, Any]] = {
     "zero_shot_linear": {"epochs": 2},
     "random_linear": {"epochs": 2},
     "cache_finetuned": {"epochs": 2},
+    "lp_plus_plus": {"epochs": 2},
+    "proker": {"strength": 0.1, "beta": 1.0},
 }
 
 
