@@ -128,6 +128,7 @@ def test_the_default_file_has_the_form_of_openais(
 def test_the_functions_beside_the_class() -> None:
     assert simple_tokenizer.get_pairs("abca") == {("a", "b"), ("b", "c"), ("c", "a")}
     assert simple_tokenizer.basic_clean(" &amp;lt; caf\u0065\u0301 ") == "< café"
+    assert simple_tokenizer.basic_clean("<b> &amp;lt;") == "<b> <"  # ftfy leaves it beside a tag
     assert simple_tokenizer.whitespace_clean(" a \n\t b ") == "a b"
     assert len(simple_tokenizer.bytes_to_unicode()) == 256
 
