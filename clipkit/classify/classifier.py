@@ -1,6 +1,5 @@
 """`ImageClassifier`: a CLIP, a head and its labels, from zero-shot to fitted, saved as one."""
 
-import logging
 import os
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
@@ -9,14 +8,23 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from clipkit.classify.export import export
-from clipkit.classify.few_shot import Method, check_options, fit_head
-from clipkit.classify.folder import MODEL, Parts, as_path, load_parts, save_parts
+from clipkit.classify.adapt import adapted_head
+from clipkit.classify.few_shot import Method, check_options
+from clipkit.classify.fit_support import fit_support
+from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
 from clipkit.classify.heads import CosineHead, Head
-from clipkit.classify.inputs import LabeledInputs, Reading, SupportSet, support_set
-from clipkit.classify.labels import Labels, show
+from clipkit.classify.inputs import (
+    Inputs,
+    LabeledInputs,
+    Reading,
+    SupportSet,
+    features_and_paths,
+    support_set,
+)
+from clipkit.classify.labels import Labels
+from clipkit.classify.prediction import Prediction, make_predictions
 from clipkit.classify.predictor import Predictor
-from clipkit.classify.seen import SEEN, count_seen, marks_of
+from clipkit.classify.seen import SEEN, count_seen
 from clipkit.classify.words import describe, describe_as_html
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
@@ -31,8 +39,6 @@ from clipkit.prompts import (
     check_templates,
     render,
 )
-
-_LOG = logging.getLogger("clipkit")
 
 
 class ImageClassifier(Predictor):
@@ -228,6 +234,53 @@ class ImageClassifier(Predictor):
             self.provenance["counts"] = cast("list[Any]", counts) + [0] * len(labels)
         return self
 
+    def adapt(
+        self,
+        unlabelled: Inputs,
+        *,
+        anchor: float = 1.0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> "tuple[ImageClassifier, list[Prediction]]":
+        """Adapt to a batch of images without labels (StatA, 2501.03729); this one stays as it is.
+
+        What comes out depends on the whole batch, since its images are assigned to classes
+        together: the same image can be predicted otherwise in another batch.
+
+        Example:
+            adapted, predictions = classifier.adapt("new_photos/")
+
+        Args:
+            unlabelled: images, or features (N, D), as `probabilities` takes them.
+            anchor: how many images of a class its text is worth, above 0. With more the batch
+                changes less.
+            batch_size, workers, progress: as in `embed`, for images.
+
+        Returns:
+            A new classifier of the same model, whose `fit` starts from zero-shot as before; and a
+            prediction for each image, which the images around it have influenced. The classifier
+            alone sees no other images, so its predictions may differ from them.
+
+        Raises:
+            ConfigError: if `anchor` is impossible, or the head is not linear in the features.
+            ImageError, DataError: as in `probabilities`; there must be an image at least.
+        """
+        reading = Reading(batch_size, workers, progress)
+        features, paths = features_and_paths(self.model, unlabelled, reading)
+        head, rows = adapted_head(self.head, self.zero_shot_head, features, anchor)
+        provenance = self.provenance | {"adapted": {"images": len(rows), "anchor": anchor}}
+        adapted = ImageClassifier(
+            self.model,
+            head.to(self.model.device),
+            self.labels,
+            self.zero_shot_head,
+            self.prompts,
+            provenance,
+            self.templates,
+        )
+        return adapted, make_predictions(self.labels, rows, paths)
+
     def count_seen(self, features: Tensor, paths: Sequence[str | None] | None = None) -> int:
         """Return how many of these images the head was fitted on, and so should not be measured on.
 
@@ -314,39 +367,6 @@ class ImageClassifier(Predictor):
             parts.templates,
         ).to(model.device)
 
-    def export(self, path: str | os.PathLike[str]) -> None:
-        """Write the whole classifier as one file, from uint8 images to probabilities.
-
-        The file takes RGB images (N, 3, H, W), N free, H and W those of `model.visual.resolution`,
-        and returns (N, C) float32. It computes in float32, whatever the model does. Before it gets
-        its name, it is run on random images and must agree with the classifier.
-
-        Of a `Preprocess` it has the mean and standard deviation: resizing and cropping stay
-        outside. A `model.preprocess` that is an `nn.Module` becomes part of the file.
-
-        The metadata of an `.onnx` have the labels, the size of its input, and the mean and standard
-        deviation, each as JSON. Weights above 2 GiB lie in a file `x.onnx.data` beside `x.onnx`.
-
-        Args:
-            path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for
-                `torch.export.load`.
-
-        Raises:
-            ConfigError: for another ending, a missing package, or a preprocessing that is another
-                function.
-            ExportError: if the file's probabilities differ by more than 1e-4.
-            OutputError: if the file cannot be written.
-        """
-        self.model.check_original("export the classifier of")
-        export(
-            as_path(path),
-            visual=self.model.visual,
-            head=self.head,
-            labels=self.labels,
-            preprocess=self.model.preprocess,
-            resolution=self.model.visual.resolution,
-        )
-
     def __repr__(self) -> str:
         return describe(self.labels, self.provenance, self.model.config.vision)
 
@@ -360,18 +380,10 @@ class ImageClassifier(Predictor):
         """Replace the head by one that is fitted on a support set, and tell how in provenance."""
         if method == "prompt_weights":
             options = options | {"captions": embed_prompts(self.model, self.prompts)}
-        start = CosineHead(self.zero_shot_head.weight, self.zero_shot_head.logit_scale)  # float32
         with torch.autocast(self.model.device.type, enabled=False):
-            head, provenance = fit_head(
-                support.features, support.labels, start, method, seed=seed, **options
+            head, provenance = fit_support(
+                support, self.labels, self.zero_shot_head, method, seed, options
             )
-        counts = cast("list[int]", support.labels.bincount(minlength=len(self.labels)).tolist())
-        empty = [label for label, count in zip(self.labels, counts, strict=True) if count == 0]
-        if empty:
-            _LOG.warning("no image of %d classes to fit on: %s", len(empty), show(empty))
-        provenance |= {"counts": counts, SEEN: marks_of(support.features, support.paths)}
-        if support.skipped:
-            provenance["skipped"] = [list(one) for one in support.skipped]
         self.head = head.to(self.model.device)
         self.provenance = provenance
 

@@ -12,7 +12,8 @@ from typing import Any, cast
 from clipkit.checkpoints.documents import CONFIG, MERGES
 from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.classify.head_files import HeadFile, read_head_file
-from clipkit.classify.heads import CosineHead, Head, build_head, save_head
+from clipkit.classify.heads import CosineHead, Head
+from clipkit.classify.saved_heads import build_head, save_head
 from clipkit.clip import CLIP
 from clipkit.data.pictures import tensor_bytes
 from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError

@@ -34,6 +34,7 @@ SHAPES: dict[str, dict[str, str]] = {
         "alpha": "",
         "beta": "",
     },
+    "AdaptedHead": {"weight": "CD", "bias": "C", "means": "CD", "variances": "CD"},
 }
 
 

@@ -1,18 +1,15 @@
 """Classifier heads: modules from features (N, D) of unit length to logits (N, C), in float32.
 
-A head keeps tensors under the names of its constructor's arguments, so one function saves every
-kind of head and one loads it.
+A head keeps tensors under the names of its constructor's arguments, so that `saved_heads` has one
+function that saves every kind of head and one that loads it.
 """
 
-import os
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.classify.head_files import HeadFile, read_head_file, write_head_file
 from clipkit.errors import ConfigError
 
 
@@ -115,8 +112,8 @@ class LinearHead(Head):
         if bias is None:
             bias = weight.new_zeros(len(weight))
         self.classes, self.width = weight.shape
-        self.weight = nn.Parameter(_own(weight))
-        self.bias = nn.Parameter(_own(bias))
+        self.weight = nn.Parameter(own(weight))
+        self.bias = nn.Parameter(own(bias))
         self._scale = scale
 
     @classmethod
@@ -149,8 +146,8 @@ class CosineHead(Head):
     def __init__(self, weight: Tensor, logit_scale: Tensor) -> None:
         super().__init__()
         self.classes, self.width = weight.shape
-        self.weight = nn.Parameter(_own(weight))
-        self.logit_scale = nn.Parameter(_own(logit_scale))
+        self.weight = nn.Parameter(own(weight))
+        self.logit_scale = nn.Parameter(own(logit_scale))
 
     @property
     def scale(self) -> float:
@@ -201,9 +198,9 @@ class WeightedPromptHead(Head):
             prompt_weights = captions.new_full(
                 (self.classes, prompts), 1 / prompts, dtype=torch.float32
             )
-        self.register_buffer("captions", _own(captions))
-        self.prompt_weights = nn.Parameter(_own(prompt_weights))
-        self.logit_scale = nn.Parameter(_own(logit_scale))
+        self.register_buffer("captions", own(captions))
+        self.prompt_weights = nn.Parameter(own(prompt_weights))
+        self.logit_scale = nn.Parameter(own(logit_scale))
 
     @property
     def scale(self) -> float:
@@ -254,12 +251,12 @@ class CacheHead(Head):
     ) -> None:
         super().__init__()
         self.classes, self.width = weight.shape
-        self.register_buffer("weight", _own(weight))
-        self.register_buffer("logit_scale", _own(logit_scale))
-        self.register_buffer("values", _own(values))
-        self.register_buffer("alpha", _own(alpha))
-        self.register_buffer("beta", _own(beta))
-        self.keys = nn.Parameter(_own(keys))
+        self.register_buffer("weight", own(weight))
+        self.register_buffer("logit_scale", own(logit_scale))
+        self.register_buffer("values", own(values))
+        self.register_buffer("alpha", own(alpha))
+        self.register_buffer("beta", own(beta))
+        self.keys = nn.Parameter(own(keys))
 
     @property
     def scale(self) -> float:
@@ -285,73 +282,14 @@ class CacheHead(Head):
         )
 
 
-def _own(tensor: Tensor) -> Tensor:
-    """Return a float32 copy that shares neither memory nor history with what was given."""
-    return tensor.detach().float().clone()
+def own(tensor: Tensor) -> Tensor:
+    """Return a float32 copy that shares neither memory nor history with what was given.
+
+    It is contiguous, as what is loaded from a file is: another order in memory gives other bits.
+    """
+    return tensor.detach().float().clone(memory_format=torch.contiguous_format)
 
 
 def _below(own: Tensor, new: Tensor) -> Tensor:
     """Return (C + M, D) float32: the head's own vectors (C, D), then the new ones (M, D)."""
     return torch.cat([own.detach().float(), new.float().to(own.device)])
-
-
-HEADS: dict[str, type[Head]] = {
-    "LinearHead": LinearHead,
-    "CosineHead": CosineHead,
-    "WeightedPromptHead": WeightedPromptHead,
-    "CacheHead": CacheHead,
-}
-
-
-def save_head(
-    head: Head,
-    path: str | os.PathLike[str],
-    labels: Sequence[str],
-    provenance: dict[str, Any] | None = None,
-    *,
-    beside: Mapping[str, str] | None = None,
-) -> None:
-    """Write a head as safetensors, with its labels and how it was made.
-
-    Args:
-        head: the head to write.
-        path: the file; it is replaced only when its successor is whole.
-        labels: C names.
-        provenance: how the head was made, as JSON: model, method, data ... It informs people;
-            nothing that is computed depends on it.
-        beside: digests of what the head is saved with, by name.
-
-    Raises:
-        ConfigError: if there is not one label per class.
-    """
-    if len(labels) != head.classes:
-        raise ConfigError(
-            f"a head of {head.classes} classes needs as many labels, not {len(labels)}"
-        )
-    file = HeadFile(
-        kind=type(head).__name__,
-        tensors=head.state_dict(),
-        labels=list(labels),
-        provenance=provenance or {},
-        scale=head.scale if isinstance(head, LinearHead) else None,  # others have it in tensors
-        beside=dict(beside or {}),
-    )
-    write_head_file(file, path)
-
-
-def load_head(path: str | os.PathLike[str]) -> tuple[Head, list[str], dict[str, Any]]:
-    """Return what `save_head` wrote: the head in eval mode, its labels and its provenance.
-
-    Raises:
-        CheckpointNotFoundError: if there is no such file.
-        CorruptCheckpointError: if the file is damaged, or holds no head.
-    """
-    file = read_head_file(path)
-    return build_head(file), file.labels, file.provenance
-
-
-def build_head(file: HeadFile) -> Head:
-    """Return the head, in eval mode, that a file describes."""
-    if file.kind == "LinearHead":
-        return LinearHead(**file.tensors, scale=file.scale).eval()
-    return HEADS[file.kind](**file.tensors).eval()

@@ -1,6 +1,6 @@
 """Hold what a classifier says about an image."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from html import escape
 from typing import Any
 
@@ -94,3 +94,10 @@ class Prediction:
         ]
         caption = "" if self.path is None else f"<caption>{escape(self.path)}</caption>"
         return f"<table>{caption}<tbody>{''.join(rows)}</tbody></table>"
+
+
+def make_predictions(
+    labels: list[str], rows: Tensor, paths: Sequence[str | None]
+) -> list[Prediction]:
+    """Return a prediction for each row of probabilities (N, C), with the path of its image."""
+    return [Prediction(labels, row, path) for row, path in zip(rows, paths, strict=True)]

@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.classify.export import export
+from clipkit.classify.folder import as_path
 from clipkit.classify.heads import Head
 from clipkit.classify.inputs import (
     Inputs,
@@ -15,7 +17,7 @@ from clipkit.classify.inputs import (
     features_and_paths,
     is_one_image,
 )
-from clipkit.classify.prediction import Prediction
+from clipkit.classify.prediction import Prediction, make_predictions
 from clipkit.clip import CLIP
 from clipkit.data.pictures import Images
 from clipkit.encode.embed import embed_images
@@ -153,7 +155,38 @@ class Predictor(nn.Module):
         reading = Reading(batch_size, workers, progress)
         features, paths = features_and_paths(self.model, given, reading)
         rows = self.probabilities(features)
-        predictions = [
-            Prediction(self.labels, row, path) for row, path in zip(rows, paths, strict=True)
-        ]
+        predictions = make_predictions(self.labels, rows, paths)
         return predictions[0] if single else predictions
+
+    def export(self, path: str | os.PathLike[str]) -> None:
+        """Write the whole classifier as one file, from uint8 images to probabilities.
+
+        The file takes RGB images (N, 3, H, W), N free, H and W those of `model.visual.resolution`,
+        and returns (N, C) float32. It computes in float32, whatever the model does. Before it gets
+        its name, it is run on random images and must agree with the classifier.
+
+        Of a `Preprocess` it has the mean and standard deviation: resizing and cropping stay
+        outside. A `model.preprocess` that is an `nn.Module` becomes part of the file.
+
+        The metadata of an `.onnx` have the labels, the size of its input, and the mean and standard
+        deviation, each as JSON. Weights above 2 GiB lie in a file `x.onnx.data` beside `x.onnx`.
+
+        Args:
+            path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for
+                `torch.export.load`.
+
+        Raises:
+            ConfigError: for another ending, a missing package, or a preprocessing that is another
+                function.
+            ExportError: if the file's probabilities differ by more than 1e-4.
+            OutputError: if the file cannot be written.
+        """
+        self.model.check_original("export the classifier of")
+        export(
+            as_path(path),
+            visual=self.model.visual,
+            head=self.head,
+            labels=self.labels,
+            preprocess=self.model.preprocess,
+            resolution=self.model.visual.resolution,
+        )

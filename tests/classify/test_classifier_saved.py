@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from clipkit import CLIP, ImageClassifier, Preprocess, PreprocessConfig
 from clipkit.classify.few_shot import METHODS
 from clipkit.classify.head_files import read_head_file
-from clipkit.classify.heads import CacheHead, CosineHead, LinearHead, load_head, save_head
+from clipkit.classify.heads import CacheHead, CosineHead, LinearHead
+from clipkit.classify.saved_heads import load_head, save_head
 from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from clipkit.prompts import TEMPLATES
 from tests.helpers.toy_classifier import EXTENDED, NAMES, fitted, state_of

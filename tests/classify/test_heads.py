@@ -14,14 +14,12 @@ from torch import Tensor
 
 from clipkit import CLIP, zero_shot_weights
 from clipkit.classify.heads import (
-    HEADS,
     CosineHead,
     Head,
     LinearHead,
     WeightedPromptHead,
-    load_head,
-    save_head,
 )
+from clipkit.classify.saved_heads import HEADS, load_head, save_head
 from clipkit.config import CLIPConfig
 from clipkit.errors import CheckpointNotFoundError, ConfigError, CorruptCheckpointError
 from clipkit.files import write_weights
@@ -46,6 +44,13 @@ def tensors_of(kind: str) -> dict[str, Tensor]:
         return {"weight": 3 * weight, "bias": torch.linspace(-1, 1, CLASSES)}
     if kind == "CosineHead":
         return {"weight": weight, "logit_scale": scale}
+    if kind == "AdaptedHead":
+        return {
+            "weight": 3 * weight,
+            "bias": torch.linspace(-1, 1, CLASSES),
+            "means": unit(CLASSES, WIDTH, seed=6),
+            "variances": 0.02 + 0.1 * unit(CLASSES, WIDTH, seed=7).square(),
+        }
     if kind == "WeightedPromptHead":
         random = torch.Generator().manual_seed(3)
         return {
@@ -73,6 +78,11 @@ def oracle(kind: str, features: Tensor) -> NDArray[np.float64]:
     x = features.double().numpy()
     if kind == "LinearHead":
         return x @ t["weight"].T + t["bias"]
+    if kind == "AdaptedHead":
+        start = x @ t["weight"].T + t["bias"]
+        start = start - np.log(np.exp(start).sum(axis=1, keepdims=True))
+        distances = (x[:, None] - t["means"]) ** 2 / t["variances"]  # (N, C, D)
+        return start - (distances + np.log(t["variances"])).sum(axis=2) / 2 / 50
     if kind == "WeightedPromptHead":
         mixed = (t["prompt_weights"][:, :, None] * t["captions"]).sum(axis=1)
         lengths = np.linalg.norm(mixed, axis=1, keepdims=True)
@@ -103,6 +113,7 @@ TRAINED = {
     "CosineHead": {"weight", "logit_scale"},
     "WeightedPromptHead": {"prompt_weights", "logit_scale"},
     "CacheHead": {"keys"},
+    "AdaptedHead": {"weight", "bias"},
 }
 
 
