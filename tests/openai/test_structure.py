@@ -251,6 +251,14 @@ def test_new_weights_are_drawn_as_in_the_paper() -> None:
     assert float(model.logit_scale.detach().exp()) == pytest.approx(1 / 0.07)
 
 
+def test_a_new_attention_pool_is_drawn_as_in_the_paper() -> None:
+    torch.manual_seed(0)
+    pool = CLIP(32, 64, (1, 1, 1, 1), 16, None, *TEXT).get_submodule("visual.attnpool")
+    for name in ("positional_embedding", "q_proj.weight", "k_proj.weight", "c_proj.weight"):
+        std = float(pool.get_parameter(name).detach().std())
+        assert std == pytest.approx(512**-0.5, rel=0.05), name
+
+
 def test_bottlenecks_begin_as_the_identity() -> None:
     model = CLIP(32, 64, (1, 2, 1, 1), 16, None, *TEXT)
     last = [value for name, value in model.named_parameters() if name.endswith("bn3.weight")]
