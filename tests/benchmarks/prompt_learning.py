@@ -12,8 +12,7 @@ weight wants a gradient, on either side.
 Both give features and the gradient of the context, which must agree before anything is timed. Then
 they take turns, in alternating order. Printed are the differences, relative to the largest value;
 quartiles of seconds a step and of the ratio; and the processor. They mean little on a busy machine,
-for which see the load. Cost with the defaults: two to three minutes on a quiet core, 4 GB of
-memory.
+for which see the load. Cost: `--seconds`, or 3 rounds where they take longer, and the weights.
 """
 
 import argparse
