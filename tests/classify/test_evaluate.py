@@ -23,11 +23,16 @@ def labeled(tmp_path: Path) -> Pairs:
 
 @pytest.fixture
 def captioned(tmp_path: Path) -> Pairs:
-    """Return 16 images of two colors each; every one has two captions."""
+    """Return 16 images of two colors each; every other one has a second caption."""
     pairs = read_table(caption_table(tmp_path / "captioned"))
-    for captions in pairs.captions:
-        captions.append("a second one, not asked for")
+    for row, captions in enumerate(pairs.captions[::2]):
+        captions.append(f"number {row} of the others")
     return pairs
+
+
+def owners_of(pairs: Pairs) -> list[int]:
+    """Return the row of each caption's image, caption after caption."""
+    return [row for row, captions in enumerate(pairs.captions) for _ in captions]
 
 
 def accuracy_by_hand(model: CLIP, pairs: Pairs, texts: list[str]) -> float:
@@ -121,47 +126,57 @@ def test_a_classifier_needs_labels(toy: CLIP, captioned: Pairs) -> None:
 # Retrieval
 
 
-def test_retrieval_counts_first_captions_both_ways(
+def test_retrieval_counts_all_captions_both_ways(
     toy: CLIP, captioned: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Three images are nearest to the first caption, each nearest to its own: one way misses."""
+    """Images 1 to 3 are nearest to the first caption of image 0; 2 has a second one like itself.
+
+    All other second captions are nearest to image 15.
+    """
     unit = torch.eye(16)
     images = unit.clone()
     images[1:4] = unit[0] + 0.9 * unit[1:4]
     images[0] *= 2
+    images = F.normalize(images, dim=1)
+    texts: list[Tensor] = []
+    for row, captions in enumerate(captioned.captions):
+        second = images[2] if row == 2 else unit[15]
+        texts += [unit[row], second][: len(captions)]
     asked: list[tuple[list[str], bool]] = []
 
     def extract(model: CLIP, numbered: list[tuple[Path, int]], **options: object) -> Features:
         paths = [str(path) for path, _ in numbered]
         return Features(images, torch.tensor([number for _, number in numbered]), paths, [])
 
-    def embed(model: CLIP, texts: list[str], *, truncate: bool) -> Tensor:
-        asked.append((texts, truncate))
-        return unit
+    def embed(model: CLIP, captions: list[str], *, truncate: bool) -> Tensor:
+        asked.append((captions, truncate))
+        return torch.stack(texts)
 
     monkeypatch.setattr(evaluate, "extract_features", extract)
     monkeypatch.setattr(evaluate, "embed_texts", embed)
-    assert retrieval(toy, captioned).figures == {
-        "image to text R@1": 13 / 16,
-        "image to text R@5": 1,
-        "text to image R@1": 1,
-        "text to image R@5": 1,
-    }
-    assert asked == [([captions[0] for captions in captioned.captions], True)]
+    found = retrieval(toy, captioned).figures
+    # Of 16 images 1 and 3 find the caption of 0 first, and 15 finds the seven others.
+    assert found["image to text R@1"] == 13 / 16
+    # Of 24 captions the second ones of 0, 4, 6, ... 14 find image 15.
+    assert found["text to image R@1"] == 17 / 24
+    assert found["text to image R@5"] < 1
+    assert asked == [([one for captions in captioned.captions for one in captions], True)]
 
 
 def test_retrieval_is_that_of_the_features(toy: CLIP, captioned: Pairs) -> None:
     images = toy.embed_images(captioned.files)
-    texts = toy.embed_texts([captions[0] for captions in captioned.captions])
-    similarity = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T
-    own = similarity.diagonal()
+    texts = toy.embed_texts([one for captions in captioned.captions for one in captions])
+    similarity = F.normalize(images, dim=1) @ F.normalize(texts, dim=1).T  # (16, 24)
+    owners = torch.tensor(owners_of(captioned))
+    own = similarity.where(owners == torch.arange(16)[:, None], torch.tensor(-2.0)).amax(dim=1)
+    of_texts = similarity[owners, torch.arange(24)]
     result = retrieval(toy, captioned)
     assert result.images == 16
     assert result.skipped == []
     for k in (1, 5):
         found = ((similarity >= own[:, None]).sum(dim=1) <= k).double().mean().item()
         assert result.figures[f"image to text R@{k}"] == pytest.approx(found)
-        found = ((similarity >= own).sum(dim=0) <= k).double().mean().item()
+        found = ((similarity >= of_texts).sum(dim=0) <= k).double().mean().item()
         assert result.figures[f"text to image R@{k}"] == pytest.approx(found)
 
 
