@@ -4,6 +4,8 @@
 """
 
 import os
+import sys
+import warnings
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -277,6 +279,7 @@ def load(
         model, preprocess = clipkit.load("ViT-B/32")
         features = model.encode_image(preprocess("cat.jpg").unsqueeze(0))
     """
+    _tell_programs_for_openais_package()
     if jit:
         raise ConfigError("jit=True asks for TorchScript, now deprecated: use torch.compile(model)")
     model = CLIP.from_pretrained(
@@ -295,6 +298,19 @@ def load(
         local_files_only=local_files_only,
     )
     return model, model.preprocess
+
+
+def _tell_programs_for_openais_package() -> None:
+    """Warn where clipkit was put in the place of OpenAI's package, whose layout it does not have.
+
+    Hooks would see (N, L, W) where such a program means (L, N, W), and nothing could tell.
+    """
+    if "clip" in sys.modules and sys.modules["clip"] is sys.modules.get("clipkit"):
+        warnings.warn(
+            "the module 'clip' is clipkit itself, inside of which shapes differ from OpenAI's: "
+            "programs written for that package need clipkit.openai.install()",
+            stacklevel=3,
+        )
 
 
 # As in `clipkit`.

@@ -3,6 +3,7 @@
 import copy
 import pickle
 import re
+import sys
 from typing import Any
 
 import pytest
@@ -117,3 +118,12 @@ def test_a_whole_model_compiles_into_one_graph() -> None:
     images, tokens = make_inputs("resnet")[:2], make_inputs("text")[:3]
     compiled: Any = torch.compile(model, backend="eager", fullgraph=True)
     torch.testing.assert_close(compiled(images, tokens), model(images, tokens))
+
+
+def test_a_program_that_takes_clipkit_for_openais_package_is_told(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its hooks would see another layout, which no check finds."""
+    monkeypatch.setitem(sys.modules, "clip", clipkit)
+    with pytest.warns(UserWarning, match=r"need clipkit\.openai\.install\(\)"):
+        clipkit.load("tiny", "cpu")
