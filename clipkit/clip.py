@@ -6,7 +6,7 @@
 import os
 import sys
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
@@ -24,8 +24,9 @@ from clipkit.data.saved import absorb_preprocess, describe_preprocess, restore_p
 from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
+from clipkit.models.changes import has_changes
 from clipkit.models.fast import make_fast
-from clipkit.models.low_rank import has_changes, merge_lora
+from clipkit.models.low_rank import merge_lora
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
 from clipkit.moved import MODULE, moved
@@ -170,6 +171,30 @@ class CLIP(TwoTowers):
         copy.is_optimized = True
         return copy
 
+    def load_state_dict(
+        self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False
+    ) -> Any:
+        """Copy weights into the model, as into any module, in the names of every layout.
+
+        These are clipkit's own, OpenAI's, open_clip's and transformers', each also behind `module.`
+        or `_orig_mod.`. It is the same where the model is a part of another module.
+
+        Args:
+            state_dict: weights by name. It is not changed.
+            strict: raise an error for names that are missing or that the model does not have. One
+                tower alone needs False.
+            assign: take the tensors themselves.
+
+        Returns:
+            The names that are missing, and those that the model does not have.
+
+        Raises:
+            RuntimeError: if names, with `strict`, or shapes do not fit.
+            StateDictMismatchError: if two names mean the same weight.
+            ConfigError: if the model comes from `optimize`.
+        """
+        return super().load_state_dict(state_dict, strict, assign)
+
     def embed_images(
         self, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Tensor:
@@ -218,7 +243,10 @@ class CLIP(TwoTowers):
 def _prepare_to_load(model: CLIP, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let `load_state_dict` take every layout, and refuse it for a copy from `optimize`."""
     model.check_original("load weights into")
-    rename_incoming(state_dict, prefix, model.state_dict())
+    # Not by state_dict(), which hooks of a program's may hang on.
+    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    names |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
+    rename_incoming(state_dict, prefix, names)
 
 
 def load(

@@ -27,16 +27,18 @@ MODEL = {
     "input_resolution": "it is visual.input_resolution",
 }
 
+_TRANSFORM = "clipkit.Preprocess((224, 224), clipkit.PreprocessConfig()) makes the transform"
+
 # Of the package.
 PACKAGE = {
     "model": "CLIP is clipkit.CLIP",
     "simple_tokenizer": "the tokenizer is clipkit.Tokenizer",
-    "build_model": "clipkit.load(path) and model.load_state_dict(weights) take OpenAI's weights",
+    "build_model": "clipkit.load(path, config=NAME) and load_state_dict take OpenAI's weights",
     "convert_weights": "clipkit.load(name, dtype=torch.float16) loads a model in half precision",
     "_MODELS": "clipkit.available_models() and clipkit.list_models() list names",
     "_download": "clipkit.load(name) downloads",
-    "_transform": "clipkit.Preprocess(resolution) makes the transform",
-    "_convert_image_to_rgb": "clipkit.Preprocess(resolution) makes the transform",
+    "_transform": _TRANSFORM,
+    "_convert_image_to_rgb": _TRANSFORM,
     "_tokenizer": "model.tokenizer is the tokenizer",
     "SimpleTokenizer": "the tokenizer is clipkit.Tokenizer",
 }

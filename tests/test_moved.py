@@ -4,13 +4,16 @@ import copy
 import pickle
 import re
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 from torch import nn
 
 import clipkit
+from clipkit.checkpoints.layouts import from_canonical
 from clipkit.errors import ClipkitError, ConfigError, MovedNameError
 from clipkit.moved import MODEL, MODULE, PACKAGE
 from tests.helpers.towers import make_inputs, make_resnet, make_vit
@@ -127,3 +130,21 @@ def test_a_program_that_takes_clipkit_for_openais_package_is_told(
     monkeypatch.setitem(sys.modules, "clip", clipkit)
     with pytest.warns(UserWarning, match=r"need clipkit\.openai\.install\(\)"):
         clipkit.load("tiny", "cpu")
+
+
+def test_what_the_errors_say_can_be_done(tmp_path: Path) -> None:
+    """Each remedy of the package, as it is written."""
+    model: Any = make_vit()
+    weights = from_canonical(model.state_dict(), "openai")
+    model.load_state_dict(weights)
+    weights = from_canonical(clipkit.load("tiny", "cpu")[0].state_dict(), "openai")
+    torch.save(weights, tmp_path / "openai.pt")
+    loaded, _ = clipkit.load(tmp_path / "openai.pt", "cpu", config="tiny")
+    assert loaded.config.text.width == 96
+    transform = clipkit.Preprocess((224, 224), clipkit.PreprocessConfig())
+    assert transform(Image.new("RGB", (300, 250))).shape == (3, 224, 224)
+    half, _ = clipkit.load("tiny", "cpu", dtype=torch.float16)
+    assert half.dtype is torch.float16
+    assert clipkit.available_models()
+    assert clipkit.list_models()
+    assert isinstance(loaded.tokenizer, clipkit.Tokenizer)

@@ -1,49 +1,63 @@
 """Rename a state dict in place as it is loaded into a model, whichever layout it is in."""
 
-from collections.abc import Iterable
+from collections.abc import Collection
 from typing import Any
 
 from torch import Tensor
 
-from clipkit.checkpoints.layouts import to_canonical
-from clipkit.checkpoints.nesting import unwrap_state_dict
-from clipkit.errors import CorruptCheckpointError, UnsupportedCheckpointError
+from clipkit.checkpoints.layouts import OPENAI_TEXT, Layout, is_beside, rename
+from clipkit.errors import StateDictMismatchError
+
+_WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 
 
-def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Iterable[str]) -> None:
+def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Collection[str]) -> None:
     """Give the weights of a model their canonical names, in place.
 
-    What is no whole CLIP in a known layout is left as it is: torch then reports the names that are
-    missing and unexpected, or ignores them with `strict=False`.
+    What is no weight of a CLIP, and what the model has by that name, stays as it is, so that torch
+    reports what is missing and unexpected.
 
     Args:
         state_dict: torch's own copy of what `load_state_dict` was given. Its tensors are not
             changed.
         prefix: of the model's names where it is a part of another module; "" where it is not.
-        names: the canonical names that the model has.
+        names: those that the model has.
 
     Raises:
         StateDictMismatchError: if two names mean the same weight, or q, k and v are not all there.
 
     Example:
-        >>> state_dict = {"visual.proj": Tensor([1]), "text_projection": Tensor([2])}
+        >>> state_dict = {"module.visual.proj": Tensor([1]), "module.text_projection": Tensor([2])}
         >>> rename_incoming(state_dict, "", ["visual.proj", "text.text_projection"])
         >>> sorted(state_dict)
         ['text.text_projection', 'visual.proj']
     """
-    given = {
-        name.removeprefix(prefix): value
-        for name, value in state_dict.items()
-        if name.startswith(prefix)
-    }
-    if not given.keys() - set(names):
+    own = [key for key in state_dict if key.startswith(prefix)]
+    if {key.removeprefix(prefix) for key in own} <= set(names):
         return
-    if not all(isinstance(value, Tensor) for value in given.values()):
-        return
-    try:
-        renamed = to_canonical(unwrap_state_dict(given))
-    except (CorruptCheckpointError, UnsupportedCheckpointError):
-        return
-    for name in given:
-        del state_dict[prefix + name]
+    given: dict[str, Tensor] = {}
+    for key in own:
+        name = _unwrapped(key.removeprefix(prefix), names)
+        if is_beside(name) or not isinstance(state_dict[key], Tensor):
+            continue
+        if name in given:
+            raise StateDictMismatchError(
+                f"two entries of the state dict mean {name!r}; the second is {key!r}"
+            )
+        given[name] = state_dict.pop(key)
+    renamed = rename(given, _layout(given))
     state_dict.update({prefix + name: value for name, value in renamed.items()})
+
+
+def _unwrapped(name: str, names: Collection[str]) -> str:
+    """Return a name without the prefixes of wrappers, unless the model has it."""
+    while name not in names and name.startswith(_WRAPPERS):
+        name = name.split(".", 1)[1]
+    return name
+
+
+def _layout(names: Collection[str]) -> Layout:
+    """Return the layout of a whole model or of a part of one."""
+    if any(name.startswith(("vision_model.", "text_model.")) for name in names):
+        return "transformers"
+    return "openai" if any(name.startswith(OPENAI_TEXT) for name in names) else "canonical"

@@ -183,11 +183,21 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
         UnsupportedCheckpointError, CorruptCheckpointError: as `detect`.
     """
     source = {key: value for key, value in state_dict.items() if not IGNORED.fullmatch(key)}
-    layout = detect(source)
+    return rename(source, detect(source))
+
+
+def rename(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
+    """Rename weights of a layout, of a whole model or of a part of one, to canonical names.
+
+    Raises:
+        StateDictMismatchError: as `to_canonical`.
+    """
     canonical: dict[str, Tensor] = {}
     # The name of a fused projection, and its parts q, k and v.
     split: dict[str, dict[str, Tensor]] = {}
     for key, value in source.items():
+        if IGNORED.fullmatch(key):
+            continue
         name = _canonical_name(key, layout)
         part = re.fullmatch(r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name)
         if part and layout == "transformers":

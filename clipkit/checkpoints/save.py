@@ -22,6 +22,7 @@ from clipkit.checkpoints.source import WEIGHT_FILES
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
 from clipkit.files import check_output, replacing_folder, write_weights
+from clipkit.models.build import expected_weights
 from clipkit.tokenizer import Tokenizer
 
 FolderLayout = Literal["clipkit", "open_clip", "transformers"]
@@ -60,8 +61,8 @@ def save_checkpoint(
             has a place for it.
 
     Raises:
-        ConfigError: if the layout cannot hold the model, or if the folder has weights that `load`
-            would take instead.
+        ConfigError: if the layout cannot hold the model, if weights are missing, or if the folder
+            has weights that `load` would take instead.
         OutputError: if the folder cannot be written.
 
     Example:
@@ -82,6 +83,7 @@ def save_checkpoint(
     weight_file, names = _FORMATS[layout]
     texts = _texts(config, tokenizer, layout, preprocess)
     check_dtype(dtype)
+    _refuse_missing(config, weights)
     _refuse_other_weights(folder, weight_file)
     cast = dict(weights)
     if dtype is not None:
@@ -92,6 +94,17 @@ def save_checkpoint(
         write_weights(layouts.from_canonical(cast, names), fresh / weight_file)
         for name, text in texts.items():
             (fresh / name).write_text(text + "\n", "utf-8")
+
+
+def _refuse_missing(config: CLIPConfig, weights: Mapping[str, Tensor]) -> None:
+    """Raise `ConfigError` for a model without parts that its config says it has."""
+    missing = sorted(expected_weights(config).keys() - weights.keys())
+    if missing:
+        more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+        raise ConfigError(
+            f"the model has no {', '.join(missing[:3])}{more}, which its config describes: put "
+            "back what was taken away before it is saved, or save its state_dict() by torch.save"
+        )
 
 
 def _texts(

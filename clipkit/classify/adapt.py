@@ -10,6 +10,7 @@ import math
 from dataclasses import dataclass
 from typing import cast
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -55,9 +56,9 @@ def adapted_head(
         ConfigError: if `anchor` is impossible, or the head is not linear.
         DataError: if there is no image.
     """
-    if isinstance(anchor, bool) or not isinstance(anchor, int | float):
-        raise ConfigError(f"anchor must be a number above 0, not {anchor!r}")
-    if not 0 < anchor < math.inf:
+    given: object = anchor
+    is_number = isinstance(given, int | float | np.number) and not isinstance(given, bool)
+    if not is_number or not 0 < anchor < math.inf:
         raise ConfigError(f"anchor must be a number above 0, not {anchor!r}")
     if len(features) == 0:
         raise DataError("there is no image to adapt to: pass one at least")
@@ -66,7 +67,7 @@ def adapted_head(
         rows = features.float().to(linear.weight.device)
         start = linear(rows).softmax(dim=-1)
         texts = zero_shot.weight.float().to(rows.device)
-        batch = adapt_to(rows, start, texts, anchor=anchor)
+        batch = adapt_to(rows, start, texts, anchor=float(anchor))
     made = AdaptedHead(linear.weight, linear.bias, batch.means, batch.variances)
     return made.eval(), batch.probabilities.float().cpu()
 

@@ -25,7 +25,7 @@ from clipkit.classify.labels import Labels
 from clipkit.classify.prediction import Prediction, make_predictions
 from clipkit.classify.predictor import Predictor
 from clipkit.classify.seen import SEEN, count_seen
-from clipkit.classify.words import describe, describe_as_html
+from clipkit.classify.words import describe, describe_as_html, made_by
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError
@@ -220,9 +220,9 @@ class ImageClassifier(Predictor):
             )
         if self.head.scale is None:
             raise ConfigError(
-                f"a head fitted by {self.provenance.get('method')} has logits of a scale of its "
-                "own, which those of new classes cannot be compared with: make a classifier of all "
-                "names and fit again"
+                f"a head that is {made_by(self.provenance)} has logits of a scale of its own, "
+                "which those of new classes cannot be compared with: make a classifier of all "
+                "names and fit or adapt that"
             )
         weights = weights_of_prompts(self.model, prompts)
         self.head = self.head.add_zero_shot(weights).eval()
@@ -264,7 +264,7 @@ class ImageClassifier(Predictor):
 
         Raises:
             ConfigError: if `anchor` is impossible, or the head is not linear in the features.
-            ImageError, DataError: as in `probabilities`; there must be an image at least.
+            ImageError, DataError, ConfigError: as in `probabilities`; one image is needed at least.
         """
         reading = Reading(batch_size, workers, progress)
         features, paths = features_and_paths(self.model, unlabelled, reading)

@@ -71,7 +71,10 @@ class Head(nn.Module):
         Raises:
             ConfigError: if the head is not linear in the features.
         """
-        raise ConfigError(f"a {type(self).__name__} is not linear in the features")
+        raise ConfigError(
+            f"{type(self).__name__} is not linear in the features, as this needs it: take a "
+            "classifier fitted by another method, such as 'anchored', and not yet adapted"
+        )
 
     def add_zero_shot(self, weight: Tensor) -> "Head":
         """Return a head that has zero-shot classes behind its own, in memory of its own.

@@ -56,7 +56,10 @@ def lp_plus_plus(
         if epoch % _EVERY == 0 and alpha.grad is not None:
             alpha.data -= alpha_rate * alpha.grad
     with torch.no_grad():
-        head = LinearHead(weight + alpha[:, None] * texts, bias, scale=alpha.mean().item())
+        scale = alpha.mean().item()
+        # Where texts point away from their images, cosines of new classes would count backwards.
+        known = scale if scale > 0 else None
+        head = LinearHead(weight + alpha[:, None] * texts, bias, scale=known)
     return head, {"epochs": epochs}
 
 

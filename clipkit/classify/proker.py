@@ -42,7 +42,7 @@ def proker(
             cross-validation, and are 0.05 and 3 where each class has a single image.
 
     Returns:
-        A `CacheHead`, strength and beta.
+        A `CacheHead`, strength and beta. The cost grows with the cube of the number of images.
     """
     strengths = STRENGTHS if strength is None else (strength,)
     betas = BETAS if beta is None else (beta,)
@@ -103,8 +103,8 @@ def _solve(features: Tensor, labels: Tensor, start: Tensor, strength: float, bet
     left = F.one_hot(labels, len(start)) - features @ start.T  # (N, C)
     kernel = as_float64(_kernel(features, features, beta)) / strength  # (N, N)
     identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    solution = cast(Tensor, torch.linalg.solve(kernel + identity, as_float64(left)))
-    return restored(solution, features)
+    factor = cast(Tensor, torch.linalg.cholesky(kernel + identity))
+    return restored(torch.cholesky_solve(as_float64(left), factor), features)
 
 
 def _kernel(rows: Tensor, others: Tensor, beta: float) -> Tensor:

@@ -161,7 +161,11 @@ def _pair(
             f"({_shown(of_queries)}) is one of the keys ({_shown(of_keys)})"
         )
     device = queries.device
-    return _Pairing(queries, keys.to(queries), of_queries.to(device), of_keys.to(device))
+    # Half precision would make neighbors equal.
+    dtype = torch.promote_types(torch.promote_types(queries.dtype, keys.dtype), torch.float32)
+    return _Pairing(
+        queries.to(dtype), keys.to(device, dtype), of_queries.to(device), of_keys.to(device)
+    )
 
 
 def _read_labels(name: str, what: str, given: Numbers | None, rows: int, count: float) -> Tensor:
@@ -185,7 +189,8 @@ def _tiles(pairing: _Pairing) -> Iterator[tuple[Tensor, Tensor]]:
     rows = max(1, TILE // len(pairing.keys))
     for start in range(0, len(pairing.queries), rows):
         run = slice(start, start + rows)
-        scores = pairing.queries[run] @ pairing.keys.T  # (T, D) @ (D, M) -> (T, M)
+        with torch.autocast(pairing.keys.device.type, enabled=False):
+            scores = pairing.queries[run] @ pairing.keys.T  # (T, D) @ (D, M) -> (T, M)
         yield scores, pairing.query_labels[run, None] == pairing.key_labels
 
 

@@ -77,8 +77,16 @@ def _method(provenance: Mapping[str, Any]) -> str:
     if isinstance(counts, list):
         numbers = [count for count in cast("list[Any]", counts) if isinstance(count, int)]
         made += f" on {sum(numbers):,} images"
-    strength = provenance.get("strength")
-    return f"{made}, zero-shot kept" if strength == math.inf else made
+    if provenance.get("strength") == math.inf:
+        made += ", zero-shot kept"
+    return made + (", adapted" if "adapted" in provenance else "")
+
+
+def made_by(provenance: Mapping[str, Any]) -> str:
+    """Return how a head was made, in words that follow "a head that is"."""
+    if "adapted" in provenance:
+        return "adapted to a batch"
+    return f"fitted by {provenance.get('method')}"
 
 
 def _tower(vision: ViTConfig | ResNetConfig) -> str:

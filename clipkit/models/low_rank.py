@@ -11,109 +11,19 @@ from copy import deepcopy
 from typing import Literal, TypeGuard, TypeVar
 
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 from clipkit.errors import ConfigError
+from clipkit.models.changes import PROJECTIONS, Change, ChangedLinear, FusedChange, Projection
 from clipkit.models.layers import Attention
 from clipkit.models.resnet import AttentionPool2d
 from clipkit.models.two_towers import TwoTowers
 
-Projection = Literal["q", "k", "v"]
 TowerName = Literal["visual", "text"]
 
-PROJECTIONS: tuple[Projection, ...] = ("q", "k", "v")  # in the order of their rows when fused
 TOWERS: tuple[TowerName, ...] = ("visual", "text")
 
 Model = TypeVar("Model", bound=TwoTowers)
-
-
-class Change(nn.Module):
-    """Compute a low-rank change of a linear map from W numbers to W numbers.
-
-    Args:
-        width: W.
-        rank: of the change, from 1.
-        scale: that multiplies it.
-        dropout: the share of the input's numbers that is left out in training.
-    """
-
-    def __init__(self, width: int, rank: int, scale: float, dropout: float) -> None:
-        super().__init__()
-        self.down = nn.Parameter(torch.empty(rank, width))
-        self.up = nn.Parameter(torch.zeros(width, rank))  # so it starts as no change at all
-        nn.init.kaiming_uniform_(self.down, a=math.sqrt(5))  # as LoRA's code does
-        self.scale = scale
-        self.dropout = dropout
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., W) to (..., W)."""
-        dtype = x.dtype
-        x = F.dropout(x, self.dropout, self.training).to(self.down.dtype)
-        return (self.scale * F.linear(F.linear(x, self.down), self.up)).to(dtype)
-
-    def weight(self) -> Tensor:
-        """Return what is added to the map's weight, (W, W), at least float32."""
-        dtype = torch.promote_types(self.up.dtype, torch.float32)
-        return self.scale * (self.up.detach().to(dtype) @ self.down.detach().to(dtype))
-
-
-class FusedChange(nn.Module):
-    """Change queries, keys and values that one projection makes together.
-
-    Args:
-        changes: by the name of the projection. What has no change stays as it is.
-        width: W, of each of the three.
-    """
-
-    def __init__(self, changes: dict[Projection, Change], width: int) -> None:
-        super().__init__()
-        self.width = width
-        for name in PROJECTIONS:
-            self.add_module(name, changes.get(name))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., W) to (..., 3W)."""
-        return torch.cat([self._change(change, x) for change in self._changes()], dim=-1)
-
-    def weight(self) -> Tensor:
-        """Return what is added to the fused weight, (3W, W), at least float32."""
-        rows = [
-            self._nothing() if change is None else change.weight()
-            for change in self._changes()
-        ]
-        return torch.cat(rows)
-
-    def _changes(self) -> list[Change | None]:
-        found = [self._modules[name] for name in PROJECTIONS]
-        return [change if isinstance(change, Change) else None for change in found]
-
-    def _change(self, change: Change | None, x: Tensor) -> Tensor:
-        return torch.zeros_like(x) if change is None else change(x)
-
-    def _nothing(self) -> Tensor:
-        """Return the weight of no change, (W, W)."""
-        weight = next(self.parameters())
-        dtype = torch.promote_types(weight.dtype, torch.float32)
-        return weight.new_zeros(self.width, self.width, dtype=dtype)
-
-
-class ChangedLinear(nn.Module):
-    """Apply a linear layer and add its change.
-
-    Args:
-        layer: the layer, which is not trained.
-        change: of the same widths.
-    """
-
-    def __init__(self, layer: nn.Linear, change: Change) -> None:
-        super().__init__()
-        self.layer = layer
-        self.change = change
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (..., in) to (..., out)."""
-        return self.layer(x) + self.change(x)
 
 
 def lora(
@@ -150,6 +60,8 @@ def lora(
         adapted = clipkit.lora(model, rank=2)
         trained = [name for name, p in adapted.named_parameters() if p.requires_grad]
     """
+    if not isinstance(model, TwoTowers):
+        raise ConfigError(f"lora changes a clipkit.CLIP, not a {type(model).__name__}")
     model.check_original("change")
     _check(rank, alpha, dropout, projections, towers)
     if any(isinstance(module, Change) for module in model.modules()):
@@ -157,32 +69,40 @@ def lora(
     copy = deepcopy(model).requires_grad_(False)
     if rank == 0:
         return copy
-    for module in _attention_of(copy, towers):
+    modules = list(_attention_of(copy, towers))
+    if not modules:
+        raise ConfigError(
+            f"there is no attention to change in {' and '.join(towers)}: name another tower, or "
+            "put an attention pool back"
+        )
+    for module in modules:
+        if rank > _width(module):
+            raise ConfigError(f"rank must be at most the width {_width(module)}, not {rank}")
         # Drawn on the CPU and in float32, so that a seed means the same on every device.
         changes: dict[Projection, Change] = {
             name: Change(_width(module), rank, alpha / rank, dropout)
             for name in PROJECTIONS
             if name in projections
         }
+        for change in changes.values():
+            change.train(module.training)
         _attach(module, changes)
-    return copy.train(model.training)
+    return copy
 
 
 def merge_lora(model: Model) -> Model:
     """Return a copy of a model with its low-rank changes added to its weights.
 
     Args:
-        model: from `lora`, trained since; any other is copied as it is.
+        model: from `lora`, trained since; of any other the copy has the same weights.
 
     Returns:
-        The copy. Its parameters require gradients again.
+        The copy. All of its parameters require gradients.
 
     Example:
         model = clipkit.merge_lora(adapted)
     """
     copy = deepcopy(model)
-    if not has_changes(copy):
-        return copy
     for module in list(copy.modules()):
         if isinstance(module, Attention) and isinstance(module.change, FusedChange):
             _add(module.in_proj_weight, module.change.weight())
@@ -190,11 +110,6 @@ def merge_lora(model: Model) -> Model:
         if isinstance(module, AttentionPool2d):
             _merge_pool(module)
     return copy.requires_grad_(True)
-
-
-def has_changes(model: nn.Module) -> bool:
-    """Return whether a module has low-rank changes that are not merged."""
-    return any(isinstance(module, Change) for module in model.modules())
 
 
 def _width(module: Attention | AttentionPool2d) -> int:

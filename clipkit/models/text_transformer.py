@@ -80,6 +80,8 @@ class TextTransformer(nn.Module):
             embeddings: of the tokens, (N, L, W), in the place of those that are looked up.
                 Positions are added here.
         """
+        if embeddings is not None:
+            check_embeddings(embeddings, tokens, self.transformer.width, "the text tower")
         if any(is_watched(part, tokens) for part in self.children()):
             return self._encode_whole_rows(tokens, embeddings)
         if not values_are_known(tokens):

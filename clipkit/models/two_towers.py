@@ -5,20 +5,23 @@
 
 import math
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
+import torch.fx
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.fx import Proxy
 
 from clipkit.config import CLIPConfig
 from clipkit.errors import ConfigError
 from clipkit.models.build import build_text, build_visual
+from clipkit.models.changes import has_changes
 from clipkit.models.inputs import check_config, check_embeddings, check_images, check_tokens
 from clipkit.models.kernels import PackedWeight
 from clipkit.moved import MODEL, moved
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
 
 
 class TwoTowers(nn.Module):
@@ -128,12 +131,20 @@ class TwoTowers(nn.Module):
         """
         image_features = self.encode_image(image)
         text_features = self.encode_text(text)
-        with _without_autocast(image_features):
-            image_features = F.normalize(image_features.float(), dim=-1)
-            text_features = F.normalize(text_features.float(), dim=-1)
-            scale = self.logit_scale.float().exp()
-            logits_per_image = scale * image_features @ text_features.T  # (N, M)
+        logits_per_image = scaled_cosines(image_features, text_features, self.logit_scale)
         return logits_per_image, logits_per_image.T
+
+    def train(self, mode: bool = True) -> "Self":
+        """Set the mode of all modules, but for batch norms where low-rank changes are trained.
+
+        Their statistics are no low-rank change, and would drift.
+        """
+        super().train(mode)
+        if mode and has_changes(self):
+            for module in self.modules():
+                if isinstance(module, nn.BatchNorm2d):
+                    module.eval()
+        return self
 
     def check_original(self, verb: str) -> None:
         """Raise `ConfigError` for a copy from `optimize`, which cannot do what `verb` says."""
@@ -153,7 +164,7 @@ class TwoTowers(nn.Module):
             raise moved("a clipkit model", name, MODEL)
         super().__setattr__(name, value)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "TwoTowers":
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> "Self":
         """Move or cast the weights: `to`, `half`, `cuda` and the like all come through here."""
         if not any(type(weight) is PackedWeight for weight in self.parameters()):
             return super()._apply(fn, recurse)
@@ -165,8 +176,24 @@ class TwoTowers(nn.Module):
         return self
 
 
-def _without_autocast(features: Tensor) -> AbstractContextManager[object]:
-    """Return a context in which products keep their dtype. A symbolic trace records none."""
-    if isinstance(features, Proxy):
-        return nullcontext()
-    return torch.autocast(features.device.type, enabled=False)
+@torch.fx.wrap  # a symbolic trace records no contexts, so it is to call this as a whole
+def scaled_cosines(image_features: Tensor, text_features: Tensor, logit_scale: Tensor) -> Tensor:
+    """Return the cosines of all pairs times exp(logit_scale), (N, M) float32, without autocast.
+
+    Args:
+        image_features: (N, D).
+        text_features: (M, D).
+        logit_scale: ().
+
+    Raises:
+        ConfigError: if the features are of different widths.
+    """
+    if image_features.shape[-1] != text_features.shape[-1]:
+        raise ConfigError(
+            f"image features of width {image_features.shape[-1]} cannot be compared with text "
+            f"features of width {text_features.shape[-1]}: a projection was taken away or replaced"
+        )
+    with torch.autocast(image_features.device.type, enabled=False):
+        image_features = F.normalize(image_features.float(), dim=-1)
+        text_features = F.normalize(text_features.float(), dim=-1)
+        return logit_scale.float().exp() * image_features @ text_features.T

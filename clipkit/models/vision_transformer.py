@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from clipkit.config import Activation
 from clipkit.models.inputs import check_images
-from clipkit.models.kernels import Patches
+from clipkit.models.kernels import Patches, is_watched
 from clipkit.models.layers import ImageTower, Transformer
 
 
@@ -71,7 +71,11 @@ class VisionTransformer(ImageTower):
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, 3, H, W) of any float dtype to features (N, output_dim)."""
         x = self.embed(images.to(self.conv1.weight.dtype))  # (N, 1 + patches, W)
-        x = self.ln_post(self.transformer(x, at=0))  # (N, W)
+        if is_watched(self.transformer, x):
+            x = self.transformer(x, at="all")[:, 0]
+        else:
+            x = self.transformer(x, at=0)
+        x = self.ln_post(x)  # (N, W)
         return x if self.proj is None else x @ self.proj  # (N, W) -> (N, D)
 
     def tokens(self, images: Tensor, *, block: int = -1, norm: bool = True) -> Tensor:

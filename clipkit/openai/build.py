@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints import infer, registry
-from clipkit.checkpoints.load import Checkpoint
+from clipkit.checkpoints.load import Checkpoint, published_config
 from clipkit.config import CLIPConfig, ResNetConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import restore_preprocess
@@ -101,11 +101,12 @@ def _refuse_other_kinds(config: CLIPConfig) -> None:
                 f"heads and the activation may be other ones too: {remedy}"
             )
     other = ("activation", "head_width", "preprocess")
-    rows = registry.MODELS.values()
-    alike = [row for row in rows if not infer.differences(row.config, config, ignore=other)]
-    same = [row for row in alike if not infer.differences(row.config, config, ignore=other[2:])]
+    known = {row.name: row.config for row in registry.MODELS.values()}
+    known["tiny"] = published_config("tiny")
+    alike = [name for name in known if not infer.differences(known[name], config, ignore=other)]
+    same = [name for name in alike if not infer.differences(known[name], config, ignore=other[2:])]
     if alike and not same:
-        names = ", ".join([row.name for row in alike])
+        names = ", ".join(alike)
         raise UnsupportedCheckpointError(
             f"of these shapes are {names}, which have other heads or GELU where OpenAI's models "
             f"have {HEAD_WIDTH} channels a head and QuickGELU: {remedy}"

@@ -39,6 +39,8 @@ def in_layout(model: CLIP, layout: str) -> State:
             sizes = {"input_resolution": 32, "context_length": 16, "vocab_size": 600}
             extra = {name: torch.tensor(size) for name, size in sizes.items()}
             return from_canonical(weights, "openai") | extra
+        case "open_clip":
+            return from_canonical(weights, "openai") | {"attn_mask": torch.zeros(16, 16)}
         case "module.":
             return {f"module.{name}": value for name, value in weights.items()}
         case "module. of openai":
@@ -55,6 +57,7 @@ def in_layout(model: CLIP, layout: str) -> State:
 LAYOUTS = [
     "openai",
     "openai's archive",
+    "open_clip",
     "transformers",
     "module.",
     "module. of openai",
@@ -152,3 +155,65 @@ def test_two_names_of_one_weight_are_refused(source: CLIP) -> None:
 def test_a_copy_from_optimize_takes_none(source: CLIP) -> None:
     with pytest.raises(ConfigError, match="load weights into the model it is of"):
         source.optimize().load_state_dict(source.state_dict())
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_what_is_no_weight_of_the_model_is_reported_in_any_layout(
+    source: CLIP, layout: str
+) -> None:
+    state = in_layout(source, layout) | {"adapter.weight": torch.ones(2)}
+    with pytest.raises(RuntimeError, match='Unexpected key.*"adapter.weight"'):
+        other_weights(source).load_state_dict(state)
+    result = other_weights(source).load_state_dict(state, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == ([], ["adapter.weight"])
+
+
+class WithAdapter(CLIP):
+    """Have a part of one's own, and another CLIP inside."""
+
+    def __init__(self, teacher: CLIP) -> None:
+        super().__init__(teacher.config)
+        self.adapter = nn.Linear(16, 16)
+        self.teacher = teacher
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_parts_of_a_subclass_are_loaded_beside_it(source: CLIP, layout: str) -> None:
+    model = WithAdapter(other_weights(source)).eval()
+    adapter = nn.Linear(16, 16)
+    state = in_layout(source, layout)
+    state |= {f"adapter.{name}": value for name, value in adapter.state_dict().items()}
+    state |= {f"teacher.{name}": value for name, value in source.state_dict().items()}
+    state |= {"old_head.weight": torch.ones(3)}
+    result = model.load_state_dict(state, strict=False)
+    assert (result.missing_keys, result.unexpected_keys) == ([], ["old_head.weight"])
+    assert torch.equal(model.adapter.weight, adapter.weight)
+    assert_same_weights(model.teacher, source)
+    assert_same_weights(model.text, source.text)
+
+
+@pytest.mark.parametrize("layout", ["openai", "transformers"])
+@pytest.mark.parametrize("tower", ["visual", "text"])
+def test_one_tower_of_another_layout_needs_strict_false(
+    source: CLIP, layout: str, tower: str
+) -> None:
+    model = other_weights(source)
+    whole = in_layout(source, layout)
+    marks = ("visual", "vision") if tower == "visual" else ("text", "token", "ln_final", "posit")
+    texts = "transformer.", "positional"
+    part = {
+        name: value
+        for name, value in whole.items()
+        if name.startswith(marks) or (tower == "text" and name.startswith(texts))
+    }
+    result = model.load_state_dict(part, strict=False)
+    assert result.unexpected_keys == []
+    assert_same_weights(getattr(model, tower), getattr(source, tower))
+
+
+def test_a_weight_with_and_without_a_wrapper_is_refused(source: CLIP) -> None:
+    state = source.state_dict()
+    state["module.logit_scale"] = torch.ones(())
+    state["module.module.logit_scale"] = torch.ones(())
+    with pytest.raises(StateDictMismatchError, match="two entries .* mean 'logit_scale'"):
+        other_weights(source).load_state_dict(state)

@@ -181,3 +181,10 @@ def test_heads_that_are_not_linear_are_refused(classifier: ImageClassifier) -> N
     classifier.fit(features, [index % len(NAMES) for index in range(12)], "cache")
     with pytest.raises(ConfigError, match="CacheHead is not linear"):
         classifier.adapt(features)
+
+
+def test_an_adapted_classifier_says_so(classifier: ImageClassifier) -> None:
+    adapted, _ = classifier.adapt(unit_rows(20, classifier.head.width), anchor=float(2))
+    assert "zero shot, adapted" in repr(adapted)
+    with pytest.raises(ConfigError, match="adapted to a batch has logits of a scale of its own"):
+        adapted.add_classes(["purple"])

@@ -32,8 +32,8 @@ REFUSED = [method for method in METHODS if method not in EXTENDED]
 
 def expected_scale(classifier: ImageClassifier, method: str) -> float:
     """Return what multiplies cosines in the head's logits."""
-    if method == "anchored":
-        assert isinstance(classifier.head, LinearHead)
+    if method in ("anchored", "lp_plus_plus", "proker"):
+        assert isinstance(classifier.head, CacheHead if method == "proker" else LinearHead)
         assert classifier.head.scale is not None  # its value is tested with the method
         return classifier.head.scale
     if method == "prompt_weights":

@@ -174,7 +174,8 @@ def test_broken_images_are_skipped_with_their_labels(
     expected = ImageClassifier.zero_shot(toy, NAMES)
     expected.fit(readable, [labels[i] for i in sound], strength=1)
     assert classifier.provenance == expected.provenance
-    assert_close(classifier.head.to_linear().weight, expected.head.to_linear().weight)
+    # Batches of another size have features of other rounding, and a fit ends a little elsewhere.
+    assert_close(classifier.head.to_linear().weight, expected.head.to_linear().weight, atol=5e-3)
 
 
 class OwnLabels(torch.utils.data.Dataset[Any]):
@@ -284,7 +285,7 @@ def test_methods_and_options_that_do_not_exist_are_refused(
 ) -> None:
     before = state_of(classifier)
     fit: Any = classifier.fit
-    message = "method must be one of anchored, .*cache_finetuned, not 'best'"
+    message = "method must be one of anchored, .*proker, not 'best'"
     with pytest.raises(ConfigError, match=message):
         fit(*few, "best")
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):

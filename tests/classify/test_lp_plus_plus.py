@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from clipkit.classify.few_shot import fit_head
+from clipkit.classify.heads import CosineHead
 from tests.helpers.support_sets import CLASSES, ZERO_SHOT, draw
 
 Array = npt.NDArray[np.float64]
@@ -55,3 +56,11 @@ def test_there_are_300_epochs() -> None:
     same, _ = fit_head(x, y, ZERO_SHOT, "lp_plus_plus", epochs=300)
     assert chosen["epochs"] == 300
     assert torch.equal(head.to_linear().weight, same.to_linear().weight)
+
+
+def test_texts_that_point_away_leave_no_scale() -> None:
+    """Zero-shot logits of new classes would count backwards."""
+    x, y = draw(*(3,) * 6)
+    away = CosineHead(-ZERO_SHOT.weight.detach(), ZERO_SHOT.logit_scale)
+    assert fit_head(x, y, ZERO_SHOT, "lp_plus_plus")[0].scale is not None
+    assert fit_head(x, y, away, "lp_plus_plus", epochs=0)[0].scale is None

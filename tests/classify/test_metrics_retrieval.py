@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.classify import retrieval
@@ -374,3 +375,17 @@ def test_average_precision_of_what_is_no_pair_is_refused() -> None:
     message = r"one shape \(N, D\), not \(3, 2\), \(4, 2\); say by query_labels or key_labels"
     with pytest.raises(ConfigError, match=message):
         mean_average_precision(torch.ones(3, 2), torch.ones(4, 2))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_half_features_are_compared_in_float32(dtype: torch.dtype) -> None:
+    """Under autocast too: neighbors would become equal, and a tie counts as a miss."""
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(64, generator=random)
+    rows = F.normalize(base + 0.05 * torch.randn(300, 64, generator=random), dim=1)
+    whole = rows.to(dtype).float()
+    for queries, keys in ((rows.to(dtype), rows.to(dtype)), (rows.to(dtype), whole)):
+        assert recall_at_k(queries, keys) == recall_at_k(whole, whole) > 0.9
+    with torch.autocast("cpu", torch.bfloat16):
+        assert recall_at_k(whole, whole) > 0.9
+        assert mean_average_precision(whole, whole) > 0.9

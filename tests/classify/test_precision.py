@@ -13,13 +13,22 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from clipkit.classify import anchored, gaussian, linear_probe, metrics, precision, retrieval
+from clipkit.classify import (
+    adapt,
+    anchored,
+    gaussian,
+    linear_probe,
+    metrics,
+    precision,
+    proker,
+    retrieval,
+)
 from clipkit.classify.few_shot import METHODS, fit_head
 from tests.helpers.support_sets import NEEDED, ZERO_SHOT, draw
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
-USERS = (anchored, gaussian, linear_probe, metrics, retrieval)
+USERS = (adapt, anchored, gaussian, linear_probe, metrics, proker, retrieval)
 
 
 def has_float64(values: Any) -> bool:

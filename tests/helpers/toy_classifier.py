@@ -21,7 +21,16 @@ RAGGED = {
 QUICK: dict[str, Any] = {"zero_shot_linear": {"epochs": 3}, "random_linear": {"epochs": 3}}
 
 # What takes classes without being fitted again: zero-shot, and methods by name.
-EXTENDED = ["zero_shot", "anchored", "prompt_weights", "gaussian", "cache", "cache_finetuned"]
+EXTENDED = [
+    "zero_shot",
+    "anchored",
+    "prompt_weights",
+    "gaussian",
+    "cache",
+    "cache_finetuned",
+    "lp_plus_plus",
+    "proker",
+]
 
 
 def toy_model(tokenizer: Tokenizer) -> CLIP:

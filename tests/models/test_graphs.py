@@ -102,6 +102,34 @@ def test_a_whole_model_is_traced_symbolically(kind: TowerName) -> None:
         assert_close(per_text, model(images[:n], TOKENS)[1])
 
 
+def test_torchvision_extracts_all_tokens_of_a_transformer(vit: CLIP) -> None:
+    visual: Any = vit.visual
+    extractor = extraction.create_feature_extractor(visual, {"transformer": "tokens"})
+    assert_close(extractor(IMAGES)["tokens"], visual.tokens(IMAGES, norm=False))
+
+
+def test_a_symbolic_trace_has_logits_in_float32_under_autocast() -> None:
+    model = make_vit()
+    traced = torch.fx.symbolic_trace(model)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, expected = traced(IMAGES, TOKENS)[0], model(IMAGES, TOKENS)[0]
+    assert found.dtype is expected.dtype is torch.float32
+
+
+def test_a_symbolic_trace_goes_through_a_program_that_gives_embeddings(vit: CLIP) -> None:
+    class Prompts(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.clip = vit
+
+        def forward(self, tokens: Tensor, embeddings: Tensor) -> Tensor:
+            return self.clip.encode_text(tokens, embeddings=embeddings)
+
+    embeddings = 2 * vit.text.token_embedding(TOKENS).detach()
+    traced = torch.fx.symbolic_trace(Prompts())
+    assert_close(traced(TOKENS, embeddings), vit.encode_text(TOKENS, embeddings=embeddings))
+
+
 @pytest.mark.parametrize("gradients", [True, False])
 def test_torchvision_extracts_the_features_of_layers(vit: CLIP, gradients: bool) -> None:
     nodes = {

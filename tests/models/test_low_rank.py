@@ -11,7 +11,7 @@ from torch import Tensor, nn
 import clipkit
 from clipkit import CLIP
 from clipkit.errors import ConfigError
-from clipkit.models.low_rank import Change, ChangedLinear, has_changes
+from clipkit.models.changes import Change, ChangedLinear, has_changes
 from tests.helpers.exact import (
     EXACT,
     images_for,
@@ -196,3 +196,55 @@ def test_a_changed_or_optimized_model_is_refused(model: CLIP) -> None:
         clipkit.lora(clipkit.lora(model))
     with pytest.raises(ConfigError, match="change the model it is of"):
         clipkit.lora(copy.deepcopy(model).float().optimize())
+
+
+def test_modes_stay_as_they_are(model: CLIP) -> None:
+    """Batch norms that were frozen in eval mode, above all."""
+    training = copy.deepcopy(model).train()
+    for module in training.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.eval()
+    adapted = clipkit.lora(training)
+    before = {name: module.training for name, module in training.named_modules()}
+    after = {name: module.training for name, module in adapted.named_modules()}
+    assert {name: after[name] for name in before if name in after} == {
+        name: mode for name, mode in before.items() if name in after
+    }
+    assert all(change.training for change in changes_of(adapted))
+
+
+def test_a_tower_without_attention_is_refused() -> None:
+    model = make_exact(resnet_config())
+    model.visual.attnpool = nn.Identity()
+    with pytest.raises(ConfigError, match="no attention to change in visual: name another tower"):
+        clipkit.lora(model, towers=["visual"])
+    assert len(changes_of(clipkit.lora(model))) == 3 * 3
+
+
+def test_a_rank_above_the_width_is_refused(model: CLIP) -> None:
+    with pytest.raises(ConfigError, match="rank must be at most the width"):
+        clipkit.lora(model, 1000)
+
+
+def test_other_models_are_refused() -> None:
+    other: Any = nn.Linear(2, 2)
+    with pytest.raises(ConfigError, match=r"lora changes a clipkit\.CLIP, not a Linear"):
+        clipkit.lora(other)
+
+
+def test_a_copy_of_rank_zero_is_merged_too(model: CLIP) -> None:
+    merged = clipkit.merge_lora(clipkit.lora(model, 0))
+    assert all(parameter.requires_grad for parameter in merged.parameters())
+
+
+def test_statistics_of_batch_norms_stay_while_changes_are_trained() -> None:
+    adapted = clipkit.lora(make_exact(resnet_config())).train()
+    images = images_for(adapted, 3)
+    before = {name: value.clone() for name, value in adapted.named_buffers()}
+    adapted.encode_image(images)
+    outer = nn.ModuleDict({"clip": adapted}).train()
+    adapted.encode_image(images)
+    assert outer.training
+    assert before
+    for name, value in adapted.named_buffers():
+        assert torch.equal(value, before[name]), name

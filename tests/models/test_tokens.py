@@ -1,6 +1,7 @@
 """All tokens of a tower, and features of embeddings that the caller has made."""
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -151,11 +152,12 @@ def test_embeddings_behind_the_last_end_are_not_computed() -> None:
     ("embeddings", "message"),
     [
         (torch.ones(7, 16, 31), r"\(7, 16, 32\), .*not torch.float32 of \(7, 16, 31\)"),
+        (torch.ones(7, 1, 32), r"\(7, 16, 32\), .*not torch.float32 of \(7, 1, 32\)"),
         (torch.ones(7, 15, 32), r"\(7, 16, 32\), .*not torch.float32 of \(7, 15, 32\)"),
         (torch.ones(7, 16, 32).long(), r"\(7, 16, 32\), .*not torch.int64"),
         ([[1.0]], r"\(7, 16, 32\), .*not list"),
     ],
-    ids=["width", "length", "dtype", "list"],
+    ids=["width", "one for all", "length", "dtype", "list"],
 )
 def test_embeddings_that_do_not_fit_the_ids_are_refused(embeddings: Any, message: str) -> None:
     model: Any = make_vit()
@@ -164,6 +166,8 @@ def test_embeddings_that_do_not_fit_the_ids_are_refused(embeddings: Any, message
         model.encode_text(ids, embeddings=embeddings)
     with pytest.raises(TokenizerError, match=r"text\.tokens needs float embeddings.*" + message):
         model.text.tokens(ids, embeddings=embeddings)
+    with pytest.raises(TokenizerError, match="the text tower needs float embeddings.*" + message):
+        model.text(ids, embeddings)
 
 
 def test_embeddings_come_in_any_float_dtype() -> None:
@@ -211,3 +215,20 @@ def test_towers_alone_cast_images_as_the_model_does(kind: Any) -> None:
     images = make_inputs(kind)
     with torch.no_grad():
         assert torch.equal(model.visual(images), model.encode_image(images))
+
+
+def test_towers_without_projections_are_not_compared() -> None:
+    model: Any = make_vit()
+    model.visual.proj = None
+    with pytest.raises(ConfigError, match="width 32 cannot be compared .* width 16: a projection"):
+        model(make_inputs("vit"), make_inputs("text"))
+
+
+@pytest.mark.parametrize("layout", ["clipkit", "transformers"])
+def test_a_model_without_a_part_is_not_saved(layout: Any, tmp_path: Path) -> None:
+    """What was saved could not be loaded again."""
+    model: Any = make_vit()
+    model.text.text_projection = None
+    with pytest.raises(ConfigError, match=r"the model has no text\.text_projection.*put back"):
+        model.save_pretrained(tmp_path, layout=layout)
+    assert list(tmp_path.iterdir()) == []

@@ -46,6 +46,20 @@ def test_the_last_image_block_shows_all_tokens(exact_vit: Any, part: str, gradie
 
 
 @pytest.mark.parametrize("gradients", [True, False])
+def test_the_image_transformer_shows_all_tokens(exact_vit: Any, gradients: bool) -> None:
+    """`ln_post` sees one, as the tower norms no other."""
+    images, visual = images_for(exact_vit), vit_of(exact_vit)
+    expected = exact_vit.encode_image(images).detach()
+    with torch.set_grad_enabled(gradients), Watch(visual.transformer) as watch:
+        with Watch(visual.ln_post) as pooled:
+            features = exact_vit.encode_image(images)
+    tokens = visual.tokens(images, norm=False).detach()
+    assert largest_difference(watch.output, tokens) < EXACT
+    assert largest_difference(features.detach(), expected) < EXACT
+    assert pooled.output.shape == (len(images), visual.transformer.width)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
 @pytest.mark.parametrize(
     "part",
     [

@@ -341,6 +341,18 @@ def test_other_mlp_widths_tell_another_kind_of_model() -> None:
         parts.build_model(state)
 
 
+def test_weights_of_tiny_alone_do_not_tell_that_its_heads_are_32_wide(tmp_path: Path) -> None:
+    """By OpenAI's rule its text tower would have one head, and other features without an error."""
+    model, _ = clip.load("tiny", "cpu")
+    torch.save(model.state_dict(), tmp_path / "tiny.pt")
+    for load in (
+        lambda: parts.build_model(model.state_dict()),
+        lambda: clip.load(tmp_path / "tiny.pt", "cpu"),
+    ):
+        with pytest.raises(RuntimeError, match="of these shapes are tiny, which have other heads"):
+            load()
+
+
 @pytest.mark.parametrize("name", ["ViT-H-14/laion2b_s32b_b79k", "ViT-B-16-plus-240/laion400m_e31"])
 def test_sizes_that_only_other_models_have_are_refused(name: str) -> None:
     with pytest.raises(RuntimeError, match=f"of these shapes are .*{name}.*config="):

@@ -6,14 +6,17 @@ so results are compared to float32's noise, and how many are equal to the bit is
 """
 
 import importlib
+import importlib.util
 import inspect
 import random
 import string
+import sys
 import warnings
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+import packaging
 import pytest
 import torch
 from PIL import Image
@@ -31,6 +34,12 @@ MODELS: dict[str, tuple[Any, ...]] = {
 
 def find_package() -> ModuleType:
     """Return OpenAI's package, or skip: other packages are called `clip` too."""
+    if importlib.util.find_spec("pkg_resources") is None:
+        # It asks this old part of setuptools for `packaging`, which later versions lack.
+        stand_in = ModuleType("pkg_resources")
+        importlib.import_module("packaging.version")
+        stand_in.packaging = packaging  # pyright: ignore[reportAttributeAccessIssue]
+        sys.modules["pkg_resources"] = stand_in
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # it imports what is deprecated
         package = pytest.importorskip("clip", exc_type=ImportError)
