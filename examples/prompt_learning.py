@@ -81,12 +81,15 @@ class PromptLearner(nn.Module):
         self.start, found, self.names = embeddings.tensor_split([1, 1 + length], dim=1)
         found = found if words else 0.02 * torch.randn_like(found)  # (C, length, W)
         self.context = nn.Parameter(found if own else found[:1].clone())
+        self.shared = 0 if own else 1 + length  # what all rows begin with is computed once
 
     def forward(self) -> Tensor:
         """Return features of unit length, (C, D)."""
         context = self.context.expand(len(self.tokens), -1, -1)  # (C, length, W)
         embeddings = torch.cat([self.start, context, self.names], dim=1)  # (C, L, W)
-        return self.encode_text(self.tokens, normalize=True, embeddings=embeddings)
+        return self.encode_text(
+            self.tokens, normalize=True, embeddings=embeddings, shared=self.shared
+        )
 
 
 def learn(

@@ -115,6 +115,30 @@ def check_embeddings(embeddings: object, text: Tensor, width: int, caller: str) 
         )
 
 
+def check_shared(shared: object, embeddings: Tensor | None) -> None:
+    """Raise `TokenizerError` unless all rows have so many embeddings in common.
+
+    Args:
+        shared: how many, at the beginning of each row.
+        embeddings: (N, L, W); None if there are none.
+    """
+    if isinstance(shared, Proxy) or isinstance(embeddings, Proxy):
+        return
+    if type(shared) is not int or shared < 0:
+        raise TokenizerError(f"shared must be a number of embeddings, from 0, not {shared!r}")
+    if shared == 0:
+        return
+    if embeddings is None:
+        raise TokenizerError("shared is of embeddings: ids that rows share are found by themselves")
+    if shared > embeddings.shape[1]:
+        raise TokenizerError(f"rows of {embeddings.shape[1]} embeddings cannot share {shared}")
+    begin = embeddings.detach()[:, :shared]
+    if values_are_known(begin) and not torch.equal(begin, begin[:1].expand_as(begin)):
+        raise TokenizerError(
+            f"the rows differ in their first {shared} embeddings: share fewer, or leave out shared"
+        )
+
+
 def _check_ids(text: Tensor, sizes: TextSizes) -> None:
     """Raise `TokenizerError` for ids that the model does not know, and for rows without an end."""
     low, high = (int(bound) for bound in text.aminmax())

@@ -1,14 +1,16 @@
 """The causal text transformer of CLIP, pooled at the end-of-text token (2103.00020)."""
 
+import numpy as np
 import torch
 import torch.fx
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.models.inputs import check_embeddings, check_tokens
+from clipkit.models.inputs import check_embeddings, check_shared, check_tokens
 from clipkit.models.kernels import is_watched, values_are_known
 from clipkit.models.layers import Transformer, pick
-from clipkit.models.prefixes import cut, grow, sort_rows
+from clipkit.models.prefixes import Integers, cut, grow, sort_rows
 
 # Nodes of a tree that are computed at once. On a CPU more would fall out of its cache; a card needs
 # more to be busy.
@@ -72,22 +74,32 @@ class TextTransformer(nn.Module):
         if self.text_projection is not None:
             nn.init.normal_(self.text_projection, std=self.text_projection.shape[0] ** -0.5)
 
-    def forward(self, tokens: Tensor, embeddings: Tensor | None = None) -> Tensor:
+    def forward(
+        self, tokens: Tensor, embeddings: Tensor | None = None, shared: int | None = None
+    ) -> Tensor:
         """Map token ids (N, L), L at most `context_length`, to features (N, output_dim).
 
         Args:
             tokens: ids, of which the end of text is read alone if there are `embeddings`.
             embeddings: of the tokens, (N, L, W), in the place of those that are looked up.
                 Positions are added here.
+            shared: how many embeddings at the beginning all rows have in common. They are computed
+                once, and their gradients come together in the first row. None is 0; it is the
+                default because torch's older ONNX exporter makes tensors of other ones.
         """
         if embeddings is not None:
             check_embeddings(embeddings, tokens, self.transformer.width, "the text tower")
+        if shared is not None:
+            check_shared(shared, embeddings)
         if any(is_watched(part, tokens) for part in self.children()):
             return self._encode_whole_rows(tokens, embeddings)
         if not values_are_known(tokens):
             return self._encode_rows(tokens, embeddings)
         if embeddings is None and tokens.shape[0] > 1 and not torch.is_grad_enabled():
-            return self._encode_prefixes(tokens)
+            ids = tokens.cpu().numpy()
+            return self._encode_prefixes(ids, self._ends(ids), self.token_embedding.weight)
+        if embeddings is not None and shared and tokens.shape[0] > 1:
+            return self._encode_after(shared, tokens, embeddings)
         if tokens.shape[0] > 0:
             length = int(self.find_ends(tokens).max()) + 1
             tokens = tokens[:, :length]
@@ -157,20 +169,35 @@ class TextTransformer(nn.Module):
         ends = self.find_ends(tokens.to(x.device))  # (N,)
         return self._project(pick(x, ends).squeeze(1))
 
-    def _encode_prefixes(self, tokens: Tensor) -> Tensor:
-        """Compute the tree of the rows' prefixes: (N, L) -> (N, D)."""
-        device = self.token_embedding.weight.device
-        ids = tokens.cpu().numpy()
-        # As `find_ends`, but many times as fast as torch on a CPU.
-        ends = (ids if self.end_of_text is None else ids == self.end_of_text).argmax(axis=1)
+    def _encode_prefixes(self, ids: Integers, ends: Integers, table: Tensor) -> Tensor:
+        """Compute the tree of the rows' prefixes: (N, L) -> (N, D).
+
+        Args:
+            ids: (N, L); equal ids stand for equal embeddings.
+            ends: (N,), the position at which each row ends.
+            table: (ids, W), the embedding of each id.
+        """
+        device = table.device
         rows, places = sort_rows(ids, ends)  # (distinct rows, L), (N,)
         parts: list[Tensor] = []
         for start, stop in cut(rows, CPU_NODES if device.type == "cpu" else CUDA_NODES):
             tree = grow(rows[start:stop], device)
-            x = self.token_embedding(tree.ids) + self.positional_embedding[tree.positions]  # (P, W)
+            x = F.embedding(tree.ids, table) + self.positional_embedding[tree.positions]  # (P, W)
             x = self.transformer(x, at=tree.leaves, tree=tree)  # (R, W)
             parts.append(self._project(self.ln_final(x)))
         return torch.cat(parts)[torch.from_numpy(places).to(device)]  # (distinct rows, D) -> (N, D)
+
+    def _encode_after(self, shared: int, tokens: Tensor, embeddings: Tensor) -> Tensor:
+        """Compute what all rows begin with once: (N, L, W) -> (N, D)."""
+        table = choose(self.token_embedding.weight[:1], embeddings).flatten(0, 1)  # (N x L, W)
+        ends = self._ends(tokens.cpu().numpy())
+        ids = np.arange(len(table)).reshape(tokens.shape)  # (N, L), each its own
+        ids[:, :shared] = ids[:1, :shared]
+        return self._encode_prefixes(ids, ends, table)
+
+    def _ends(self, ids: Integers) -> Integers:
+        """Return what `find_ends` does, many times as fast as torch on a CPU."""
+        return (ids if self.end_of_text is None else ids == self.end_of_text).argmax(axis=1)
 
     def _project(self, x: Tensor) -> Tensor:
         """Project normed tokens: (..., W) -> (..., D)."""

@@ -91,7 +91,12 @@ class TwoTowers(nn.Module):
         return features.clone() if self.is_optimized else features
 
     def encode_text(
-        self, text: Tensor, normalize: bool = False, *, embeddings: Tensor | None = None
+        self,
+        text: Tensor,
+        normalize: bool = False,
+        *,
+        embeddings: Tensor | None = None,
+        shared: int = 0,
     ) -> Tensor:
         """Return text features, read at the end-of-text token of each row.
 
@@ -104,18 +109,21 @@ class TwoTowers(nn.Module):
             embeddings: of the tokens, (N, L, W), in the place of `text.token_embedding(text)`, for
                 prompts that are learned. Gradients flow to them. Positions are added here, and of
                 `text` only the ends are read.
+            shared: how many embeddings at the beginning all rows have in common, as learned
+                contexts are. They are computed once, and their gradients come together in the first
+                row, so rows must be made of the same tensor there.
 
         Returns:
             (N, D), on the model's device and in its dtype.
 
         Raises:
-            TokenizerError: for any other shape or dtype, or ids outside the vocabulary (which are
-                not looked at while a graph is recorded).
+            TokenizerError: for any other shape or dtype, ids outside the vocabulary, or rows that
+                do not share what they should (values are not looked at while a graph is recorded).
         """
         check_tokens(text, self.config.text)
         if embeddings is not None:
             check_embeddings(embeddings, text, self.config.text.width, "encode_text")
-        features = self.text(text, embeddings)
+        features = self.text(text, embeddings, shared or None)
         return F.normalize(features, dim=-1) if normalize else features
 
     def forward(self, image: Tensor, text: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,6 +1,7 @@
 """All tokens of a tower, and features of embeddings that the caller has made."""
 
 import copy
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -8,8 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from clipkit import CLIP
 from clipkit.errors import ConfigError, ImageError, TokenizerError
 from tests.helpers.exact import CONTEXT, EXACT, images_for, largest_difference, tokens_for, vit_of
+from tests.helpers.random_weights import randomize
 from tests.helpers.recorded import record
 from tests.helpers.towers import make_inputs, make_resnet, make_vit
 
@@ -232,3 +235,77 @@ def test_a_model_without_a_part_is_not_saved(layout: Any, tmp_path: Path) -> Non
     with pytest.raises(ConfigError, match=r"the model has no text\.text_projection.*put back"):
         model.save_pretrained(tmp_path, layout=layout)
     assert list(tmp_path.iterdir()) == []
+
+
+def gradients_by(
+    model: Any, ids: Tensor, shared: int, options: dict[str, int]
+) -> tuple[Tensor, list[Tensor]]:
+    """Return features, and gradients of a context of all rows and of what each has alone."""
+    random = torch.Generator().manual_seed(3)
+    context = torch.randn(1, shared, 36, dtype=torch.float64, generator=random).requires_grad_()
+    rest = torch.randn(len(ids), ids.shape[1] - shared, 36, dtype=torch.float64, generator=random)
+    rest.requires_grad_()
+    embeddings = torch.cat([context.expand(len(ids), -1, -1), rest], dim=1)
+    features = model.encode_text(ids, embeddings=embeddings, **options)
+    direction = torch.randn(features.shape, dtype=torch.float64, generator=random)
+    found = torch.autograd.grad((features * direction).sum(), [context, rest])
+    return features.detach(), list(found)
+
+
+@pytest.mark.parametrize("count", [1, 6, 60])
+@pytest.mark.parametrize("shared", [1, 4, 9])
+def test_what_rows_share_is_computed_once(exact_vit: Any, count: int, shared: int) -> None:
+    """Some rows end within it. Values and gradients are those of rows alone."""
+    ids = tokens_for(exact_vit, count)
+    features, gradients = gradients_by(exact_vit, ids, shared, {"shared": shared})
+    expected, by_rows = gradients_by(exact_vit, ids, shared, {})
+    assert largest_difference(features, expected) < EXACT
+    for found, alone in zip(gradients, by_rows, strict=True):
+        assert largest_difference(found, alone) < 100 * EXACT
+    assert gradients[0].abs().max() > 1e-3
+
+
+def test_sharing_computes_less() -> None:
+    model: Any = make_vit()
+    ids = torch.ones(5, 16, dtype=torch.int64)
+    ids[:, 9] = 599
+    shapes: list[tuple[int, ...]] = []
+    record(model.text.transformer.resblocks[0], "ln_1", shapes)
+    embeddings = torch.randn(1, 16, 32).expand(5, -1, -1)
+    model.encode_text(ids, embeddings=embeddings, shared=7)
+    assert shapes == [(7 + 5 * 3, 32)]
+
+
+def test_sharing_knows_an_end_of_text_that_is_not_the_highest() -> None:
+    config = make_vit().config
+    text = dataclasses.replace(config.text, end_of_text=7)
+    model: Any = randomize(CLIP(dataclasses.replace(config, text=text)))
+    ids = torch.full((4, 16), 9)
+    ids[torch.arange(4), torch.tensor([3, 5, 9, 15])] = 7
+    embeddings = torch.randn(4, 16, 32, generator=torch.Generator().manual_seed(1))
+    embeddings[:, :4] = embeddings[:1, :4].clone()
+    found = model.encode_text(ids, embeddings=embeddings, shared=4)
+    expected = model.encode_text(ids, embeddings=embeddings)
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("shared", "message"),
+    [
+        (-1, "shared must be a number of embeddings, from 0, not -1"),
+        (2.0, r"shared must be a number of embeddings, from 0, not 2\.0"),
+        (17, "rows of 16 embeddings cannot share 17"),
+        (3, "the rows differ in their first 3 embeddings: share fewer"),
+    ],
+)
+def test_what_rows_cannot_share_is_refused(shared: Any, message: str) -> None:
+    model: Any = make_vit()
+    ids = make_inputs("text")
+    embeddings = torch.randn(7, 16, 32, generator=torch.Generator().manual_seed(1))
+    with pytest.raises(TokenizerError, match=message):
+        model.encode_text(ids, embeddings=embeddings, shared=shared)
+
+
+def test_ids_share_by_themselves() -> None:
+    with pytest.raises(TokenizerError, match="shared is of embeddings"):
+        make_vit().encode_text(make_inputs("text"), shared=3)
