@@ -1,5 +1,7 @@
 """The causal text transformer of CLIP, pooled at the end-of-text token (2103.00020)."""
 
+from collections.abc import Callable
+
 import numpy as np
 import torch
 import torch.fx
@@ -97,7 +99,7 @@ class TextTransformer(nn.Module):
             return self._encode_rows(tokens, embeddings)
         if embeddings is None and tokens.shape[0] > 1 and not torch.is_grad_enabled():
             ids = tokens.cpu().numpy()
-            return self._encode_prefixes(ids, self._ends(ids), self.token_embedding.weight)
+            return self._encode_prefixes(ids, self._ends(ids), self.token_embedding)
         if embeddings is not None and shared and tokens.shape[0] > 1:
             return self._encode_after(shared, tokens, embeddings)
         if tokens.shape[0] > 0:
@@ -138,8 +140,6 @@ class TextTransformer(nn.Module):
         check_tokens(ids, self, "text.tokens")
         if embeddings is not None:
             check_embeddings(embeddings, ids, self.transformer.width, "text.tokens")
-        weight = self.token_embedding.weight
-        ids = ids.to(weight.device)
         x = self.transformer.run_to(self._embed(ids, embeddings), block)
         return self.ln_final(x) if norm else x
 
@@ -154,7 +154,7 @@ class TextTransformer(nn.Module):
 
     def _embed(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
         """Return the tokens as the first block takes them: (N, L) -> (N, L, W)."""
-        looked_up = self.token_embedding(tokens.to(self.token_embedding.weight.device))
+        looked_up = self.token_embedding(tokens.to(self.positional_embedding.device))
         return choose(looked_up, embeddings) + self.positional_embedding[: tokens.shape[1]]
 
     def _encode_rows(self, tokens: Tensor, embeddings: Tensor | None) -> Tensor:
@@ -169,31 +169,33 @@ class TextTransformer(nn.Module):
         ends = self.find_ends(tokens.to(x.device))  # (N,)
         return self._project(pick(x, ends).squeeze(1))
 
-    def _encode_prefixes(self, ids: Integers, ends: Integers, table: Tensor) -> Tensor:
+    def _encode_prefixes(
+        self, ids: Integers, ends: Integers, embed: Callable[[Tensor], Tensor]
+    ) -> Tensor:
         """Compute the tree of the rows' prefixes: (N, L) -> (N, D).
 
         Args:
             ids: (N, L); equal ids stand for equal embeddings.
             ends: (N,), the position at which each row ends.
-            table: (ids, W), the embedding of each id.
+            embed: from ids (P,) to embeddings (P, W).
         """
-        device = table.device
+        device = self.positional_embedding.device
         rows, places = sort_rows(ids, ends)  # (distinct rows, L), (N,)
         parts: list[Tensor] = []
         for start, stop in cut(rows, CPU_NODES if device.type == "cpu" else CUDA_NODES):
             tree = grow(rows[start:stop], device)
-            x = F.embedding(tree.ids, table) + self.positional_embedding[tree.positions]  # (P, W)
+            x = embed(tree.ids) + self.positional_embedding[tree.positions]  # (P, W)
             x = self.transformer(x, at=tree.leaves, tree=tree)  # (R, W)
             parts.append(self._project(self.ln_final(x)))
         return torch.cat(parts)[torch.from_numpy(places).to(device)]  # (distinct rows, D) -> (N, D)
 
     def _encode_after(self, shared: int, tokens: Tensor, embeddings: Tensor) -> Tensor:
         """Compute what all rows begin with once: (N, L, W) -> (N, D)."""
-        table = choose(self.token_embedding.weight[:1], embeddings).flatten(0, 1)  # (N x L, W)
+        table = choose(self.positional_embedding, embeddings).flatten(0, 1)  # (N x L, W)
         ends = self._ends(tokens.cpu().numpy())
         ids = np.arange(len(table)).reshape(tokens.shape)  # (N, L), each its own
         ids[:, :shared] = ids[:1, :shared]
-        return self._encode_prefixes(ids, ends, table)
+        return self._encode_prefixes(ids, ends, lambda nodes: F.embedding(nodes, table))
 
     def _ends(self, ids: Integers) -> Integers:
         """Return what `find_ends` does, many times as fast as torch on a CPU."""

@@ -309,3 +309,24 @@ def test_what_rows_cannot_share_is_refused(shared: Any, message: str) -> None:
 def test_ids_share_by_themselves() -> None:
     with pytest.raises(TokenizerError, match="shared is of embeddings"):
         make_vit().encode_text(make_inputs("text"), shared=3)
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_an_embedding_in_the_place_of_the_towers_own_is_called(gradients: bool) -> None:
+    """Adapters put one there. Trees of prefixes must not look past it at a weight."""
+    model: Any = make_vit()
+    ids = make_inputs("text")
+    expected = model.encode_text(ids, embeddings=3 * model.text.token_embedding(ids)).detach()
+
+    class Tripled(torch.nn.Module):
+        def __init__(self, inner: torch.nn.Module) -> None:
+            super().__init__()
+            self.inner = inner
+
+        def forward(self, tokens: Tensor) -> Tensor:
+            return 3 * self.inner(tokens)
+
+    model.text.token_embedding = Tripled(model.text.token_embedding)
+    with torch.set_grad_enabled(gradients):
+        found = model.encode_text(ids)
+    torch.testing.assert_close(found.detach(), expected, rtol=1e-4, atol=1e-4)
