@@ -104,6 +104,4 @@ if not typing.TYPE_CHECKING:
 
     def __getattr__(name: str) -> typing.NoReturn:
         """Say where a name of OpenAI's package is, if there is no such name here."""
-        if name in _moved.PACKAGE:
-            raise _moved.moved("the package clipkit", name, _moved.PACKAGE)
-        raise AttributeError(f"module 'clipkit' has no attribute {name!r}", name=name)
+        raise _moved.missing("clipkit", name, _moved.PACKAGE)

@@ -29,7 +29,7 @@ from clipkit.models.fast import make_fast
 from clipkit.models.low_rank import merge_lora
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
-from clipkit.moved import MODULE, moved
+from clipkit.moved import MODULE, missing
 from clipkit.tokenizer import Tokenizer
 
 
@@ -346,6 +346,4 @@ if not TYPE_CHECKING:
 
     def __getattr__(name: str) -> NoReturn:
         """Say where a name of OpenAI's module `clip` is, if there is no such name here."""
-        if name in MODULE:
-            raise moved("the module clipkit.clip", name, MODULE)
-        raise AttributeError(f"module 'clipkit.clip' has no attribute {name!r}", name=name)
+        raise missing("clipkit.clip", name, MODULE)

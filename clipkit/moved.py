@@ -49,10 +49,28 @@ MODULE = PACKAGE | {
     "available_models": "it is clipkit.available_models",
 }
 
+# Of a block of the transformers.
+BLOCK = {
+    "attn_mask": "it attends to all tokens, or with attn.causal to those before",
+}
+
 # Of the preprocessing.
 PREPROCESS = {
     "transforms": "model.preprocess can be set to any Compose of your own",
 }
+
+
+def missing(module: str, name: str, table: Mapping[str, str]) -> AttributeError:
+    """Return the error for a name that a module of clipkit lacks, OpenAI's or any other.
+
+    Args:
+        module: its dotted name.
+        name: what it was asked for.
+        table: one of this module's.
+    """
+    if name in table:
+        return moved(f"the module {module}", name, table)
+    return AttributeError(f"module {module!r} has no attribute {name!r}", name=name)
 
 
 def moved(owner: str, name: str, table: Mapping[str, str]) -> MovedNameError:

@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.checkpoints.layouts import OPENAI_TEXT, Layout, is_beside, rename
+from clipkit.checkpoints.layouts import IGNORED, OPENAI_TEXT, Layout, is_beside, rename
 from clipkit.errors import StateDictMismatchError
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -44,7 +44,9 @@ def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Collection[s
             raise StateDictMismatchError(
                 f"two entries of the state dict mean {name!r}; the second is {key!r}"
             )
-        given[name] = state_dict.pop(key)
+        value = state_dict.pop(key)
+        if not IGNORED.fullmatch(name):
+            given[name] = value
     renamed = rename(given, _layout(given))
     state_dict.update({prefix + name: value for name, value in renamed.items()})
 

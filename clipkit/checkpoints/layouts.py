@@ -189,6 +189,8 @@ def to_canonical(state_dict: Mapping[str, Tensor]) -> dict[str, Tensor]:
 def rename(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     """Rename weights of a layout, of a whole model or of a part of one, to canonical names.
 
+    Nothing of `source` is ignored.
+
     Raises:
         StateDictMismatchError: as `to_canonical`.
     """
@@ -196,8 +198,6 @@ def rename(source: Mapping[str, Tensor], layout: Layout) -> dict[str, Tensor]:
     # The name of a fused projection, and its parts q, k and v.
     split: dict[str, dict[str, Tensor]] = {}
     for key, value in source.items():
-        if IGNORED.fullmatch(key):
-            continue
         name = _canonical_name(key, layout)
         part = re.fullmatch(r"(.+\.resblocks\.\d+\.)self_attn\.([qkv])_proj\.(weight|bias)", name)
         if part and layout == "transformers":

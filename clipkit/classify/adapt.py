@@ -12,6 +12,7 @@ from typing import cast
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit.classify.adapted_head import TEMPERATURE, AdaptedHead, log_likelihoods
@@ -126,16 +127,12 @@ def _estimate(
     share = (counts / (anchor + counts))[:, None]  # (C, 1)
     weights = assigned / assigned.sum(dim=0).clamp(min=torch.finfo(assigned.dtype).tiny)  # (N, C)
     found = weights.T @ features  # (C, D)
-    means = share * _unit(found) + (1 - share) * texts
-    means = _unit(means)
+    means = share * F.normalize(found, dim=1) + (1 - share) * texts
+    means = F.normalize(means, dim=1)
     squares = weights.T @ features.square() - 2 * means * found + means.square()  # around the mean
     held = variance + (texts - means).square()
     variances = share * squares + (1 - share) * held
     return means, variances.clamp(min=_SMALLEST_VARIANCE)
-
-
-def _unit(rows: Tensor) -> Tensor:
-    return torch.nn.functional.normalize(rows, dim=1)
 
 
 class _Neighbors:

@@ -54,11 +54,13 @@ def proker(
         beta = PAPER_BETA if beta is None else beta
         factor = 1.0
     scale = factor * zero_shot.logit_scale.detach().exp()
+    kernel = _kernel(features, features, beta)
+    left = _open(features, labels, zero_shot.weight)
     head = CacheHead(
         zero_shot.weight,
         scale.log(),
         keys=features,
-        values=scale * _solve(features, labels, zero_shot.weight, strength, beta),
+        values=scale * _solve(kernel, left, strength),
         alpha=scale.new_ones(()),
         beta=scale.new_tensor(beta),
     )
@@ -78,33 +80,39 @@ def _best(
     The third number is the factor that makes the logits with the temperature of `start` fit.
     """
     answers = held_out(labels, folds)
+    left = [_open(features[rest], labels[rest], start) for rest, _ in folds]
+    base = [features[out] @ start.T for _, out in folds]
     best = (math.inf, strengths[0], betas[0], 1.0)
     for beta in betas:
+        own = [_kernel(features[rest], features[rest], beta) for rest, _ in folds]
+        across = [_kernel(features[out], features[rest], beta) for rest, out in folds]
         for strength in strengths:
             logits = [
-                _logits(features[out], features[rest], labels[rest], start, strength, beta)
-                for rest, out in folds
+                cosines + near @ _solve(kernel, what, strength)
+                for cosines, near, kernel, what in zip(base, across, own, left, strict=True)
             ]
             losses, scale = calibrate(torch.cat(logits), answers)
             best = min(best, (losses.mean().item(), strength, beta, scale))
     return best[1:]
 
 
-def _logits(
-    others: Tensor, features: Tensor, labels: Tensor, start: Tensor, strength: float, beta: float
-) -> Tensor:
-    """Return the logits of other features (M, D), without a temperature, (M, C)."""
-    values = _solve(features, labels, start, strength, beta)
-    return others @ start.T + _kernel(others, features, beta) @ values
+def _open(features: Tensor, labels: Tensor, start: Tensor) -> Tensor:
+    """Return what the zero-shot cosines leave of the labels, Y - X W^T, (N, C)."""
+    return F.one_hot(labels, len(start)) - features @ start.T
 
 
-def _solve(features: Tensor, labels: Tensor, start: Tensor, strength: float, beta: float) -> Tensor:
-    """Return (K / strength + 1)^-1 (Y - X W^T), (N, C)."""
-    left = F.one_hot(labels, len(start)) - features @ start.T  # (N, C)
-    kernel = as_float64(_kernel(features, features, beta)) / strength  # (N, N)
-    identity = torch.eye(len(kernel), dtype=kernel.dtype, device=kernel.device)
-    factor = cast(Tensor, torch.linalg.cholesky(kernel + identity))
-    return restored(torch.cholesky_solve(as_float64(left), factor), features)
+def _solve(kernel: Tensor, left: Tensor, strength: float) -> Tensor:
+    """Return (K / strength + 1)^-1 times what is left of the labels, (N, C).
+
+    Args:
+        kernel: K, (N, N).
+        left: (N, C).
+        strength: of the pull to the zero-shot cosines.
+    """
+    matrix = as_float64(kernel) / strength
+    identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
+    factor = cast(Tensor, torch.linalg.cholesky(matrix + identity))
+    return restored(torch.cholesky_solve(as_float64(left), factor), left)
 
 
 def _kernel(rows: Tensor, others: Tensor, beta: float) -> Tensor:

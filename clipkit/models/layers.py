@@ -14,9 +14,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.config import Activation
-from clipkit.errors import ConfigError, MovedNameError
+from clipkit.errors import ConfigError
 from clipkit.models.kernels import apply_linear, is_watched, linear, values_are_known
 from clipkit.models.prefixes import Prefixes
+from clipkit.moved import BLOCK, moved
 
 # The tokens that are wanted: all of them, or one of each sample, whose position is the same for all
 # samples or given for each, (N,).
@@ -180,13 +181,8 @@ class ResidualAttentionBlock(nn.Module):
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Refuse a mask, which OpenAI's blocks have and which nothing here would look at."""
-        if name == "attn_mask":
-            raise MovedNameError(
-                "a clipkit block has no attn_mask, which OpenAI's have: it attends to all tokens, "
-                "or with attn.causal to those before. Programs written for OpenAI's package run "
-                "with `import clipkit.openai as clip`",
-                name=name,
-            )
+        if name in BLOCK:
+            raise moved("a clipkit block", name, BLOCK)
         super().__setattr__(name, value)
 
 

@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from clipkit.errors import ConfigError
-from clipkit.models.changes import PROJECTIONS, Change, ChangedLinear, FusedChange, Projection
+from clipkit.models.changes import (
+    PROJECTIONS,
+    Change,
+    ChangedLinear,
+    FusedChange,
+    Projection,
+    has_changes,
+)
 from clipkit.models.layers import Attention
 from clipkit.models.resnet import AttentionPool2d
 from clipkit.models.two_towers import TwoTowers
@@ -64,7 +71,7 @@ def lora(
         raise ConfigError(f"lora changes a clipkit.CLIP, not a {type(model).__name__}")
     model.check_original("change")
     _check(rank, alpha, dropout, projections, towers)
-    if any(isinstance(module, Change) for module in model.modules()):
+    if has_changes(model):
         raise ConfigError("the model has low-rank changes already: merge them by merge_lora(model)")
     copy = deepcopy(model).requires_grad_(False)
     if rank == 0:
