@@ -5,7 +5,7 @@ from typing import Any
 
 from torch import Tensor
 
-from clipkit.checkpoints.layouts import IGNORED, OPENAI_TEXT, Layout, is_beside, rename
+from clipkit.checkpoints.layouts import IGNORED, OPENAI_TEXT, Layout, rename
 from clipkit.errors import StateDictMismatchError
 
 _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
@@ -14,8 +14,8 @@ _WRAPPERS = ("module.", "_orig_mod.")  # of DataParallel and torch.compile
 def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Collection[str]) -> None:
     """Give the weights of a model their canonical names, in place.
 
-    What is no weight of a CLIP, and what the model has by that name, stays as it is, so that torch
-    reports what is missing and unexpected.
+    What has no place in the tables keeps its name, but for a wrapper's, so that parts of a subclass
+    are loaded and torch reports what is missing and unexpected.
 
     Args:
         state_dict: torch's own copy of what `load_state_dict` was given. Its tensors are not
@@ -38,14 +38,14 @@ def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Collection[s
     given: dict[str, Tensor] = {}
     for key in own:
         name = _unwrapped(key.removeprefix(prefix), names)
-        if is_beside(name) or not isinstance(state_dict[key], Tensor):
+        if not isinstance(state_dict[key], Tensor):
             continue
         if name in given:
             raise StateDictMismatchError(
                 f"two entries of the state dict mean {name!r}; the second is {key!r}"
             )
         value = state_dict.pop(key)
-        if not IGNORED.fullmatch(name):
+        if name in names or not IGNORED.fullmatch(name):
             given[name] = value
     renamed = rename(given, _layout(given))
     state_dict.update({prefix + name: value for name, value in renamed.items()})

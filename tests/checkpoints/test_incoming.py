@@ -211,6 +211,18 @@ def test_one_tower_of_another_layout_needs_strict_false(
     assert_same_weights(getattr(model, tower), getattr(source, tower))
 
 
+@pytest.mark.parametrize("wrapper", ["module.", "_orig_mod.module."])
+def test_parts_of_a_wrapped_subclass_are_loaded_too(source: CLIP, wrapper: str) -> None:
+    """With a buffer of a name that CLIP's own files have beside the weights."""
+    model, other = WithAdapter(source).eval(), WithAdapter(other_weights(source)).eval()
+    for one in (model, other):
+        one.adapter.register_buffer("attn_mask", torch.randn(3))
+    state = {f"{wrapper}{name}": value for name, value in other.state_dict().items()}
+    result = model.load_state_dict(state)
+    assert (result.missing_keys, result.unexpected_keys) == ([], [])
+    assert_same_weights(model, other)
+
+
 def test_a_weight_with_and_without_a_wrapper_is_refused(source: CLIP) -> None:
     state = source.state_dict()
     state["module.logit_scale"] = torch.ones(())

@@ -116,6 +116,22 @@ def test_gradients_of_a_block_are_of_all_tokens(exact_vit: Any) -> None:
     assert seen[0][:, 1:].abs().max() > 1e-3
 
 
+def test_a_backward_hook_on_the_last_mlp_sees_all_tokens(exact_vit: Any) -> None:
+    """Keys and values are of all tokens anyway; the MLP is of the one that is kept."""
+    images, visual = images_for(exact_vit), vit_of(exact_vit)
+    shapes: list[torch.Size] = []
+
+    def keep(module: nn.Module, inputs: Any, outputs: Any) -> None:
+        shapes.append(outputs[0].shape)
+
+    mlp = visual.get_submodule("transformer.resblocks.2.mlp")
+    hook = mlp.register_full_backward_hook(keep)
+    exact_vit.encode_image(images).sum().backward()
+    hook.remove()
+    exact_vit.zero_grad()
+    assert shapes[0][:2] == (len(images), len(visual.positional_embedding))
+
+
 def test_a_compiled_tower_shows_all_tokens_too(exact_vit: Any) -> None:
     images, visual = images_for(exact_vit), vit_of(exact_vit)
     expected = exact_vit.encode_image(images).detach()
