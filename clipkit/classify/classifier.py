@@ -1,18 +1,15 @@
-"""`ImageClassifier`: a CLIP, a head and its labels, from zero-shot to fitted, saved as one."""
+"""`ImageClassifier`: a CLIP, a head and its labels, made from class names, fitted and adapted."""
 
 import os
-from collections.abc import Callable, Iterable, Sequence
-from pathlib import Path
+from collections.abc import Iterable
 from typing import Any, cast
 
 import torch
-from torch import Tensor
 
 from clipkit.classify.adapt import adapted_head
 from clipkit.classify.few_shot import Method, check_options
 from clipkit.classify.fit_support import fit_support
-from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
-from clipkit.classify.heads import CosineHead, Head
+from clipkit.classify.heads import CosineHead
 from clipkit.classify.inputs import (
     Inputs,
     LabeledInputs,
@@ -23,16 +20,14 @@ from clipkit.classify.inputs import (
 )
 from clipkit.classify.labels import Labels
 from clipkit.classify.prediction import Prediction, make_predictions
-from clipkit.classify.predictor import Predictor
-from clipkit.classify.seen import SEEN, count_seen
-from clipkit.classify.words import describe, describe_as_html, made_by
+from clipkit.classify.stored import StoredClassifier
+from clipkit.classify.words import made_by
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError
 from clipkit.prompts import (
     TEMPLATES,
     WHOLE_PROMPTS,
-    CheckedTemplates,
     ClassNames,
     Templates,
     as_words,
@@ -41,7 +36,7 @@ from clipkit.prompts import (
 )
 
 
-class ImageClassifier(Predictor):
+class ImageClassifier(StoredClassifier):
     """Classify images by a CLIP, a head and its labels. Make one by `zero_shot` or `load`.
 
     Example:
@@ -59,33 +54,6 @@ class ImageClassifier(Predictor):
             depends on it.
         templates: what made the prompts out of class names; None if that is not known.
     """
-
-    def __init__(
-        self,
-        model: CLIP,
-        head: Head,
-        labels: list[str],
-        zero_shot_head: CosineHead,
-        prompts: list[list[str]],
-        provenance: dict[str, Any] | None = None,
-        templates: CheckedTemplates | None = None,
-    ) -> None:
-        super().__init__(model, head, labels)
-        if not len(labels) == head.classes == zero_shot_head.classes == len(prompts):
-            raise ConfigError(
-                f"a classifier needs as many labels ({len(labels)}) and prompts ({len(prompts)}) "
-                f"as its heads have classes ({head.classes}, {zero_shot_head.classes})"
-            )
-        if not head.width == zero_shot_head.width == model.config.embed_dim:
-            raise ConfigError(
-                f"features of width {model.config.embed_dim} need heads of that width, "
-                f"not {head.width}"
-            )
-        self.zero_shot_head = zero_shot_head
-        self.prompts = prompts
-        self.provenance = provenance or {"method": "zero_shot"}
-        self.templates = templates
-        self.train(model.training)
 
     @classmethod
     def zero_shot(
@@ -280,99 +248,6 @@ class ImageClassifier(Predictor):
             self.templates,
         )
         return adapted, make_predictions(self.labels, rows, paths)
-
-    def count_seen(self, features: Tensor, paths: Sequence[str | None] | None = None) -> int:
-        """Return how many of these images the head was fitted on, and so should not be measured on.
-
-        Images are known by names, sizes and times of their files, and by features that the same
-        model makes of them. Of more than 2,000 images only a part is known, and the count is a
-        lower bound. So it is 0 for a classifier that does not know what it was fitted on, as those
-        of version 0.1.0.
-
-        Args:
-            features: (N, D) of unit length, as from `embed`.
-            paths: N paths of the images' files, None for an image without one.
-        """
-        if paths is None:
-            paths = [None] * len(features)
-        return count_seen(features, paths, self.provenance.get(SEEN))
-
-    def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model with its preprocessing, both heads, labels, prompts and templates.
-
-        Templates that are functions cannot be written: what is loaded has the prompts that they
-        made, and `add_classes` asks for templates. A preprocessing that is neither a `Preprocess`
-        nor known to `CLIP.save_pretrained` cannot be written either, and `load` asks for it.
-
-        Args:
-            folder: made if it does not exist. A classifier that is there is replaced as one: a
-                process that is killed at any moment leaves the old one or the new one. Other files
-                in the folder stay as they are. It may be the one that this was loaded from.
-
-        Raises:
-            ConfigError: as `CLIP.save_pretrained`.
-            OutputError: if the folder cannot be written.
-        """
-        self.model.check_original("save the classifier of")
-        parts = Parts(
-            head=self.head,
-            labels=self.labels,
-            zero_shot_head=self.zero_shot_head,
-            prompts=self.prompts,
-            provenance=self.provenance,
-            templates=self.templates,
-        )
-        save_parts(self.model, parts, folder)
-
-    @classmethod
-    def load(
-        cls,
-        folder: str | os.PathLike[str],
-        *,
-        device: str | torch.device | None = None,
-        dtype: torch.dtype | None = None,
-        preprocess: Callable[[Any], Tensor] | None = None,
-        resolution: int | tuple[int, int] | None = None,
-    ) -> "ImageClassifier":
-        """Return what `save` wrote, in eval mode.
-
-        Example:
-            classifier = clipkit.ImageClassifier.load("pets/", device="cpu")
-
-        Args:
-            folder: where it was saved.
-            device, dtype, resolution: as in `CLIP.from_pretrained`. Heads are float32.
-            preprocess: in place of the preprocessing that was saved, or could not be saved.
-
-        Raises:
-            CheckpointNotFoundError: if a file is missing, as in the folder of a plain model.
-            CorruptCheckpointError: if a file is damaged, or the files are not of one classifier.
-            ConfigError: as `CLIP.from_pretrained`.
-        """
-        parts = load_parts(folder)
-        model = CLIP.from_pretrained(
-            Path(folder, MODEL),
-            device=device,
-            dtype=dtype,
-            resolution=resolution,
-            preprocess=preprocess,
-        )
-        return cls(
-            model,
-            parts.head,
-            parts.labels,
-            parts.zero_shot_head,
-            parts.prompts,
-            parts.provenance,
-            parts.templates,
-        ).to(model.device)
-
-    def __repr__(self) -> str:
-        return describe(self.labels, self.provenance, self.model.config.vision)
-
-    def _repr_html_(self) -> str:
-        """Return a table for notebooks."""
-        return describe_as_html(self.labels, self.provenance, self.model.config.vision)
 
     def _fit(
         self, support: SupportSet, method: Method | str, seed: int, options: dict[str, Any]
