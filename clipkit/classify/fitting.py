@@ -58,7 +58,7 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
     return members @ features / counts.clamp(min=1)[:, None], counts
 
 
-def make_folds(labels: Tensor, generator: torch.Generator) -> Folds:
+def make_folds(labels: Tensor, generator: torch.Generator, most: int = FOLDS) -> Folds:
     """Divide the support set for cross-validation, each class evenly.
 
     A class with a single image is never held out.
@@ -66,10 +66,11 @@ def make_folds(labels: Tensor, generator: torch.Generator) -> Folds:
     Args:
         labels: (N,) int64.
         generator: of the CPU, which draws what falls into which fold.
+        most: how many folds at most, at least 2.
 
     Returns:
         For each fold, two masks (N,): of what to fit on, and of what to hold out. There are as many
-        folds as the largest class has images, at most `FOLDS`, and none if no class has two.
+        folds as the largest class has images, at most `most`, and none if no class has two.
     """
     fold_of = torch.full_like(labels, -1)
     for label in distinct(labels):
@@ -77,7 +78,7 @@ def make_folds(labels: Tensor, generator: torch.Generator) -> Folds:
         if len(own) > 1:
             order = shuffled(len(own), generator).to(own.device)
             place = torch.arange(len(own), dtype=labels.dtype, device=own.device)
-            fold_of[own[order]] = place % FOLDS
+            fold_of[own[order]] = place % most
     return [(fold_of != fold, fold_of == fold) for fold in range(int(fold_of.max()) + 1)]
 
 
