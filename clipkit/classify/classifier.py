@@ -20,7 +20,7 @@ from clipkit.classify.inputs import (
 )
 from clipkit.classify.labels import Labels
 from clipkit.classify.prediction import Prediction, make_predictions
-from clipkit.classify.stored import StoredClassifier
+from clipkit.classify.trusted import TrustedClassifier
 from clipkit.classify.words import made_by
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
 from clipkit.clip import CLIP
@@ -36,7 +36,7 @@ from clipkit.prompts import (
 )
 
 
-class ImageClassifier(StoredClassifier):
+class ImageClassifier(TrustedClassifier):
     """Classify images by a CLIP, a head and its labels. Make one by `zero_shot` or `load`.
 
     Example:
