@@ -4,4 +4,4 @@ from clipkit.classify.stored import StoredClassifier
 
 
 class TrustedClassifier(StoredClassifier):
-    """Say how far what a classifier predicts can be trusted; see `StoredClassifier` for arguments."""
+    """Say how far what a classifier predicts can be trusted; see `StoredClassifier`."""
