@@ -21,6 +21,7 @@ from clipkit.classify.labels import (
     read_labels,
     translate,
 )
+from clipkit.data.arrays import is_array, is_array_image, is_array_of_images
 from clipkit.data.classes import classes_of, is_part
 from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
@@ -65,11 +66,12 @@ class SupportSet:
 
 
 def is_one_image(given: object) -> bool:
-    """Return whether this is a PIL image or an encoded one, or a path that names no folder."""
+    """Return whether this is a PIL, NumPy or encoded image, or a path that names no folder."""
     if isinstance(given, str | os.PathLike):
         # os.path says False, where Path raises an error, of a name that is too long.
         return not os.path.isdir(cast("str | os.PathLike[str]", given))
-    return is_encoded(given) or hasattr(given, "getbands")  # PIL need not be imported to ask
+    # PIL need not be imported to ask.
+    return is_encoded(given) or hasattr(given, "getbands") or is_array_image(given)
 
 
 def check_path(given: object) -> None:
@@ -204,17 +206,17 @@ def given_features(given: object) -> Tensor | None:
         given = given.features
     if isinstance(given, list | tuple) and given and all(map(_is_row, cast("list[Any]", given))):
         given = _stack(cast("Sequence[Any]", given))
-    if isinstance(given, np.ndarray):
-        array = cast(NDArray[Any], given)
-        if array.dtype.kind not in "fiub":
-            return None  # it holds paths
-        given = torch.from_numpy(np.array(array, dtype=np.float32))  # a copy, which torch may own
+    given = cast("object", given)
+    if is_array(given):
+        if given.dtype.kind not in "fiub" or is_array_image(given) or is_array_of_images(given):
+            return None  # it holds paths or pixels
+        given = torch.from_numpy(np.array(given, dtype=np.float32))  # a copy, which torch may own
     if not isinstance(given, Tensor):
         return None
     if given.ndim != 2:
         raise DataError(
             f"a tensor or an array must be features (N, D), not {tuple(given.shape)}: "
-            "see ImageClassifier.embed"
+            "see ImageClassifier.embed. NumPy images are uint8, (h, w, 3) or many (N, h, w, 3)"
         )
     check_lengths(given)
     return given

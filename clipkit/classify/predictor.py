@@ -3,8 +3,10 @@
 import os
 from typing import IO, TYPE_CHECKING, Any, cast, overload
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.classify.export import export
@@ -99,12 +101,12 @@ class Predictor(nn.Module):
         self, images: "Image", *, batch_size: int = 64, workers: int = 0, progress: bool = False
     ) -> Prediction: ...
 
-    # A path may name an image or a folder, which no type tells apart; and bytes are a collection
-    # of numbers to a type checker.
+    # A path may name an image or a folder, and an array be one image or many, which no type tells
+    # apart; and bytes are a collection of numbers to a type checker.
     @overload
     def predict(
         self,
-        images: str | os.PathLike[str] | bytes | bytearray | IO[bytes],
+        images: str | os.PathLike[str] | bytes | bytearray | IO[bytes] | NDArray[np.uint8],
         *,
         batch_size: int = 64,
         workers: int = 0,
@@ -138,8 +140,10 @@ class Predictor(nn.Module):
 
         Args:
             images: the path of an image, a PIL image, an image file's bytes or an open one, such as
-                `UploadFile.file` of a web server; or many: a folder, a list, a data set, or
-                features as `probabilities` takes them.
+                `UploadFile.file` of a web server, or a NumPy image: uint8 in 0-255, (h, w, 3) with
+                channels in the order red, green, blue, RGBA (h, w, 4) or gray (h, w). OpenCV has
+                blue first: pass `frame[:, :, ::-1]`. Or many: a folder, a list, an array (N, h, w,
+                3), a data set, or features as `probabilities` takes them.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:

@@ -5,10 +5,12 @@ import io
 import logging
 import os
 import stat
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
+from numpy.typing import NDArray
 
+from clipkit.data.arrays import describe_array, image_of_array
 from clipkit.errors import ImageError
 from clipkit.files import address_scheme
 
@@ -16,6 +18,8 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 _LOG = logging.getLogger("clipkit")
+
+Readable: TypeAlias = "Image | str | os.PathLike[str] | bytes | IO[bytes] | NDArray[np.uint8]"
 
 # What Pillow opens and is no raster image: EPS would start Ghostscript, the others need a program
 # beside Pillow or hold no pixels. A file of any other name could be one of them.
@@ -69,7 +73,7 @@ def is_encoded(image: object) -> bool:
     return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
 
 
-def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "Image":
+def read_image(image: Readable) -> "Image":
     """Decode an image, turn it upright, and reduce it to 8 bits per channel.
 
     Transparent parts become white. 16-bit gray is scaled to 8 bits. An image that was opened from a
@@ -77,9 +81,10 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
     has the other's EXIF in Pillow, which says nothing about it.
 
     Args:
-        image: a path, the bytes of a file, an open file, or a PIL image. It is left as it is, and
-            left open. Vector graphics such as EPS are refused, since Pillow would start another
-            program.
+        image: a path, the bytes of a file, an open file, a PIL image, or a NumPy array: uint8 in
+            0-255, RGB (h, w, 3) in that order of channels, RGBA (h, w, 4) or gray (h, w). It is
+            left as it is, and left open. Vector graphics such as EPS are refused, since Pillow
+            would start another program.
 
     Returns:
         A PIL image in mode L, RGB or CMYK. Reading it again changes nothing.
@@ -96,6 +101,8 @@ def read_image(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> "
     try:
         if isinstance(image, Image.Image):
             return _eight_bit(image)
+        if isinstance(image, np.ndarray):
+            return _eight_bit(image_of_array(image))
         if isinstance(image, str | os.PathLike):
             _check_file(image)
         file: str | os.PathLike[str] | IO[bytes] = (
@@ -146,12 +153,14 @@ def _reason(error: Exception) -> str:
     return str(error) or type(error).__name__
 
 
-def _describe(image: "Image | str | os.PathLike[str] | bytes | IO[bytes]") -> str:
+def _describe(image: Readable) -> str:
     """Return words that name an image in an error message."""
     from PIL.Image import Image
 
     if isinstance(image, Image):
         return f"the PIL image (mode {image.mode}, size {image.size})"
+    if isinstance(image, np.ndarray):
+        return describe_array(image)
     if isinstance(image, str | os.PathLike):
         return f"the image at the path {os.fspath(image)!r}"
     if isinstance(image, bytes | bytearray | memoryview):

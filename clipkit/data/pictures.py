@@ -18,14 +18,16 @@ from torch.utils.data import (
     default_collate,  # pyright: ignore[reportUnknownVariableType]
 )
 
+from clipkit.data.arrays import is_array_image
 from clipkit.data.decode import image_suffixes, is_encoded, read_image
 from clipkit.data.folders import list_images
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 
 # What gives images: a folder, with the folders in it; a list, a column of a table, a set, a
-# generator or a data set of paths, PIL images, files' bytes or tensors, or of tuples
-# (image, label, ...) or mappings with "image" and "label"; or a DataLoader of prepared batches.
+# generator or a data set of paths, PIL images, files' bytes, NumPy images or tensors, or of tuples
+# (image, label, ...) or mappings with "image" and "label"; an array of NumPy images (N, h, w, 3);
+# or a DataLoader of prepared batches.
 Images: TypeAlias = "str | os.PathLike[str] | Iterable[Any] | Dataset[Any] | DataLoader[Any]"
 Transform: TypeAlias = Callable[[Any], Tensor]  # from an image, as an item has it, to (3, H, W)
 _Merge: TypeAlias = Callable[[list[Any]], Any]  # from samples to a batch of them
@@ -207,7 +209,7 @@ def _as_indexed(images: Images) -> _Indexed:
     """
     if isinstance(images, str | os.PathLike):
         return list_images(images)
-    if is_encoded(images) or hasattr(images, "getbands"):
+    if is_encoded(images) or hasattr(images, "getbands") or is_array_image(images):
         raise ConfigError(f"a single image goes in a list, [image], not {images!r:.99} by itself")
     given: object = images
     if isinstance(given, Mapping) or hasattr(given, "columns"):

@@ -25,9 +25,11 @@ from typing import IO, TYPE_CHECKING, Literal, NoReturn
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.config import PreprocessConfig
+from clipkit.data.arrays import is_array
 from clipkit.data.decode import is_encoded, read_image
 from clipkit.errors import ConfigError, ImageError
 from clipkit.fields import as_sequence, check_choice, is_positive
@@ -94,15 +96,17 @@ class Preprocess:
         raise moved("clipkit's Preprocess", "transforms", PREPROCESS)
 
     def __call__(
-        self, image: "Image | str | os.PathLike[str] | bytes | IO[bytes] | Tensor"
+        self,
+        image: "Image | str | os.PathLike[str] | bytes | IO[bytes] | NDArray[np.uint8] | Tensor",
     ) -> Tensor:
         """Preprocess one image, or a batch of images that is already a tensor.
 
         Args:
             image: a PIL image; a path, the bytes of a file or an open file, of which the first
-                frame is taken if there are many; or an RGB tensor (3, h, w) or (N, 3, h, w), uint8
-                in 0-255 or floating in 0-1, on any device. The tensor is never modified, nor
-                shared.
+                frame is taken if there are many; a NumPy array, uint8 in 0-255: RGB (h, w, 3) in
+                that order of channels (OpenCV has BGR: pass array[:, :, ::-1]), RGBA (h, w, 4) or
+                gray (h, w); or an RGB tensor (3, h, w) or (N, 3, h, w), uint8 in 0-255 or floating
+                in 0-1, on any device. Neither array nor tensor is modified or shared.
 
         Returns:
             (3, H, W) float32, contiguous, on the CPU. A tensor stays on its device, and a batch
@@ -116,17 +120,12 @@ class Preprocess:
             return self._from_tensor(image)
         from PIL.Image import Image
 
-        if isinstance(image, Image | str | os.PathLike) or is_encoded(image):
+        if isinstance(image, Image | str | os.PathLike) or is_encoded(image) or is_array(image):
             return self._from_image(read_image(image))
-        if isinstance(image, np.ndarray):
-            raise ImageError(
-                f"Preprocess takes no NumPy array ({image.dtype}, shape {image.shape}), its layout "
-                "would be a guess. Pass PIL.Image.fromarray(array) for uint8 RGB (h, w, 3), or "
-                "torch.from_numpy(array).permute(2, 0, 1)"
-            )
         raise ImageError(
-            "Preprocess takes a PIL image, a path, the bytes of a file, an open file or a tensor, "
-            f"not {type(image).__name__}. Preprocess a list item by item, and torch.stack them"
+            "Preprocess takes a PIL image, a path, the bytes of a file, an open file, a NumPy "
+            f"array or a tensor, not {type(image).__name__}. Preprocess a list item by item, and "
+            "torch.stack them"
         )
 
     def _from_image(self, image: "Image") -> Tensor:
