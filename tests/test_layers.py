@@ -21,6 +21,7 @@ FLOORS = [
     {
         "clipkit.files",
         "clipkit.visible",
+        "clipkit.columns",
         "clipkit.distributed",
         "clipkit.fields",
         "clipkit.byte_pairs",

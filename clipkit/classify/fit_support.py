@@ -3,6 +3,9 @@
 import logging
 from typing import Any, cast
 
+import numpy as np
+from torch import Tensor
+
 from clipkit.classify.few_shot import Method, fit_head
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import SupportSet
@@ -10,6 +13,10 @@ from clipkit.classify.labels import show
 from clipkit.classify.seen import SEEN, marks_of
 
 _LOG = logging.getLogger("clipkit")
+
+# The name in a provenance of the options that the caller gave. What stands beside them was chosen,
+# and whoever fits the same method on other images lets it choose again.
+OPTIONS = "options"
 
 
 def fit_support(
@@ -38,6 +45,17 @@ def fit_support(
     if empty:
         _LOG.warning("no image of %d classes to fit on: %s", len(empty), show(empty))
     provenance |= {"counts": counts, SEEN: marks_of(support.features, support.paths)}
+    if given := _as_json(options):
+        provenance[OPTIONS] = given
     if support.skipped:
         provenance["skipped"] = [list(one) for one in support.skipped]
     return head, provenance
+
+
+def _as_json(options: dict[str, Any]) -> dict[str, Any]:
+    """Return the options that are given, numbers of NumPy and torch as those of Python."""
+    return {
+        name: value.item() if isinstance(value, np.generic | Tensor) else value
+        for name, value in options.items()
+        if value is not None and name != "captions"
+    }

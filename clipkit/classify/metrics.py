@@ -10,7 +10,8 @@ Example:
 """
 
 import math
-from typing import Any, cast
+from statistics import NormalDist
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ from clipkit.classify.metric_inputs import (
     Numbers,
     as_tensor,
     check_count,
+    is_count,
     read_classes,
     read_scores,
 )
@@ -28,6 +30,7 @@ from clipkit.errors import ConfigError
 
 __all__ = [
     "Numbers",
+    "ReliabilityBin",
     "accuracy",
     "confusion_matrix",
     "expected_calibration_error",
@@ -36,7 +39,9 @@ __all__ = [
     "mean_per_class",
     "most_confused",
     "recall_at_k",
+    "reliability_bins",
     "top_k_accuracy",
+    "wilson_interval",
 ]
 
 
@@ -148,7 +153,56 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, bins: in
         labels: (N,) right classes.
         bins: at least 1.
     """
-    name = "expected_calibration_error"
+    counts, sums, hits = _binned("expected_calibration_error", probabilities, labels, bins)
+    return ((hits - sums).abs().sum() / counts.sum()).item()
+
+
+class ReliabilityBin(NamedTuple):
+    """Hold what is said and what is right among the predictions of one range of probabilities.
+
+    Attributes:
+        low, high: the range, from above `low` to `high`.
+        images: how many predictions fall into it.
+        confidence: their mean probability.
+        accuracy: the share of them that is right.
+    """
+
+    low: float
+    high: float
+    images: int
+    confidence: float
+    accuracy: float
+
+
+def reliability_bins(
+    probabilities: Numbers, labels: Numbers, bins: int = 15
+) -> list[ReliabilityBin]:
+    """Return for each range of probabilities how sure predictions are and how many are right.
+
+    The mean gap between the two, weighted with the images, is `expected_calibration_error`.
+
+    Args:
+        probabilities, labels, bins: as there.
+
+    Returns:
+        The bins that hold an image, in rising order.
+    """
+    columns = _binned("reliability_bins", probabilities, labels, bins)
+    counts, sums, hits = (cast("list[float]", column.tolist()) for column in columns)
+    return [
+        ReliabilityBin(i / bins, (i + 1) / bins, int(count), total / count, right / count)
+        for i, (count, total, right) in enumerate(zip(counts, sums, hits, strict=True))
+        if count
+    ]
+
+
+def _binned(
+    name: str, probabilities: Numbers, labels: Numbers, bins: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return for each bin its images, the sum of their top probabilities, and how many are right.
+
+    Each is (bins,) float64.
+    """
     check_count(name, "bins", bins)
     probabilities, labels = read_scores(name, probabilities, labels)
     _check_probabilities(name, probabilities)
@@ -157,9 +211,46 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, bins: in
     # above the float64 of 0.2.
     edges = torch.arange(1, bins, dtype=torch.float64, device="cpu") / bins  # (bins - 1,)
     place = torch.bucketize(confidence, restored(edges, confidence))  # edges[i - 1] < c <= edges[i]
-    gaps = as_float64(predicted == labels) - as_float64(confidence)  # (N,)
-    sums = torch.bincount(place.to(gaps.device), weights=gaps, minlength=bins)  # (bins,)
-    return sums.abs().sum().item() / len(labels)
+    sure, right = as_float64(confidence), as_float64(predicted == labels)  # (N,)
+    place = place.to(sure.device)
+    return (
+        as_float64(torch.bincount(place, minlength=bins)),
+        torch.bincount(place, weights=sure, minlength=bins),
+        torch.bincount(place, weights=right, minlength=bins),
+    )
+
+
+def wilson_interval(hits: int, images: int, level: float = 0.95) -> tuple[float, float]:
+    """Return the interval in which the true share lies, after so many hits (Wilson, 1927).
+
+    It holds for shares near 0 and 1 and for few images too, where the usual p +- 1.96 standard
+    errors does not. It takes the images for independent of each other.
+
+    Args:
+        hits: how many were right, 0 to `images`.
+        images: how many were measured, at least 1.
+        level: how often such an interval holds the true share, between 0 and 1.
+
+    Returns:
+        The lower and the upper end, 0 to 1.
+
+    Example:
+        >>> [round(end, 3) for end in wilson_interval(90, 100)]
+        [0.826, 0.945]
+    """
+    check_count("wilson_interval", "images", images)
+    if hits != 0 and (not is_count(hits) or hits > images):
+        raise ConfigError(f"wilson_interval needs hits of 0 to {images}, not {hits!r}")
+    if not 0 < level < 1:
+        raise ConfigError(f"wilson_interval needs a level between 0 and 1, not {level!r}")
+    z = NormalDist().inv_cdf((1 + level) / 2)
+    share, excess = hits / images, z * z / images
+    middle = (share + excess / 2) / (1 + excess)
+    half = math.sqrt(share * (1 - share) * excess + excess * excess / 4) / (1 + excess)
+    # The formula gives exactly 0 and 1 there, and floats nearly.
+    low = middle - half if hits > 0 else 0.0
+    high = middle + half if hits < images else 1.0
+    return low, high
 
 
 def fit_temperature(logits: Numbers, labels: Numbers) -> float:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit import ImageClassifier, Prediction
+from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
     FAILED,
@@ -18,7 +19,7 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
 )
-from clipkit.commands.display import Style, align, is_terminal, tell_skipped, typed, warn
+from clipkit.commands.display import Style, is_terminal, tell_skipped, typed, warn
 from clipkit.commands.inputs import (
     STANDARD_INPUT,
     find_images,

@@ -13,6 +13,7 @@ from clipkit import ImageClassifier
 from clipkit.classify import metrics
 from clipkit.classify.evaluate import warn_of_seen
 from clipkit.classify.labels import find_classes
+from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
     Command,
@@ -22,7 +23,7 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, count
+from clipkit.commands.display import Style, count
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier

@@ -7,8 +7,9 @@ import torch
 
 from clipkit import distributed, read_pairs
 from clipkit.classify.folder import load_parts
+from clipkit.columns import align
 from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
-from clipkit.commands.display import align, tell, tell_skipped, typed
+from clipkit.commands.display import tell, tell_skipped, typed
 from clipkit.commands.folders import (
     check_result_folder,
     print_classifier,

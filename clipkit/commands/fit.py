@@ -8,6 +8,7 @@ from pathlib import Path
 from clipkit import Features, ImageClassifier, extract_features, sample_shots
 from clipkit.classify.few_shot import METHODS, check_method
 from clipkit.classify.words import choices_in_words
+from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
     Command,
@@ -17,7 +18,7 @@ from clipkit.commands.command import (
     add_templates,
     add_workers,
 )
-from clipkit.commands.display import Style, align, is_terminal, tell_skipped
+from clipkit.commands.display import Style, is_terminal, tell_skipped
 from clipkit.commands.folders import (
     check_result_folder,
     print_classifier,

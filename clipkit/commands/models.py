@@ -9,8 +9,9 @@ from dataclasses import asdict, dataclass
 from clipkit import CLIPConfig, prompt_set, prompt_sets
 from clipkit.checkpoints.registry import MODELS
 from clipkit.checkpoints.source import resolve
+from clipkit.columns import align, width_of
 from clipkit.commands.command import DONE, Command, add_json
-from clipkit.commands.display import Style, align, size, tell, width_of
+from clipkit.commands.display import Style, size, tell
 from clipkit.models.count import count_parameters
 
 

@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader
 
 from clipkit import CLIP, ImageClassifier
 from clipkit.classify.few_shot import METHODS, fit_head
+from clipkit.classify.fit_support import OPTIONS
 from clipkit.classify.heads import WeightedPromptHead
 from clipkit.classify.seen import SEEN
 from clipkit.errors import ConfigError, DataError
@@ -334,7 +335,9 @@ def test_every_method_starts_from_zero_shot_and_ends_the_same(
     assert type(classifier.head) is type(head)
     assert not classifier.head.training
     assert_close(head_logits(classifier, features), head(features))
-    assert classifier.provenance.keys() == {*chosen, "counts", SEEN}
+    given = {OPTIONS: options} if options else {}
+    assert classifier.provenance.keys() == {*chosen, "counts", SEEN, *given}
+    assert classifier.provenance.get(OPTIONS, {}) == options
     assert classifier.provenance["method"] == method
     assert torch.equal(classifier.zero_shot_head.weight, start.weight)
     again = ImageClassifier.zero_shot(toy, RAGGED, ["a {}.", "{}"])

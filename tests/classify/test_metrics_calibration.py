@@ -9,7 +9,13 @@ import numpy.typing as npt
 import pytest
 import torch
 
-from clipkit.classify.metrics import expected_calibration_error, fit_temperature
+from clipkit.classify.metrics import (
+    expected_calibration_error,
+    fit_temperature,
+    reliability_bins,
+    wilson_interval,
+)
+from clipkit.errors import ConfigError
 
 Array = npt.NDArray[Any]
 
@@ -169,3 +175,62 @@ def test_temperature_at_its_ends() -> None:
         assert fit_temperature(constant, labels) == 1
     single_class = torch.rand(4, 1)
     assert fit_temperature(single_class, torch.zeros(4, dtype=torch.long)) == 1
+
+
+# Bins
+
+
+@pytest.mark.parametrize("bins", [1, 10, 15])
+def test_bins_have_what_the_calibration_error_is_made_of(bins: int) -> None:
+    random = np.random.default_rng(9)
+    probabilities = random.dirichlet(np.full(4, 0.5), 400)
+    labels = random.integers(0, 4, 400)
+    labels[::2] = probabilities[::2].argmax(axis=1)
+    found = reliability_bins(probabilities, labels, bins)
+    sure, right = probabilities.max(axis=1), probabilities.argmax(axis=1) == labels
+    expected: list[tuple[float, ...]] = []
+    for b in range(bins):
+        inside = (sure > b / bins) & (sure <= (b + 1) / bins)
+        if inside.any():
+            means = sure[inside].mean(), right[inside].mean()
+            expected.append((b / bins, (b + 1) / bins, inside.sum(), *means))
+    assert len(found) == len(expected)
+    for part, row in zip(found, expected, strict=True):
+        assert tuple(part) == pytest.approx(row, abs=1e-12)
+    gap = sum(part.images * abs(part.confidence - part.accuracy) for part in found) / 400
+    assert gap == pytest.approx(expected_calibration_error(probabilities, labels, bins), abs=1e-12)
+
+
+# The interval
+
+
+@pytest.mark.parametrize("level", [0.5, 0.95, 0.99])
+@pytest.mark.parametrize("images", [1, 2, 7, 100, 123456])
+def test_the_interval_is_scipys(images: int, level: float) -> None:
+    stats = pytest.importorskip("scipy.stats")
+    for hits in {0, 1, images // 3, images - 1, images}:
+        low, high = wilson_interval(hits, images, level)
+        expected = stats.binomtest(hits, images).proportion_ci(level, method="wilson")
+        assert low == pytest.approx(expected.low, abs=1e-12)
+        assert high == pytest.approx(expected.high, abs=1e-12)
+    assert wilson_interval(0, images)[0] == 0.0
+    assert wilson_interval(images, images)[1] == 1.0
+
+
+@pytest.mark.parametrize(
+    ("hits", "images", "level", "message"),
+    [
+        (0, 0, 0.95, "images as an integer of 1 to inf, not 0"),
+        (-1, 5, 0.95, "hits of 0 to 5, not -1"),
+        (6, 5, 0.95, "hits of 0 to 5, not 6"),
+        (1.5, 5, 0.95, "hits of 0 to 5, not 1.5"),
+        (1, 5, 1.0, "a level between 0 and 1, not 1.0"),
+        (1, 5, 0.0, "a level between 0 and 1, not 0.0"),
+        (1, 5, math.nan, "a level between 0 and 1, not nan"),
+    ],
+)
+def test_impossible_intervals_are_refused(
+    hits: int, images: int, level: float, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        wilson_interval(hits, images, level)

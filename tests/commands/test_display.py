@@ -8,13 +8,10 @@ import pytest
 
 from clipkit.commands.display import (
     Style,
-    align,
     count,
     lossless_streams,
-    pad,
     size,
     typed,
-    width_of,
 )
 from clipkit.visible import visible
 
@@ -61,14 +58,6 @@ def test_control_characters_are_shown_and_letters_of_all_scripts_stay(
 
 def test_line_ends_may_stay() -> None:
     assert visible("a\nb\x1b", keep="\n") == "a\nb\\x1b"
-
-
-def test_columns_are_aligned_by_what_a_terminal_shows() -> None:
-    assert width_of("\u732b\u72ac") == 4
-    assert width_of("e\u0301") == 1
-    assert pad("\u732b", 4) == "\u732b  "
-    rows = align([["\u732b", "9"], ["kitten", "10"]], right=[1])
-    assert rows == [["\u732b    ", " 9"], ["kitten", "10"]]
 
 
 def test_a_pipe_gets_neither_color_nor_bars() -> None:
