@@ -14,6 +14,8 @@ import clipkit.moved as _moved
 from clipkit import errors
 from clipkit.checkpoints.registry import available_models, list_models
 from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.encoder import CLIPEncoder
+from clipkit.classify.estimators import CLIPClassifier
 from clipkit.classify.few_shot import fit_head, sample_shots
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
 from clipkit.classify.prediction import Prediction
@@ -45,7 +47,9 @@ __all__ = [
     "Augment",
     "Batch",
     "CLIP",
+    "CLIPClassifier",
     "CLIPConfig",
+    "CLIPEncoder",
     "CacheHead",
     "ClassificationTask",
     "ClipkitError",

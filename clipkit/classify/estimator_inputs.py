@@ -1,0 +1,112 @@
+"""Read what scikit-learn's tools pass on: tables and columns of images, and labels as numbers."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any, TypeAlias, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.classify.inputs import Inputs
+from clipkit.classify.labels import Labels, show
+from clipkit.classify.plain_features import read_classes
+from clipkit.data.pictures import Images
+from clipkit.errors import ConfigError, DataError
+
+Targets: TypeAlias = Labels | Iterable[float]  # whole floats count as integers
+
+# Label -> its name, or a list of its names; or C names, to which integers from 0 refer.
+ClassNamesByLabel: TypeAlias = Mapping[Any, "str | Sequence[str]"] | Sequence[str]
+Names: TypeAlias = dict[str, "str | Sequence[str]"]
+
+
+def read_images(given: Images) -> Images:
+    """Return images as `extract_features` takes them, out of tables and arrays of one column.
+
+    Anything else is returned as it is.
+
+    Args:
+        given: such as a table of one column, or an array (N, 1) of paths.
+    """
+    table = cast(Any, given)
+    if hasattr(table, "columns") and hasattr(table, "iloc") and len(table.columns) == 1:
+        return list(table.iloc[:, 0])
+    if isinstance(table, np.ndarray):
+        array = cast("NDArray[Any]", table)
+        if array.dtype.kind in "OUS" and array.ndim == 2 and array.shape[1] == 1:
+            return list(array.ravel())
+    return given
+
+
+def read_inputs(given: Inputs) -> Inputs:
+    """Return images or features as `ImageClassifier` takes them; a table of numbers as an array."""
+    table = cast(Any, given)
+    if hasattr(table, "columns") and len(table.columns) > 1:
+        try:
+            return np.asarray(table, dtype=np.float32)
+        except (TypeError, ValueError) as error:
+            raise DataError(
+                f"a table must hold images in one column, or features in all: {error}. Pass the "
+                "column alone: table['path']"
+            ) from error
+    return read_images(cast("Images", given))
+
+
+def find_names(
+    classes: NDArray[Any] | None, class_names: ClassNamesByLabel | None, needed: bool
+) -> tuple[NDArray[Any], Names] | None:
+    """Return all labels (C,), sorted, and their names, in the same order.
+
+    Args:
+        classes: the labels that occur, sorted; None if there are none.
+        class_names: what the labels are called; None if they are names themselves.
+        needed: whether prompts will be made of the names.
+
+    Returns:
+        None if there are no names and none are needed.
+
+    Raises:
+        ConfigError: if names are needed, and there are none.
+        DataError: if a label has no name.
+    """
+    if class_names is None:
+        if classes is not None and _are_texts(classes):
+            return classes, {str(label): str(label) for label in classes}
+        if not needed:
+            return None
+        raise ConfigError(
+            "labels that are no texts name nothing: pass class_names={label: 'its name', ...}, "
+            "or method='linear_probe', which needs no names"
+        )
+    labels, names = _all_names(classes, class_names)
+    if classes is not None:
+        unknown = [str(label) for label in np.setdiff1d(classes, labels)]
+        if unknown:
+            raise DataError(
+                f"y has labels without a name: {show(unknown)}; class_names has "
+                f"{show([str(label) for label in labels])}"
+            )
+    return labels, names
+
+
+def _all_names(
+    classes: NDArray[Any] | None, class_names: ClassNamesByLabel
+) -> tuple[NDArray[Any], Names]:
+    """Return the labels that have names, sorted, and these names."""
+    if isinstance(class_names, str) or not isinstance(class_names, Mapping | Sequence):
+        raise ConfigError(
+            f"class_names must be a list of names, or label -> name, not {class_names!r:.60}"
+        )
+    if isinstance(class_names, Mapping):
+        named = {str(label): names for label, names in class_names.items()}
+        labels, _ = read_classes(list(class_names))
+    elif classes is None or _are_texts(classes):
+        named = {name: name for name in class_names}
+        labels, _ = read_classes(list(class_names))
+    else:
+        named = {str(place): name for place, name in enumerate(class_names)}
+        labels = np.arange(len(class_names))
+    return labels, {str(label): named[str(label)] for label in labels}
+
+
+def _are_texts(classes: NDArray[Any]) -> bool:
+    return all(isinstance(label, str) for label in classes)
