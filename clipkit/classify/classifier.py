@@ -7,6 +7,7 @@ from typing import Any, cast
 import torch
 
 from clipkit.classify.adapt import adapted_head
+from clipkit.classify.calibrating import calibrated_by_folds
 from clipkit.classify.few_shot import Method, check_options
 from clipkit.classify.fit_support import fit_support
 from clipkit.classify.heads import CosineHead
@@ -110,6 +111,7 @@ class ImageClassifier(TrustedClassifier):
         epochs: int | None = None,
         lr: float | None = None,
         sgd_batch_size: int | None = None,
+        calibrate: bool = False,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -137,6 +139,9 @@ class ImageClassifier(TrustedClassifier):
             seed: of all that is drawn.
             strength, C, alpha, beta, epochs, lr, sgd_batch_size: options of the methods; see
                 `clipkit.classify.few_shot.fit_head`.
+            calibrate: whether to calibrate the classifier too, by cross-validation: four more fits,
+                each without a part of the images. See `calibrate`, which is better where there
+                are images to spare. Without it a calibration that is there is dropped.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
@@ -161,13 +166,15 @@ class ImageClassifier(TrustedClassifier):
         check_options(method, options)  # before hours of encoding
         reading = Reading(batch_size, workers, progress)
         support = support_set(self.model, images_or_features, labels, self.labels, reading)
-        self._fit(support, method, seed, options)
+        self._fit(support, method, seed, options, calibrate)
         return self
 
     def add_classes(
         self, class_names: ClassNames | Iterable[str], templates: Templates | None = None
     ) -> "ImageClassifier":
         """Add classes by their names, in place and without fitting: the new ones are zero-shot.
+
+        A calibration is dropped, since it says nothing of the new classes.
 
         Example:
             classifier.add_classes(["hamster"])
@@ -193,6 +200,7 @@ class ImageClassifier(TrustedClassifier):
                 "names and fit or adapt that"
             )
         weights = weights_of_prompts(self.model, prompts)
+        self._drop_calibration("classes were added")
         self.head = self.head.add_zero_shot(weights).eval()
         self.zero_shot_head = self.zero_shot_head.add_zero_shot(weights).eval()
         self.labels = self.labels + labels
@@ -226,9 +234,10 @@ class ImageClassifier(TrustedClassifier):
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
-            A new classifier of the same model, whose `fit` starts from zero-shot as before; and a
-            prediction for each image, which the images around it have influenced. The classifier
-            alone sees no other images, so its predictions may differ from them.
+            A new classifier of the same model, whose `fit` starts from zero-shot as before, and
+            which is not calibrated; and a prediction for each image, which the images around it
+            have influenced. The classifier alone sees no other images, so its predictions may
+            differ from them.
 
         Raises:
             ConfigError: if `anchor` is impossible, or the head is not linear in the features.
@@ -250,7 +259,12 @@ class ImageClassifier(TrustedClassifier):
         return adapted, make_predictions(self.labels, rows, paths)
 
     def _fit(
-        self, support: SupportSet, method: Method | str, seed: int, options: dict[str, Any]
+        self,
+        support: SupportSet,
+        method: Method | str,
+        seed: int,
+        options: dict[str, Any],
+        calibrate: bool,
     ) -> None:
         """Replace the head by one that is fitted on a support set, and tell how in provenance."""
         if method == "prompt_weights":
@@ -259,6 +273,13 @@ class ImageClassifier(TrustedClassifier):
             head, provenance = fit_support(
                 support, self.labels, self.zero_shot_head, method, seed, options
             )
+            calibration = None
+            if calibrate:
+                start = self.zero_shot_head
+                calibration = calibrated_by_folds(support, start, method, seed, options)
+        if calibration is None:
+            self._drop_calibration("the head was fitted anew")
+        self.calibration = calibration
         self.head = head.to(self.model.device)
         self.provenance = provenance
 

@@ -11,6 +11,7 @@ from typing import Any, cast
 
 from clipkit.checkpoints.documents import CONFIG, MERGES
 from clipkit.checkpoints.source import WEIGHT_FILES
+from clipkit.classify.calibration import Calibration
 from clipkit.classify.head_files import HeadFile, read_head_file
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.saved_heads import build_head, save_head
@@ -38,6 +39,7 @@ class Parts:
     prompts: list[list[str]]
     provenance: dict[str, Any]
     templates: CheckedTemplates | None
+    calibration: Calibration | None
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
@@ -78,7 +80,14 @@ def save_parts(model: CLIP, parts: Parts, folder: str | os.PathLike[str]) -> Non
         beside = {MODEL: _fingerprint(fresh / MODEL)}
         save_head(parts.zero_shot_head, fresh / ZERO_SHOT, parts.labels, start, beside=beside)
         beside[ZERO_SHOT] = sha256(fresh / ZERO_SHOT)
-        save_head(parts.head, fresh / HEAD, parts.labels, parts.provenance, beside=beside)
+        save_head(
+            parts.head,
+            fresh / HEAD,
+            parts.labels,
+            parts.provenance,
+            beside=beside,
+            calibration=parts.calibration,
+        )
 
 
 def load_parts(folder: str | os.PathLike[str]) -> Parts:
@@ -111,6 +120,7 @@ def load_parts(folder: str | os.PathLike[str]) -> Parts:
         prompts=cast("list[list[str]]", prompts),
         provenance=provenance,
         templates=_read_templates(folder, start.provenance, head.labels),
+        calibration=head.calibration,
     )
 
 

@@ -16,6 +16,12 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints.weights import read_weights
+from clipkit.classify.calibration import Calibration
+from clipkit.classify.calibration_file import (
+    calibration_parts,
+    read_calibration,
+    take_calibration,
+)
 from clipkit.errors import ConfigError, CorruptCheckpointError
 from clipkit.files import parse_json, write_weights
 
@@ -49,6 +55,7 @@ class HeadFile:
         provenance: how the head was made, for people.
         scale: of a `LinearHead`; see `Head.scale`.
         beside: digests of what the head was saved with, by name. Files of version 0.1.0 have none.
+        calibration: of the classifier with this head; None if it is not calibrated.
     """
 
     kind: str
@@ -57,6 +64,7 @@ class HeadFile:
     provenance: dict[str, Any]
     scale: float | None = None
     beside: dict[str, str] = field(default_factory=dict[str, str])
+    calibration: Calibration | None = None
 
 
 def write_head_file(file: HeadFile, path: str | os.PathLike[str]) -> None:
@@ -66,19 +74,23 @@ def write_head_file(file: HeadFile, path: str | os.PathLike[str]) -> None:
         ConfigError: if the provenance holds what JSON cannot.
         OutputError: if the file cannot be written.
     """
-    about = {
+    about: dict[str, Any] = {
         "head": file.kind,
         "labels": file.labels,
         "provenance": file.provenance,
         "scale": file.scale,
         "beside": file.beside,
     }
+    tensors = dict(file.tensors)
+    if file.calibration is not None:
+        more, about["calibration"] = calibration_parts(file.calibration)
+        tensors |= more
     try:
         text = bytearray(json.dumps(about).encode())
     except (TypeError, ValueError) as error:
         raise ConfigError(f"what a head's file says of it must be JSON: {error}") from error
     packed = torch.frombuffer(text, dtype=torch.uint8)
-    write_weights({**file.tensors, _ABOUT: packed}, path)
+    write_weights({**tensors, _ABOUT: packed}, path)
 
 
 def read_head_file(path: str | os.PathLike[str]) -> HeadFile:
@@ -90,16 +102,18 @@ def read_head_file(path: str | os.PathLike[str]) -> HeadFile:
     """
     tensors = read_weights(path)
     about = _read_about(Path(path), tensors)
+    calibration = take_calibration(tensors)
     try:
+        classes = _check_tensors(_typed(about, "head", str), tensors)
         file = HeadFile(
-            kind=_typed(about, "head", str),
+            kind=about["head"],
             tensors=tensors,
             labels=_texts(_typed(about, "labels", list)),
             provenance=_typed(about, "provenance", dict),
             scale=_scale(about),
             beside={name: str(digest) for name, digest in about.get("beside", {}).items()},
+            calibration=_calibration(calibration, about, classes),
         )
-        classes = _check_tensors(file.kind, tensors)
     except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptCheckpointError(f"{path} is no head that clipkit saved ({error})") from error
     if len(file.labels) != classes:
@@ -125,6 +139,14 @@ def _read_about(path: Path, tensors: dict[str, Tensor]) -> dict[str, Any]:
         raise CorruptCheckpointError(f"{path} is no head that clipkit saved (it has no labels)")
     problem = f"{path} is no head that clipkit saved: its header"
     return parse_json(metadata["clipkit"], problem, error=CorruptCheckpointError)
+
+
+def _calibration(
+    tensors: dict[str, Tensor], about: dict[str, Any], classes: int
+) -> Calibration | None:
+    if "calibration" not in about and not tensors:
+        return None
+    return read_calibration(tensors, _typed(about, "calibration", dict), classes)
 
 
 def _typed(about: dict[str, Any], name: str, kind: type) -> Any:

@@ -9,6 +9,7 @@ from torch import Tensor
 from clipkit.errors import ConfigError
 
 _BAR = 160  # pixels of a probability of 1
+_LISTED = 5  # labels of a set in a line
 
 
 class Prediction:
@@ -27,12 +28,22 @@ class Prediction:
 
     Attributes:
         labels, probabilities, path: as above.
+        set: labels among which the right one is as often as `predict(coverage=...)` was asked, the
+            most probable first. None unless it was asked for, as are the others below.
+        rejected: whether the image is of none of the classes, by `predict(reject=True)`.
+        present: the labels that are in the image, by `predict(several=True)`, the most probable
+            first. It may be empty.
+        presence: (C,) float32, the probability of each label by itself that it is in the image.
     """
 
     def __init__(self, labels: list[str], probabilities: Tensor, path: str | None = None) -> None:
         self.labels = labels
         self.probabilities = probabilities
         self.path = path
+        self.set: list[str] | None = None
+        self.rejected: bool | None = None
+        self.present: list[str] | None = None
+        self.presence: Tensor | None = None
 
     @property
     def label(self) -> str:
@@ -60,7 +71,8 @@ class Prediction:
             k: how many labels "top" has.
 
         Returns:
-            "label", its "probability", the k most probable labels with theirs as "top", and the
+            "label", its "probability", the k most probable labels with theirs as "top"; "set",
+            "rejected", and "present" with probabilities, as far as they were asked for; and the
             image's "path" if it has one.
 
         Example:
@@ -69,7 +81,15 @@ class Prediction:
             {'label': 'dog', 'probability': 0.75, 'top': [{'label': 'dog', 'probability': 0.75}]}
         """
         ranked = [{"label": label, "probability": share} for label, share in self.top(k)]
-        values = {**ranked[0], "top": ranked}
+        values: dict[str, Any] = {**ranked[0], "top": ranked}
+        if self.set is not None:
+            values["set"] = list(self.set)
+        if self.rejected is not None:
+            values["rejected"] = self.rejected
+        if self.present is not None:
+            values["present"] = [
+                {"label": label, "probability": share} for label, share in self._present()
+            ]
         return values if self.path is None else {**values, "path": self.path}
 
     def __iter__(self) -> Iterator[tuple[str, Any]]:
@@ -80,8 +100,9 @@ class Prediction:
         shown = [f"{label:.40} {probability:.2f}" for label, probability in self.top(2)]
         if len(self.labels) > len(shown):
             shown.append("...")
-        place = "" if self.path is None else f"; {self.path}"
-        return f"Prediction({', '.join(shown)}{place})"
+        parts = [", ".join(shown), *self._verdicts()]
+        parts += [] if self.path is None else [self.path]
+        return f"Prediction({'; '.join(parts)})"
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks: the most probable labels with bars."""
@@ -92,8 +113,37 @@ class Prediction:
             f"<td style='text-align: right'>{share:.1%}</td></tr>"
             for label, share in self.top()
         ]
+        rows += [
+            f"<tr><td style='text-align: left' colspan='3'>{escape(verdict)}</td></tr>"
+            for verdict in self._verdicts()
+        ]
         caption = "" if self.path is None else f"<caption>{escape(self.path)}</caption>"
         return f"<table>{caption}<tbody>{''.join(rows)}</tbody></table>"
+
+    def _present(self) -> list[tuple[str, float]]:
+        """Return the labels that are present, with their probabilities."""
+        if self.present is None or self.presence is None:
+            return []
+        return [(label, float(self.presence[self.labels.index(label)])) for label in self.present]
+
+    def _verdicts(self) -> list[str]:
+        """Return in words what was asked for beside probabilities."""
+        verdicts: list[str] = []
+        if self.rejected:
+            verdicts.append("none of these")
+        if self.set is not None:
+            verdicts.append(f"set: {_listed(self.set)}")
+        if self.present is not None:
+            shares = [f"{label:.40} {share:.2f}" for label, share in self._present()]
+            verdicts.append(f"present: {_listed(shares) or 'nothing'}")
+        return verdicts
+
+
+def _listed(texts: list[str]) -> str:
+    """Return the first of some texts, and how many more there are."""
+    shown = ", ".join(f"{text:.45}" for text in texts[:_LISTED])
+    more = len(texts) - _LISTED
+    return f"{shown} and {more:,} more" if more > 0 else shown
 
 
 def make_predictions(

@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clipkit.classify.calibration import Calibration
 from clipkit.classify.export import export
 from clipkit.classify.folder import as_path
 from clipkit.classify.heads import Head
@@ -19,7 +20,8 @@ from clipkit.classify.inputs import (
     features_and_paths,
     is_one_image,
 )
-from clipkit.classify.prediction import Prediction, make_predictions
+from clipkit.classify.judgement import Wanted, check_wanted, judge, softened
+from clipkit.classify.prediction import Prediction
 from clipkit.clip import CLIP
 from clipkit.data.pictures import Images
 from clipkit.encode.embed import embed_images
@@ -35,7 +37,12 @@ class Predictor(nn.Module):
         model: the CLIP.
         head: from its features to logits.
         labels: C names, one per class.
+
+    Attributes:
+        calibration: what held-out images say about the head; None if it is not calibrated.
     """
+
+    calibration: Calibration | None = None
 
     def __init__(self, model: CLIP, head: Head, labels: list[str]) -> None:
         super().__init__()
@@ -44,7 +51,10 @@ class Predictor(nn.Module):
         self.labels = labels
 
     def forward(self, images: Tensor) -> Tensor:
-        """Return logits (N, C) float32 of preprocessed images (N, 3, H, W), any float dtype."""
+        """Return the head's logits (N, C) float32 of preprocessed images (N, 3, H, W).
+
+        Images may have any float dtype. A calibration's temperature is not applied.
+        """
         return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
 
     def embed(
@@ -77,7 +87,7 @@ class Predictor(nn.Module):
         workers: int = 0,
         progress: bool = False,
     ) -> Tensor:
-        """Return the probabilities of all classes.
+        """Return the probabilities of all classes, at the temperature of a calibration if any.
 
         Args:
             images_or_features: features (N, D) of unit length: a tensor, a NumPy array or what
@@ -93,12 +103,19 @@ class Predictor(nn.Module):
         """
         reading = Reading(batch_size, workers, progress)
         features, _ = features_and_paths(self.model, images_or_features, reading)
-        with torch.no_grad():
-            return self.head(features.float().to(self.model.device)).softmax(dim=-1).cpu()
+        return softened(self._logits(features), self.calibration).softmax(dim=-1).cpu()
 
     @overload
     def predict(
-        self, images: "Image", *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        images: "Image",
+        *,
+        coverage: float | None = None,
+        reject: bool = False,
+        several: bool = False,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Prediction: ...
 
     # A path may name an image or a folder, and an array be one image or many, which no type tells
@@ -108,6 +125,9 @@ class Predictor(nn.Module):
         self,
         images: str | os.PathLike[str] | bytes | bytearray | IO[bytes] | NDArray[np.uint8],
         *,
+        coverage: float | None = None,
+        reject: bool = False,
+        several: bool = False,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -118,6 +138,9 @@ class Predictor(nn.Module):
         self,
         images: Inputs,
         *,
+        coverage: float | None = None,
+        reject: bool = False,
+        several: bool = False,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -127,6 +150,9 @@ class Predictor(nn.Module):
         self,
         images: "Image | IO[bytes] | Inputs",
         *,
+        coverage: float | None = None,
+        reject: bool = False,
+        several: bool = False,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -137,6 +163,7 @@ class Predictor(nn.Module):
             classifier.predict("photo.jpg").top(5)
             for prediction in classifier.predict("photos/"):
                 print(prediction.path, prediction.label)
+            classifier.predict("photo.jpg", coverage=0.9).set
 
         Args:
             images: the path of an image, a PIL image, an image file's bytes or an open one, such as
@@ -144,22 +171,32 @@ class Predictor(nn.Module):
                 channels in the order red, green, blue, RGBA (h, w, 4) or gray (h, w). OpenCV has
                 blue first: pass `frame[:, :, ::-1]`. Or many: a folder, a list, an array (N, h, w,
                 3), a data set, or features as `probabilities` takes them.
+            coverage: how often the right label is to be in `Prediction.set`, between 0 and 1. This
+                and the next need a calibrated classifier; see `ImageClassifier.calibrate`.
+            reject: whether `Prediction.rejected` is to say if an image is of none of the classes,
+                with the false alarms of the calibration.
+            several: whether `Prediction.present` is to say which of the classes are in an image,
+                each by itself. It needs a calibration by images with several labels.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             One `Prediction` for one image; for many a list of them, each with its path.
 
         Raises:
+            ConfigError: if the classifier is not calibrated for what is asked, or by too few
+                images for such a coverage.
             ImageError: if an image cannot be read; it is named.
             DataError: for features that are not of unit length.
         """
+        wanted = Wanted(coverage, reject, several)
+        check_wanted(wanted, self.calibration)  # before hours of encoding
         check_path(images)
         single = is_one_image(images)
         given = cast("Inputs", [images] if single else images)
         reading = Reading(batch_size, workers, progress)
         features, paths = features_and_paths(self.model, given, reading)
-        rows = self.probabilities(features)
-        predictions = make_predictions(self.labels, rows, paths)
+        logits = self._logits(features)
+        predictions = judge(self.labels, logits, paths, self.calibration, wanted)
         return predictions[0] if single else predictions
 
     def export(self, path: str | os.PathLike[str]) -> None:
@@ -194,3 +231,8 @@ class Predictor(nn.Module):
             preprocess=self.model.preprocess,
             resolution=self.model.visual.resolution,
         )
+
+    def _logits(self, features: Tensor) -> Tensor:
+        """Return the head's logits (N, C) float32 of features (N, D), on the model's device."""
+        with torch.no_grad():
+            return self.head(features.float().to(self.model.device))

@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from clipkit.classify.adapted_head import AdaptedHead
+from clipkit.classify.calibration import Calibration
 from clipkit.classify.head_files import HeadFile, read_head_file, write_head_file
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
 from clipkit.errors import ConfigError
@@ -25,6 +26,7 @@ def save_head(
     provenance: dict[str, Any] | None = None,
     *,
     beside: Mapping[str, str] | None = None,
+    calibration: Calibration | None = None,
 ) -> None:
     """Write a head as safetensors, with its labels and how it was made.
 
@@ -35,6 +37,7 @@ def save_head(
         provenance: how the head was made, as JSON: model, method, data ... It informs people;
             nothing that is computed depends on it.
         beside: digests of what the head is saved with, by name.
+        calibration: of the classifier with this head, if it is calibrated.
 
     Raises:
         ConfigError: if there is not one label per class.
@@ -50,6 +53,7 @@ def save_head(
         provenance=provenance or {},
         scale=head.scale if isinstance(head, LinearHead) else None,  # others have it in tensors
         beside=dict(beside or {}),
+        calibration=calibration,
     )
     write_head_file(file, path)
 

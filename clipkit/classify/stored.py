@@ -78,11 +78,12 @@ class StoredClassifier(Predictor):
         return count_seen(features, paths, self.provenance.get(SEEN))
 
     def save(self, folder: str | os.PathLike[str]) -> None:
-        """Write the model with its preprocessing, both heads, labels, prompts and templates.
+        """Write the model with its preprocessing, both heads, labels, prompts and calibration.
 
-        Templates that are functions cannot be written: what is loaded has the prompts that they
-        made, and `add_classes` asks for templates. A preprocessing that is neither a `Preprocess`
-        nor known to `CLIP.save_pretrained` cannot be written either, and `load` asks for it.
+        Templates are written too, unless they are functions: then what is loaded has the prompts
+        that they made, and `add_classes` asks for templates. A preprocessing that is neither a
+        `Preprocess` nor known to `CLIP.save_pretrained` cannot be written either, and `load` asks
+        for it.
 
         Args:
             folder: made if it does not exist. A classifier that is there is replaced as one: a
@@ -101,6 +102,7 @@ class StoredClassifier(Predictor):
             prompts=self.prompts,
             provenance=self.provenance,
             templates=self.templates,
+            calibration=self.calibration,
         )
         save_parts(self.model, parts, folder)
 
@@ -137,7 +139,7 @@ class StoredClassifier(Predictor):
             resolution=resolution,
             preprocess=preprocess,
         )
-        return cls(
+        loaded = cls(
             model,
             parts.head,
             parts.labels,
@@ -146,6 +148,8 @@ class StoredClassifier(Predictor):
             parts.provenance,
             parts.templates,
         ).to(model.device)
+        loaded.calibration = parts.calibration
+        return loaded
 
     def __repr__(self) -> str:
         return describe(self.labels, self.provenance, self.model.config.vision)
