@@ -48,6 +48,7 @@ NAMES = [
     "linear_probe",
     "lp_plus_plus",
     "proker",
+    "projection",
     "anchored",
 ]
 PLOTTED = [name for name in NAMES if name not in ("prompt_weights", "cache")]

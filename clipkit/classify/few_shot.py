@@ -27,6 +27,7 @@ from clipkit.classify.inputs import FeatureRows, given_features
 from clipkit.classify.labels import Labels, check_range, class_indices, read_labels
 from clipkit.classify.linear_probe import linear_probe
 from clipkit.classify.lp_plus_plus import lp_plus_plus
+from clipkit.classify.projection import projection
 from clipkit.classify.proker import proker
 from clipkit.classify.prompt_weights import prompt_weights
 from clipkit.encode.embed import Features
@@ -48,6 +49,7 @@ Method = Literal[
     "cache_finetuned",
     "lp_plus_plus",
     "proker",
+    "projection",
 ]
 
 # The function of each method: (features, labels, zero_shot, generator, *, options) -> Fitted.
@@ -62,6 +64,7 @@ METHODS: dict[Method, Callable[..., Fitted]] = {
     "cache_finetuned": cache_finetuned,
     "lp_plus_plus": lp_plus_plus,
     "proker": proker,
+    "projection": projection,
 }
 
 
@@ -145,7 +148,7 @@ def fit_head(
         zero_shot: where to start. It is not changed, and the fit runs on its device.
         method: a key of `METHODS`.
         seed: of the folds and of all that is drawn.
-        strength: of the pull to zero-shot, above 0, for `anchored` and `proker`.
+        strength: of the pull to zero-shot, above 0, for `anchored`, `proker` and `projection`.
         C: of the cross-entropy against the squared weights, above 0, for `linear_probe`.
         alpha: of the added logits, for `gaussian` and `cache`.
         beta: how near an image must be to count, for `cache` and `proker`.

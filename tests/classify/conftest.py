@@ -8,7 +8,15 @@ import torch
 from torch import Tensor
 
 from clipkit import CLIP, ImageClassifier
-from clipkit.classify import anchored, cache, fitting, gaussian, linear_probe, prompt_weights
+from clipkit.classify import (
+    anchored,
+    cache,
+    fitting,
+    gaussian,
+    linear_probe,
+    projection,
+    prompt_weights,
+)
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.toy_classifier import NAMES, toy_features, toy_model
 from tests.helpers.toy_data import color_folders
@@ -54,9 +62,10 @@ def minimize_roughly(
 def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let methods choose among few settings and stop early, where only equal fits are compared."""
     monkeypatch.setattr(anchored, "STRENGTHS", (10.0, 1.0, 0.1))
+    monkeypatch.setattr(projection, "STRENGTHS", (1.0, 0.1))
     monkeypatch.setattr(linear_probe, "EXPONENTS", (0, 2))
     monkeypatch.setattr(gaussian, "ALPHAS", (0.1, 1.0, 10.0))
     monkeypatch.setattr(cache, "ALPHAS", (0.3, 3.0))
     monkeypatch.setattr(cache, "BETAS", (1.0, 10.0))
-    for module in (anchored, linear_probe, prompt_weights):
+    for module in (anchored, linear_probe, projection, prompt_weights):
         monkeypatch.setattr(module, "minimize", minimize_roughly)

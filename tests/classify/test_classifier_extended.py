@@ -32,7 +32,7 @@ REFUSED = [method for method in METHODS if method not in EXTENDED]
 
 def expected_scale(classifier: ImageClassifier, method: str) -> float:
     """Return what multiplies cosines in the head's logits."""
-    if method in ("anchored", "lp_plus_plus", "proker"):
+    if method in ("anchored", "lp_plus_plus", "proker", "projection"):
         assert isinstance(classifier.head, CacheHead if method == "proker" else LinearHead)
         assert classifier.head.scale is not None  # its value is tested with the method
         return classifier.head.scale

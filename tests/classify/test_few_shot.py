@@ -34,7 +34,7 @@ pytestmark = pytest.mark.usefixtures("quick_fits")
 
 # The methods that take each option.
 TAKERS: dict[str, list[str]] = {
-    "strength": ["anchored", "proker"],
+    "strength": ["anchored", "proker", "projection"],
     "C": ["linear_probe"],
     "alpha": ["gaussian", "cache"],
     "beta": ["cache", "proker"],

@@ -20,6 +20,7 @@ from clipkit.classify import (
     linear_probe,
     metrics,
     precision,
+    projection,
     proker,
     retrieval,
 )
@@ -28,7 +29,7 @@ from tests.helpers.support_sets import NEEDED, ZERO_SHOT, draw
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
-USERS = (adapt, anchored, gaussian, linear_probe, metrics, proker, retrieval)
+USERS = (adapt, anchored, gaussian, linear_probe, metrics, projection, proker, retrieval)
 
 
 def has_float64(values: Any) -> bool:

@@ -57,6 +57,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "cache_finetuned": {"epochs": 2},
     "lp_plus_plus": {"epochs": 2},
     "proker": {"strength": 0.1, "beta": 1.0},
+    "projection": {"strength": 1.0},
 }
 
 

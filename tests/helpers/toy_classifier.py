@@ -30,6 +30,7 @@ EXTENDED = [
     "cache_finetuned",
     "lp_plus_plus",
     "proker",
+    "projection",
 ]
 
 
