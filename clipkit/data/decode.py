@@ -5,6 +5,7 @@ import io
 import logging
 import os
 import stat
+import threading
 from typing import IO, TYPE_CHECKING, TypeAlias
 
 import numpy as np
@@ -43,6 +44,10 @@ _TRANSPARENT_MODES = {"P", "PA", "LA", "La", "RGBA", "RGBa"}
 _LIMIT = "PIL.Image.MAX_IMAGE_PIXELS"
 _ROWS = 256  # of an image that are scaled at a time, to need little memory beside it
 
+# Pillow decodes an image that it has opened, and reads its EXIF, when somebody first asks. Threads
+# that share the image would read from its one file at once. Few locks do: threads rarely meet.
+_LOCKS = tuple(threading.Lock() for _ in range(64))
+
 
 def raster_formats() -> list[str]:
     """Return the names of the raster formats that Pillow opens, with those of its plug-ins.
@@ -52,7 +57,8 @@ def raster_formats() -> list[str]:
     from PIL import Image
 
     Image.init()
-    return [name for name in Image.OPEN if name not in _NO_RASTER]
+    # A copy, because another thread may be adding formats for the first time.
+    return [name for name in list(Image.OPEN) if name not in _NO_RASTER]
 
 
 def image_suffixes() -> set[str]:
@@ -65,7 +71,8 @@ def image_suffixes() -> set[str]:
 
     # MPO files, several JPEGs in one, are opened as JPEG and have no entry of their own.
     formats = {*raster_formats(), "MPO"}
-    return {suffix for suffix, name in Image.registered_extensions().items() if name in formats}
+    every = list(Image.registered_extensions().items())  # a copy, as above
+    return {suffix for suffix, name in every if name in formats}
 
 
 def is_encoded(image: object) -> bool:
@@ -100,7 +107,8 @@ def read_image(image: Readable) -> "Image":
 
     try:
         if isinstance(image, Image.Image):
-            return _eight_bit(image)
+            with _LOCKS[id(image) // 16 % len(_LOCKS)]:  # addresses are multiples of 16
+                return _eight_bit(image)
         if isinstance(image, np.ndarray):
             return _eight_bit(image_of_array(image))
         if isinstance(image, str | os.PathLike):
