@@ -19,6 +19,8 @@ from clipkit.classify.estimators import CLIPClassifier
 from clipkit.classify.few_shot import fit_head, sample_shots
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
 from clipkit.classify.prediction import Prediction
+from clipkit.classify.report import Report
+from clipkit.classify.suspects import Suspect
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.clip import CLIP, load
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
@@ -65,9 +67,11 @@ __all__ = [
     "Preprocess",
     "PreprocessConfig",
     "PromptSet",
+    "Report",
     "ResNetConfig",
     "RunConfig",
     "ShardBatches",
+    "Suspect",
     "Task",
     "TextConfig",
     "Tokenizer",

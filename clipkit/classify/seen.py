@@ -12,11 +12,12 @@ from pathlib import Path
 from typing import Any, cast
 
 import numpy as np
+import torch
 from torch import Tensor
 
 SEEN = "images_seen"  # the name in a classifier's provenance
 
-_KEPT = 4096  # marks of a kind; of more images those with the lowest marks stand for all
+KEPT = 4096  # marks of a kind; of more images those with the lowest marks stand for all
 MOST_FILES = 2000  # files that are looked up; a million would take minutes on a network's disk
 
 # Features are rounded, since their last bits depend on the images beside them in a batch. A few
@@ -35,24 +36,30 @@ def marks_of(features: Tensor, paths: Sequence[str | None]) -> list[str]:
         paths: N paths; None, or a path of no file, for an image that has none.
     """
     of_files = set(_marks_of_files(paths).values())
-    return sorted({*of_files, *sorted(set(_marks_of_features(features)))[:_KEPT]})
+    return sorted({*of_files, *sorted(set(_marks_of_features(features)))[:KEPT]})
 
 
 def count_seen(features: Tensor, paths: Sequence[str | None], marks: object) -> int:
-    """Return how many images are among those that `marks_of` made the marks of.
+    """Return how many images `marks_of` made the marks of; see `which_seen`."""
+    return int(which_seen(features, paths, marks).sum())
 
-    Of more than 2,000 images only a part is known, and the count is a lower bound.
+
+def which_seen(features: Tensor, paths: Sequence[str | None], marks: object) -> Tensor:
+    """Return which images are among those that `marks_of` made the marks of, (N,) bool.
+
+    Of more than 2,000 images only a part is known, so some that are among them may be missed.
 
     Args:
         features, paths: as in `marks_of`.
         marks: from a classifier's provenance; anything else knows no image.
     """
     if not isinstance(marks, list) or not marks:
-        return 0
+        return torch.zeros(len(features), dtype=torch.bool)
     known = {mark for mark in cast("list[Any]", marks) if isinstance(mark, str) and mark}
     of_files = _marks_of_files(paths)
     pairs = zip(_marks_of_features(features), paths, strict=True)
-    return sum(mark in known or of_files.get(path) in known for mark, path in pairs)
+    found = [mark in known or of_files.get(path) in known for mark, path in pairs]
+    return torch.tensor(found, dtype=torch.bool)
 
 
 def _marks_of_features(features: Tensor) -> list[str]:

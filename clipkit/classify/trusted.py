@@ -5,10 +5,13 @@ from typing import TypeVar
 
 from clipkit.classify.calibrating import calibrated, check_unseen, read_held_out
 from clipkit.classify.calibration import FALSE_ALARMS
-from clipkit.classify.inputs import LabeledInputs, Reading
+from clipkit.classify.estimate import judge_each, paths_of, report_of
+from clipkit.classify.inputs import LabeledInputs, Reading, support_set
 from clipkit.classify.labels import Labels
+from clipkit.classify.report import Report
 from clipkit.classify.several import SeveralLabels
 from clipkit.classify.stored import StoredClassifier
+from clipkit.classify.suspects import CUT, Suspect, check_cut, find_suspects
 
 _LOG = logging.getLogger("clipkit")
 
@@ -66,6 +69,86 @@ class TrustedClassifier(StoredClassifier):
         logits = self._logits(support.features)
         self.calibration = calibrated(support, truth, logits, self.calibration, false_alarms)
         return self
+
+    def report(
+        self,
+        images_or_features: LabeledInputs,
+        labels: Labels | None = None,
+        *,
+        seed: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> Report:
+        """Return how good the classifier is, measured on no image that its head was fitted on.
+
+        Images that it was not fitted on are classified as they are. If it was fitted on some of
+        them, which it knows by their marks (see `count_seen`), only the others are measured. If it
+        was fitted on all, or all but a tenth, its method is cross-validated: fitted again without
+        each part of them, and measured on that part. `report.estimate` says which it was.
+
+        Example:
+            report = classifier.report(clipkit.read_folder("test"))
+            print(report)
+            report.to_html("report.html")
+
+        Args:
+            images_or_features, labels: as in `fit`. Images that cannot be read are left out.
+            seed: of what is drawn for cross-validation.
+            batch_size, workers, progress: as in `embed`, for images.
+
+        Raises:
+            DataError: if labels or images cannot be used, or the classifier was fitted on them in a
+                way that cannot be done again, as by `clipkit.finetune`.
+        """
+        reading = Reading(batch_size, workers, progress)
+        support = support_set(self.model, images_or_features, labels, self.labels, reading)
+        return report_of(self, images_or_features, support, seed)
+
+    def suspects(
+        self,
+        images_or_features: LabeledInputs,
+        labels: Labels | None = None,
+        *,
+        cut: float = CUT,
+        seed: int = 0,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
+    ) -> list[Suspect]:
+        """Return the images whose own label may be wrong, the most suspicious first.
+
+        Their label is improbable to a head that was not fitted on them: those of the fit are judged
+        by cross-validation, as in `report`, all others by the classifier itself.
+
+        Example:
+            for suspect in classifier.suspects("photos/", labels):
+                print(suspect.path, suspect.label, suspect.likelier)
+
+        Args:
+            images_or_features, labels: as in `fit`. Images that cannot be read are left out.
+            cut: an image is listed if its own label is less than this times as probable as the
+                likeliest one; above 0, at most 1. Higher ones find more, and more that are right.
+            seed: of what is drawn for cross-validation.
+            batch_size, workers, progress: as in `embed`, for images.
+
+        Raises:
+            DataError: as `report`.
+            ConfigError: for an impossible `cut`.
+        """
+        check_cut(cut)
+        reading = Reading(batch_size, workers, progress)
+        support = support_set(self.model, images_or_features, labels, self.labels, reading)
+        judged = judge_each(self, support, seed)
+        paths = paths_of(images_or_features, support)
+        return find_suspects(
+            self.labels,
+            judged.probabilities,
+            support.labels[judged.rows],
+            cut=cut,
+            rows=judged.rows,
+            paths=[paths[int(row)] for row in judged.rows],
+        )
 
     def _drop_calibration(self, reason: str) -> None:
         """Forget a calibration that no longer holds, and tell the log "clipkit" of it."""

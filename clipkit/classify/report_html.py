@@ -1,0 +1,239 @@
+"""Write a report as a page that needs nothing beside itself, and as a table for notebooks.
+
+The page has a policy that forbids a browser to load anything, its own data aside. Every name is
+escaped, since names of files and labels may come from anywhere.
+"""
+
+from collections.abc import Sequence
+from html import escape
+from pathlib import PurePath
+
+from clipkit.classify.figures import ClassFigures, Confusion, Figures, Mistake
+from clipkit.classify.report_diagram import reliability_diagram
+from clipkit.classify.report_style import SCRIPT, STYLE
+from clipkit.classify.report_text import (
+    in_percent,
+    interval_in_words,
+    main_figures,
+    obtained,
+    sentences,
+    weakest_first,
+)
+from clipkit.classify.thumbnails import thumbnail
+from clipkit.visible import visible
+
+_CONFUSIONS = 30
+_MISTAKES = 24
+_FEW = 5  # rows in a notebook
+_PARTS = 3  # of a path: all of it would tell strangers of the machine
+_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
+
+
+def as_page(figures: Figures, title: str) -> str:
+    """Return a whole page, with small copies of the images of the worst mistakes.
+
+    Args:
+        figures: what it shows.
+        title: of the page.
+    """
+    parts = [
+        f"<h1>{_text(title)}</h1>",
+        f'<p class="how quiet">{_text(sentences(figures))}</p>',
+        _cards(figures),
+        _classes(figures.classes),
+        f'<div class="pair">{_confusions(figures)}{_reliability(figures)}</div>',
+        _mistakes(figures),
+        _skipped(figures.estimate.skipped),
+        "<footer>Made by clipkit. The page holds all that it shows and loads nothing.</footer>",
+    ]
+    body = "\n".join(part for part in parts if part)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{_text(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
+        f"{body}\n</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
+    )
+
+
+def as_table(figures: Figures) -> str:
+    """Return a small table for notebooks: the main figures, the weakest classes, the confusions."""
+    rows = [_row(name, value) for name, value in main_figures(figures).items()]
+    rows.insert(1, _row("", interval_in_words(figures)))
+    rows.append(_row("images", f"{figures.images:,}, {obtained(figures)}"))
+    for row in weakest_first(figures.classes)[:_FEW]:
+        rows.append(_row(f"recall of {row.label}", in_percent(row.recall)))
+    for pair in figures.confusions[:_FEW]:
+        rows.append(_row(f"{pair.true} taken for {pair.predicted}", f"{pair.count:,}"))
+    return f"<table><caption>Report</caption><tbody>{''.join(rows)}</tbody></table>"
+
+
+def _row(name: str, value: str) -> str:
+    return (
+        f"<tr><th style='text-align: left'>{_text(name)}</th>"
+        f"<td style='text-align: left'>{_text(value)}</td></tr>"
+    )
+
+
+def _text(text: str) -> str:
+    """Return a text as HTML. Marks that reverse the direction of writing are shown as escapes."""
+    return escape(visible(text))
+
+
+def _cards(figures: Figures) -> str:
+    """Return the main figures, each in a card, the accuracy with its interval on a scale."""
+    low, high = figures.interval
+    values = main_figures(figures)
+    accuracy = values.pop("accuracy")
+    width = max(high - low, 0.005)  # or a narrow one would not be seen
+    scale = (
+        f'<div class="scale" aria-hidden="true"><span style="left:{low:.2%};width:{width:.2%}">'
+        f'</span><i style="left:{figures.accuracy:.2%}"></i></div>'
+    )
+    measured = [row for row in figures.classes if row.images]
+    cards = [
+        f'<div class="figure wide"><span class="name">accuracy</span><strong>{accuracy}</strong>'
+        f'{scale}<span class="more">{interval_in_words(figures)}</span></div>'
+    ]
+    cards += [_card(name, value) for name, value in values.items()]
+    classes = "1 class" if len(measured) == 1 else f"{len(measured):,} classes"
+    cards.append(_card("images", f"{figures.images:,}", f"of {classes}"))
+    return f'<div class="figures">{"".join(cards)}</div>'
+
+
+def _card(name: str, value: str, more: str = "") -> str:
+    below = f'<span class="more quiet">{more}</span>' if more else ""
+    return (
+        f'<div class="figure"><span class="name">{name}</span><strong>{value}</strong>{below}</div>'
+    )
+
+
+def _classes(classes: Sequence[ClassFigures]) -> str:
+    rows = [
+        [
+            _cell(row.label),
+            _number(f"{row.images:,}", row.images),
+            _share(row.precision),
+            _share(row.recall),
+        ]
+        for row in weakest_first(classes)
+    ]
+    return _section(
+        "Classes",
+        "The weakest first. Recall: how many images of a class are found. Precision: how many of "
+        "those that are taken for it are right. A head of a column sorts by it.",
+        _table(["class"], ["images", "precision", "recall"], rows, is_sortable=True),
+    )
+
+
+def _confusions(figures: Figures) -> str:
+    pairs = figures.confusions
+    if not pairs:
+        return _section("Confusions", "No image was taken for another class.", "")
+    images = {row.label: row.images for row in figures.classes}
+    rows = [_confusion(pair, images[pair.true]) for pair in pairs[:_CONFUSIONS]]
+    shown = f" The first {_CONFUSIONS} of {len(pairs):,} pairs." if len(pairs) > len(rows) else ""
+    return _section(
+        "Confusions",
+        f"Which class was taken for which, and how many of its images that is.{shown}",
+        _table(["label", "taken for"], ["images", "share"], rows, is_sortable=True),
+    )
+
+
+def _confusion(pair: Confusion, images: int) -> list[str]:
+    count = _number(f"{pair.count:,}", pair.count)
+    return [_cell(pair.true), _cell(pair.predicted), count, _share(pair.count / images)]
+
+
+def _reliability(figures: Figures) -> str:
+    return _section(
+        "Probabilities",
+        "On the dashed line probabilities hold: of images that are said to be one class by 80%, "
+        "80% are. Below it the classifier is too sure. Each dot is a range of probabilities, with "
+        "its 95% interval; the bars below count its images.",
+        reliability_diagram(figures.bins),
+    )
+
+
+def _mistakes(figures: Figures) -> str:
+    """Return the worst mistakes, with their images where these can be read."""
+    mistakes = figures.mistakes[:_MISTAKES]
+    if not mistakes:
+        return ""
+    items = "".join(_mistake(mistake, _image(figures, mistake)) for mistake in mistakes)
+    wrong = sum(pair.count for pair in figures.confusions)
+    shown = "All mistakes" if wrong == len(mistakes) else f"The {len(mistakes)} of {wrong:,}"
+    return _section(
+        "Worst mistakes",
+        f"{shown}, the surest first. If the label is what is wrong, mend it and fit again.",
+        f'<ul class="images">{items}</ul>',
+    )
+
+
+def _mistake(mistake: Mistake, uri: str | None) -> str:
+    image = "" if uri is None else f'<img src="{uri}" alt="" loading="lazy">'
+    name = f"image {mistake.index}"
+    if mistake.path is not None:
+        name = "/".join(PurePath(mistake.path).parts[-_PARTS:])
+    return (
+        f"<li>{image}<div>"
+        f'<div class="said"><b>{_text(mistake.true)}</b>'
+        f"<span>{mistake.true_probability:.1%}</span></div>"
+        f'<div class="said wrong"><b>{_text(mistake.predicted)}</b>'
+        f"<span>{mistake.predicted_probability:.1%}</span></div>"
+        f'<div class="file">{_text(name)}</div></div></li>'
+    )
+
+
+def _image(figures: Figures, mistake: Mistake) -> str | None:
+    """Return a small copy of the image of a mistake as a data URI, if it can be read."""
+    if figures.image_of is not None:
+        return thumbnail(figures.image_of(mistake.index))
+    return None if mistake.path is None else thumbnail(mistake.path)
+
+
+def _skipped(skipped: Sequence[tuple[str, str]]) -> str:
+    if not skipped:
+        return ""
+    rows = [[_cell(name), _cell(problem)] for name, problem in skipped]
+    return _section("Left out", "", _table(["image", "why it cannot be read"], [], rows))
+
+
+def _section(title: str, about: str, content: str) -> str:
+    words = f'<p class="quiet">{about}</p>' if about else ""
+    return f"<section><h2>{title}</h2>{words}{content}</section>"
+
+
+def _table(
+    texts: Sequence[str],
+    numbers: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    is_sortable: bool = False,
+) -> str:
+    """Return a table: columns of texts, then of numbers, and the cells of each row as HTML."""
+    tag = 'button type="button"' if is_sortable else "span"
+    end = "button" if is_sortable else "span"
+    heads = [f'<th scope="col"><{tag}>{name}</{end}></th>' for name in texts]
+    heads += [f'<th scope="col" class="number"><{tag}>{name}</{end}></th>' for name in numbers]
+    lines = "\n".join(f"<tr>{''.join(cells)}</tr>" for cells in rows)
+    return (
+        f'<div class="scroll"><table><thead><tr>{"".join(heads)}</tr></thead>\n'
+        f"<tbody>\n{lines}\n</tbody></table></div>"
+    )
+
+
+def _cell(text: str) -> str:
+    return f"<td>{_text(text)}</td>"
+
+
+def _number(shown: str, value: float) -> str:
+    return f'<td class="number" data-value="{value:.6g}">{shown}</td>'
+
+
+def _share(share: float | None) -> str:
+    """Return a cell with a share and a bar behind it. One that there is none of sorts as lowest."""
+    value = -1.0 if share is None else share
+    return (
+        f'<td class="number bar" data-value="{value:.6g}" style="--share:{max(value, 0):.1%}">'
+        f"{in_percent(share)}</td>"
+    )
