@@ -16,6 +16,8 @@ from clipkit.checkpoints.incoming import rename_incoming
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
 from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
+from clipkit.checkpoints.source import hub_id_of
+from clipkit.checkpoints.upload import push_model
 from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
 from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
@@ -44,6 +46,7 @@ class CLIP(TwoTowers):
         preprocess: a function from an image to (3, H, W) float32. It is the one that belongs to the
             weights until you set another: a `Preprocess`, an `nn.Module` or any other function.
             A module is no part of the model: its weights are in no state dict, and do not move.
+        hub_id: the repository on the hub that `from_pretrained` took the weights from, if it did.
         config, visual, text, logit_scale, is_optimized, optimizations: see
             `clipkit.models.two_towers.TwoTowers`, which has the methods of the numbers:
             `encode_image`, `encode_text` and the call itself.
@@ -61,6 +64,7 @@ class CLIP(TwoTowers):
         if tokenizer is not None:
             check_tokenizer(tokenizer, config.text)
         self._tokenizer = tokenizer
+        self.hub_id: str | None = None
         self.register_load_state_dict_pre_hook(_prepare_to_load)
 
     @classmethod
@@ -105,6 +109,7 @@ class CLIP(TwoTowers):
         }
         model = assemble(lambda: cls(checkpoint.config, checkpoint.tokenizer), weights)
         model.preprocess = preprocess
+        model.hub_id = hub_id_of(name_or_path)
         return model
 
     def save_pretrained(
@@ -145,6 +150,43 @@ class CLIP(TwoTowers):
             layout=layout,
             dtype=dtype,
             preprocess=describe_preprocess(self.preprocess, config),
+        )
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        update: bool = False,
+        layout: FolderLayout = "clipkit",
+        dtype: torch.dtype | None = None,
+        license: str | None = None,
+        base_model: str | None = None,
+    ) -> str:
+        """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
+
+        Args:
+            layout, dtype: as in `save_pretrained`.
+            base_model: `hub_id` if not given. All others: see `clipkit.checkpoints.upload.push`.
+
+        Raises:
+            ConfigError: as `save_pretrained`, or if an argument is impossible.
+            UploadError: if the hub takes nothing; the message says what it wants.
+        """
+        self.check_original("upload")
+        return push_model(
+            lambda folder: self.save_pretrained(folder, layout=layout, dtype=dtype),
+            self.config,
+            layout,
+            repo_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            update=update,
+            license=license,
+            base_model=base_model or self.hub_id,
         )
 
     def optimize(self, *, compile: bool = False) -> "CLIP":

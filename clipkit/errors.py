@@ -12,6 +12,7 @@ ClipkitError
 │   ├── UnsupportedCheckpointError        the weights are of a model that is not a plain CLIP
 │   └── StateDictMismatchError            missing, unexpected or wrong-shaped weights, as a diff
 ├── DownloadError (RuntimeError)          the network failed; the message says how to go on offline
+├── UploadError (RuntimeError)            the hub took nothing; the message says what it wants
 ├── TokenizerError (ValueError, RuntimeError)         a text or token ids cannot be used
 ├── ImageError (ValueError)               an image cannot be read or its values are out of range
 ├── DataError (ValueError)                a data set cannot be read or used
@@ -72,6 +73,10 @@ class StateDictMismatchError(CheckpointError):
 
 class DownloadError(ClipkitError, RuntimeError):
     """Report a download that failed or was refused."""
+
+
+class UploadError(ClipkitError, RuntimeError):
+    """Report an upload that failed or was refused."""
 
 
 class TokenizerError(ClipkitError, ValueError, RuntimeError):

@@ -143,9 +143,18 @@ def _texts(
     return texts
 
 
+def weights_before(layout: FolderLayout) -> tuple[str, ...]:
+    """Return the names of weight files that `load` prefers to the one of a layout."""
+    return _names_before(_FORMATS[layout][0]) if layout in _FORMATS else ()
+
+
+def _names_before(weight_file: str) -> tuple[str, ...]:
+    return WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]
+
+
 def _refuse_other_weights(folder: Path, weight_file: str) -> None:
     """Raise `ConfigError` if a folder has weights that `load` prefers to those to be written."""
-    for name in WEIGHT_FILES[: WEIGHT_FILES.index(weight_file)]:
+    for name in _names_before(weight_file):
         if (folder / name).exists():
             raise ConfigError(
                 f"{folder} holds {name}, which load would take instead: save to another folder"

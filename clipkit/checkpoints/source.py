@@ -141,6 +141,20 @@ def resolve(
     return _from_openai(row, row.openai, failure, cache, local_files_only)
 
 
+def is_hub_id(name: str | os.PathLike[str]) -> bool:
+    """Return whether a name has the form "owner/name", and is not spelled as a path."""
+    return isinstance(name, str) and not _is_spelled_as_path(name) and bool(_HUB_ID.fullmatch(name))
+
+
+def hub_id_of(name: str | os.PathLike[str]) -> str | None:
+    """Return the repository on the hub that a name means, or None if it means something here."""
+    if name == "tiny" or _is_spelled_as_path(name) or os.path.exists(name):
+        return None
+    repo = os.fspath(name).removeprefix("hf-hub:")
+    row = registry.find(repo)
+    return repo if row is None else row.hub
+
+
 def _check_arguments(name: object, revision: object, cache_dir: object, token: object) -> None:
     """Raise an error for arguments of a wrong type, before anything is looked for."""
     kind = type(name).__name__

@@ -25,7 +25,7 @@ MODEL = "model"
 HEAD = "head.safetensors"
 ZERO_SHOT = "zero_shot.safetensors"
 
-_WEIGHTS = "model.safetensors"  # what `CLIP.save_pretrained` writes beside CONFIG
+WEIGHTS = "model.safetensors"  # what `CLIP.save_pretrained` writes beside CONFIG
 _LOOKED_AT = 256  # numbers at the beginning, the middle and the end of a weight
 
 
@@ -173,13 +173,13 @@ def _fingerprint(model: Path) -> str:
     from safetensors import SafetensorError, safe_open
 
     settle(model)
-    for name in (CONFIG, _WEIGHTS):
+    for name in (CONFIG, WEIGHTS):
         if not (model / name).is_file():
             raise CheckpointNotFoundError(f"there is no {name} in {model}")
     config = read_json(model / CONFIG, error=CorruptCheckpointError)
     digest = hashlib.sha256(json.dumps(config, sort_keys=True).encode())
     try:
-        opened: Any = safe_open(model / _WEIGHTS, "pt")  # it has no types
+        opened: Any = safe_open(model / WEIGHTS, "pt")  # it has no types
         with opened as file:
             for name in sorted(file.keys()):
                 weight = file.get_tensor(name).reshape(-1)  # (...) -> (n,)
@@ -188,7 +188,7 @@ def _fingerprint(model: Path) -> str:
                 for start in (0, middle, max(0, len(weight) - _LOOKED_AT)):
                     digest.update(tensor_bytes(weight[start : start + _LOOKED_AT]))
     except (SafetensorError, OSError) as error:
-        raise CorruptCheckpointError(f"{model / _WEIGHTS} cannot be read: {error}") from error
+        raise CorruptCheckpointError(f"{model / WEIGHTS} cannot be read: {error}") from error
     return digest.hexdigest()
 
 
@@ -200,7 +200,7 @@ def _keep_other_files(old: Path, fresh: Path) -> None:
     fresh.mkdir()
     for entry in old.iterdir():
         is_remnant = entry.name.startswith((".new-", ".swap", ".lock"))
-        if entry.name in (CONFIG, _WEIGHTS, MERGES) or is_remnant:
+        if entry.name in (CONFIG, WEIGHTS, MERGES) or is_remnant:
             continue
         if entry.is_dir() and not entry.is_symlink():
             shutil.copytree(entry, fresh / entry.name, symlinks=True, copy_function=_link_or_copy)

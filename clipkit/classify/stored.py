@@ -2,14 +2,18 @@
 
 import os
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
+from clipkit.checkpoints.upload import push
 from clipkit.classify.folder import MODEL, Parts, load_parts, save_parts
 from clipkit.classify.heads import CosineHead, Head
+from clipkit.classify.hub_folder import classifier_card, find_folder
 from clipkit.classify.predictor import Predictor
 from clipkit.classify.seen import SEEN, count_seen
 from clipkit.classify.words import describe, describe_as_html
@@ -95,16 +99,50 @@ class StoredClassifier(Predictor):
             OutputError: if the folder cannot be written.
         """
         self.model.check_original("save the classifier of")
-        parts = Parts(
-            head=self.head,
-            labels=self.labels,
-            zero_shot_head=self.zero_shot_head,
-            prompts=self.prompts,
-            provenance=self.provenance,
-            templates=self.templates,
-            calibration=self.calibration,
+        save_parts(self.model, self._parts(), folder)
+
+    def push_to_hub(
+        self,
+        repo_id: str,
+        *,
+        private: bool | None = None,
+        token: str | bool | None = None,
+        commit_message: str | None = None,
+        update: bool = False,
+        license: str | None = None,
+        base_model: str | None = None,
+    ) -> str:
+        """Upload what `save` writes to the Hugging Face hub, and return the address.
+
+        The names of images that could not be read when it was fitted stay here.
+
+        Example:
+            classifier.push_to_hub("owner/pets", private=True, license="mit")
+            clipkit.ImageClassifier.load("owner/pets")
+
+        Args:
+            repo_id, private, token, commit_message, update: see `clipkit.checkpoints.upload.push`.
+            license: of the weights, as the hub calls it, such as "mit". It is for you to know.
+            base_model: the hub id of the CLIP; the model's `hub_id` if not given.
+
+        Raises:
+            ConfigError: as `save`, or if an argument is impossible.
+            UploadError: if the hub takes nothing; the message says what it wants.
+        """
+        self.model.check_original("upload the classifier of")
+        provenance = {name: value for name, value in self.provenance.items() if name != "skipped"}
+        parts = replace(self._parts(), provenance=provenance)
+        return push(
+            lambda folder: save_parts(self.model, parts, folder),
+            partial(classifier_card, self.model.config, self.labels, provenance),
+            repo_id,
+            private=private,
+            token=token,
+            commit_message=commit_message,
+            update=update,
+            license=license,
+            base_model=base_model or self.model.hub_id,
         )
-        save_parts(self.model, parts, folder)
 
     @classmethod
     def load(
@@ -115,22 +153,37 @@ class StoredClassifier(Predictor):
         dtype: torch.dtype | None = None,
         preprocess: Callable[[Any], Tensor] | None = None,
         resolution: int | tuple[int, int] | None = None,
+        revision: str | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        token: str | bool | None = None,
+        local_files_only: bool = False,
     ) -> Classifier:
-        """Return what `save` wrote, in eval mode.
+        """Return what `save` or `push_to_hub` wrote, in eval mode.
 
         Example:
             classifier = clipkit.ImageClassifier.load("pets/", device="cpu")
+            classifier = clipkit.ImageClassifier.load("owner/pets", revision="v2")
 
         Args:
-            folder: where it was saved.
+            folder: where it was saved; or "owner/name" on the hub, if there is no such folder.
             device, dtype, resolution: as in `CLIP.from_pretrained`. Heads are float32.
             preprocess: in place of the preprocessing that was saved, or could not be saved.
+            revision, cache_dir, token, local_files_only: for the hub, as in `clipkit.load`.
 
         Raises:
-            CheckpointNotFoundError: if a file is missing, as in the folder of a plain model.
+            CheckpointNotFoundError: if a file is missing, as in the folder of a plain model, or
+                there is no such repository or revision.
+            DownloadError: if the network fails or access is refused.
             CorruptCheckpointError: if a file is damaged, or the files are not of one classifier.
             ConfigError: as `CLIP.from_pretrained`.
         """
+        folder = find_folder(
+            folder,
+            revision=revision,
+            cache_dir=cache_dir,
+            token=token,
+            local_files_only=local_files_only,
+        )
         parts = load_parts(folder)
         model = CLIP.from_pretrained(
             Path(folder, MODEL),
@@ -150,6 +203,17 @@ class StoredClassifier(Predictor):
         ).to(model.device)
         loaded.calibration = parts.calibration
         return loaded
+
+    def _parts(self) -> Parts:
+        return Parts(
+            head=self.head,
+            labels=self.labels,
+            zero_shot_head=self.zero_shot_head,
+            prompts=self.prompts,
+            provenance=self.provenance,
+            templates=self.templates,
+            calibration=self.calibration,
+        )
 
     def __repr__(self) -> str:
         return describe(self.labels, self.provenance, self.model.config.vision)

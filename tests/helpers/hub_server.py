@@ -1,8 +1,9 @@
 """Run a small Hugging Face hub on 127.0.0.1, for huggingface_hub's own client.
 
 It answers as the hub does: commits, entity tags and sizes in the headers, large files redirected to
-another path, byte ranges, and errors named in X-Error-Code. Faults come on order. The `hub` fixture
-points the client to it, and tests/conftest.py hands the fixture to every test module.
+another path, byte ranges, and errors named in X-Error-Code. Faults come on order. What it is sent,
+`hub_uploads` takes. The `hub` fixture points the client to it, and tests/conftest.py hands the
+fixture to every test module.
 """
 
 import hashlib
@@ -15,6 +16,8 @@ from urllib.parse import unquote
 
 import pytest
 
+from tests.helpers.hub_uploads import Uploads
+
 
 @dataclass
 class Repo:
@@ -24,6 +27,7 @@ class Repo:
     commits: dict[str, str] = field(default_factory=dict)
     token: str | None = None
     gated: bool = False
+    messages: list[str] = field(default_factory=list)  # of the commits that were uploaded
 
 
 @dataclass
@@ -37,7 +41,10 @@ class Request:
 
 @dataclass
 class HubServer:
-    """Serve repositories by id, log the requests, and make the faults that are ordered."""
+    """Serve repositories by id, log the requests, and make the faults that are ordered.
+
+    Who uploads needs `writer`, a token of the account "me".
+    """
 
     repos: dict[str, Repo] = field(default_factory=dict)
     blobs: dict[str, bytes] = field(default_factory=dict)
@@ -45,6 +52,8 @@ class HubServer:
     cuts: list[int] = field(default_factory=list)
     status: int | None = None
     stopped: bool = False
+    writer: str = "hf_writer"
+    status_of_large_files: int = 200
 
     def __post_init__(self) -> None:
         self._server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
@@ -99,7 +108,7 @@ class HubServer:
             self._server.server_close()
 
 
-class _Handler(BaseHTTPRequestHandler):
+class _Handler(Uploads, BaseHTTPRequestHandler):
     """Answer one request after another of a connection, as the hub in `hub` orders."""
 
     hub: HubServer  # set by `_handler`
@@ -226,6 +235,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_IMPLICIT_TOKEN", True)
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)  # it has a server of its own
     monkeypatch.setattr("time.sleep", do_not_wait)
     for name in ("no_proxy", "NO_PROXY"):
         monkeypatch.setenv(name, "127.0.0.1,localhost")
