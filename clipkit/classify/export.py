@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.classify.calibration import Calibration
+from clipkit.classify.export_calibration import Outputs, describe_calibration
 from clipkit.classify.heads import Head
 from clipkit.config import PreprocessConfig
 from clipkit.data.preprocess import Preprocess
@@ -26,7 +28,9 @@ ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 # Bytes of weights. A file of the format (protobuf) ends at 2 GiB, and the graph needs some of it.
 LARGEST_ONNX = (2 << 30) - (64 << 20)
 
-Run = Callable[[Tensor], Tensor]
+ABOUT = "clipkit.json"  # the extra file of a `.pt2`
+
+Run = Callable[[Tensor], list[Tensor]]
 
 
 class _Normalize(nn.Module):
@@ -60,20 +64,23 @@ class _OneInput(nn.Module):
 
 
 class _Deployed(nn.Module):
-    """Map uint8 images (N, 3, H, W) to probabilities (N, C)."""
+    """Map uint8 images (N, 3, H, W) to probabilities (N, C) and what a calibration adds."""
 
-    def __init__(self, prepare: nn.Module, visual: nn.Module, head: Head) -> None:
+    def __init__(
+        self, prepare: nn.Module, visual: nn.Module, head: Head, calibration: Calibration | None
+    ) -> None:
         super().__init__()
         # Copies on the CPU, in float32: whoever runs the file decides where, and not every
         # runtime computes in half precision.
         self.prepare = copy.deepcopy(prepare).float().cpu()
         self.visual = copy.deepcopy(visual).float().cpu()
         self.head = copy.deepcopy(head).float().cpu()
+        self.outputs = Outputs(calibration)
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, images: Tensor) -> Tensor | tuple[Tensor, ...]:
         features = F.normalize(self.visual(self.prepare(images)), dim=-1)
         # Not the whole forward: its guard against autocast would become part of the graph.
-        return self.head.logits(features).softmax(dim=-1)
+        return self.outputs(self.head.logits(features))
 
 
 def export(
@@ -84,39 +91,42 @@ def export(
     labels: Sequence[str],
     preprocess: Callable[[Any], Tensor],
     resolution: tuple[int, int],
+    calibration: Calibration | None = None,
 ) -> None:
     """Write an image tower and a head as one file, from uint8 images to probabilities.
 
-    The file takes (N, 3, H, W) uint8, RGB, N free, and returns (N, C) float32. Before it gets its
-    name, it is run on random images and must agree with the modules.
+    The file takes (N, 3, H, W) uint8, RGB, N free, and returns (N, C) float32, or with a
+    calibration what `Outputs` makes. Before it gets its name, it is run on random images and must
+    agree with the modules.
 
     Args:
         path: ends in `.onnx`, or in `.pt2` for `torch.export.load`.
         visual: the image tower, from (N, 3, H, W) float32 to features (N, D).
         head: from features of unit length to logits (N, C).
-        labels: C names, for the metadata of an `.onnx`.
+        labels: C names, for the metadata.
         preprocess: a `Preprocess`, of which the mean and the standard deviation go into the file
             (its resizing and cropping stay outside); or an `nn.Module`, which goes into the file as
             it is and gets the uint8 images.
         resolution: (H, W) in pixels.
+        calibration: of the classifier, if it is calibrated.
 
     Raises:
         ConfigError: for another ending, a missing package, or a preprocessing that cannot be
             written into a file.
-        ExportError: if the file's probabilities differ by more than `TOLERANCE`.
+        ExportError: if an output differs by more than `TOLERANCE`, of logits per unit.
         OutputError: if the file cannot be written.
     """
     _check_ending(path)
     check_output(path)
     images = _random_images(5, resolution)
     prepare = _module_of(preprocess, images)
-    deployed = _Deployed(prepare, visual, head).eval()
+    deployed = _Deployed(prepare, visual, head, calibration).eval()
+    about = _describe(labels, preprocess, resolution, calibration)
     if path.suffix == ".pt2":
         with replacing(path) as partial, torch.no_grad():
-            _write_program(deployed, images[:2], partial)
+            _write_program(deployed, images[:2], partial, about)
             _compare(_open_program(partial), deployed, images)
         return
-    about = _describe(labels, preprocess, resolution)
     with _onnx_files(path, deployed) as partial, torch.no_grad():
         _write_onnx(deployed, images[:2], partial, about)
         _compare(_open_onnx(partial), deployed, images)
@@ -136,7 +146,10 @@ def _check_ending(path: Path) -> None:
 
 
 def _describe(
-    labels: Sequence[str], preprocess: Callable[[Any], Tensor], resolution: tuple[int, int]
+    labels: Sequence[str],
+    preprocess: Callable[[Any], Tensor],
+    resolution: tuple[int, int],
+    calibration: Calibration | None,
 ) -> dict[str, str]:
     """Return what a program needs to know of the file, each entry as JSON.
 
@@ -145,6 +158,8 @@ def _describe(
     about: dict[str, Any] = {"labels": list(labels), "input_size": list(resolution)}
     if isinstance(preprocess, Preprocess):
         about |= {"mean": list(preprocess.config.mean), "std": list(preprocess.config.std)}
+    if calibration is not None:
+        about["calibration"] = describe_calibration(calibration)
     return {name: json.dumps(value) for name, value in about.items()}
 
 
@@ -228,11 +243,21 @@ def _check_prepared(prepared: object, images: Tensor) -> None:
 def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:
     """Raise `ExportError` unless a file agrees with the modules, for several numbers of images."""
     for count in (1, 2, 5):  # it was written with two images, and their number must be free
-        difference = (run(images[:count]) - deployed(images[:count])).abs().max().item()
-        if not difference <= TOLERANCE:  # written so that NaN raises too
-            raise ExportError(
-                f"the exported file differs by {difference:.1e} for {count} images; it is not kept"
-            )
+        for made, expected in zip(
+            run(images[:count]), _as_list(deployed(images[:count])), strict=True
+        ):
+            difference = (made - expected).abs().max().item()
+            # Probabilities are at most 1; a confidence is of the size of logits.
+            unit = max(1.0, expected.abs().max().item())
+            if not difference <= TOLERANCE * unit:  # written so that NaN raises too
+                raise ExportError(
+                    f"the exported file differs by {difference:.1e} for {count} images; it is not "
+                    "kept"
+                )
+
+
+def _as_list(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
+    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
 
 
 def _program(module: nn.Module, images: Tensor) -> "torch.export.ExportedProgram":
@@ -240,25 +265,27 @@ def _program(module: nn.Module, images: Tensor) -> "torch.export.ExportedProgram
     return torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
 
 
-def _write_program(module: nn.Module, images: Tensor, path: Path) -> None:
+def _write_program(module: nn.Module, images: Tensor, path: Path, about: dict[str, str]) -> None:
     # In memory first: torch ends the process when its own writer meets a full disk.
     buffer = io.BytesIO()
-    torch.export.save(_program(module, images), buffer)
+    values = {name: json.loads(value) for name, value in about.items()}
+    torch.export.save(_program(module, images), buffer, extra_files={ABOUT: json.dumps(values)})
     with path.open("wb") as file:
         file.write(buffer.getbuffer())
 
 
 def _open_program(path: Path) -> Run:
     with path.open("rb") as file:
-        return torch.export.load(file).module()
+        module = torch.export.load(file).module()
+    return lambda images: _as_list(module(images))
 
 
-def _write_onnx(module: nn.Module, images: Tensor, path: Path, about: dict[str, str]) -> None:
+def _write_onnx(module: _Deployed, images: Tensor, path: Path, about: dict[str, str]) -> None:
     program = torch.onnx.export(
         _program(module, images),
         (images,),
         input_names=["images"],
-        output_names=["probabilities"],
+        output_names=module.outputs.names,
         dynamic_shapes=({0: "batch"},),
         verbose=False,
     )
@@ -271,8 +298,8 @@ def _open_onnx(path: Path) -> Run:
     runtime: Any = import_module("onnxruntime")  # it has no types
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
 
-    def run(images: Tensor) -> Tensor:
-        (probabilities,) = session.run(None, {"images": images.numpy()})
-        return torch.from_numpy(probabilities)
+    def run(images: Tensor) -> list[Tensor]:
+        outputs = session.run(None, {"images": images.numpy()})
+        return [torch.from_numpy(output) for output in outputs]
 
     return run

@@ -216,8 +216,10 @@ class StoredClassifier(Predictor):
         )
 
     def __repr__(self) -> str:
-        return describe(self.labels, self.provenance, self.model.config.vision)
+        vision = self.model.config.vision
+        return describe(self.labels, self.provenance, vision, self.calibration)
 
     def _repr_html_(self) -> str:
         """Return a table for notebooks."""
-        return describe_as_html(self.labels, self.provenance, self.model.config.vision)
+        vision = self.model.config.vision
+        return describe_as_html(self.labels, self.provenance, vision, self.calibration)

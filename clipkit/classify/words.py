@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any, cast
 
+from clipkit.classify.calibration import CROSS_VALIDATION, Calibration
 from clipkit.config import ResNetConfig, ViTConfig
 
 # What a method may choose by itself, in the order in which it is shown.
@@ -32,18 +33,33 @@ def choices_in_words(provenance: Mapping[str, Any]) -> dict[str, str]:
     return found
 
 
+def calibration_in_words(calibration: Calibration) -> str:
+    """Return what a classifier is calibrated on, for people."""
+    if calibration.source == CROSS_VALIDATION:
+        words = f"by cross-validation of {calibration.images:,} images"
+    else:
+        words = f"on {calibration.images:,} held-out images"
+    return words + (", one a class: too careful" if calibration.pessimistic else "")
+
+
 def describe(
-    labels: Sequence[str], provenance: Mapping[str, Any], vision: ViTConfig | ResNetConfig
+    labels: Sequence[str],
+    provenance: Mapping[str, Any],
+    vision: ViTConfig | ResNetConfig,
+    calibration: Calibration | None = None,
 ) -> str:
     """Return a classifier in one line: its classes, how its head was made, and its image tower."""
     shown = [f"{label:.40}" for label in labels[:3]]
     shown += ["..."] if len(labels) > len(shown) else []
-    made = _method(provenance)
+    made = _method(provenance) + ("" if calibration is None else ", calibrated")
     return f"ImageClassifier({_classes(labels)}: {', '.join(shown)}; {made}; {_tower(vision)})"
 
 
 def describe_as_html(
-    labels: Sequence[str], provenance: Mapping[str, Any], vision: ViTConfig | ResNetConfig
+    labels: Sequence[str],
+    provenance: Mapping[str, Any],
+    vision: ViTConfig | ResNetConfig,
+    calibration: Calibration | None = None,
 ) -> str:
     """Return the same as a table, with the settings that were chosen."""
     shown = ", ".join(f"{label:.40}" for label in labels[:_SHOWN])
@@ -55,6 +71,10 @@ def describe_as_html(
         **choices_in_words(provenance),
         "image tower": _tower(vision),
     }
+    if calibration is not None and calibration.images:
+        rows["calibrated"] = calibration_in_words(calibration)
+    if calibration is not None and calibration.presence is not None:
+        rows["several labels"] = f"calibrated on {calibration.presence.images:,} images"
     skipped = provenance.get("skipped")
     if isinstance(skipped, list) and skipped:
         rows["left out"] = f"{len(cast('list[Any]', skipped)):,} images that cannot be read"

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from clipkit import ImageClassifier, Prediction
+from clipkit.classify.judgement import Wanted, check_wanted
 from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
@@ -66,6 +67,18 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to show for each image (default: 5)",
     )
+    parser.add_argument(
+        "--coverage",
+        type=float,
+        metavar="SHARE",
+        help="show a set of labels that has the right one as often as this, such as 0.9; needs a "
+        "--classifier that was fitted with --calibrate",
+    )
+    parser.add_argument(
+        "--reject",
+        action="store_true",
+        help="say which images show none of the labels; needs such a --classifier too",
+    )
     add_json(parser, help="print one JSON object for each image")
     add_model(parser)
 
@@ -100,6 +113,8 @@ def classify(
     classifier: Path | None,
     templates: list[str] | None,
     top: int,
+    coverage: float | None,
+    reject: bool,
     as_json: bool,
     choice: ModelChoice,
 ) -> int:
@@ -112,6 +127,8 @@ def classify(
     _check_standard_input(images, images_from, labels_file)
     if top < 1:
         raise ConfigError(f"--top must be at least 1, not {top}")
+    wanted = Wanted(coverage, reject)
+    _check_calibrated(wanted, classifier)
     names: ClassNames = [] if classifier is not None else read_labels(labels, labels_file)
     if classifier is None:
         _warn_of_one_label(names)
@@ -120,8 +137,10 @@ def classify(
     classified = 0
     if found.images:
         chosen = choose_classifier(classifier, names, choice, templates)
+        check_wanted(wanted, chosen.calibration)
         for part in _encode(chosen, found.images):
-            _print_rows(chosen, part, found.names(), top, as_json, is_first=classified == 0)
+            shown = _Shown(top, as_json, wanted)
+            _print_rows(chosen, part, found.names(), shown, is_first=classified == 0)
             classified += len(part.paths)
             problems += [problem for _, problem in part.skipped]
     tell_skipped(problems)
@@ -155,6 +174,16 @@ def _check_labels(
     if classifier is None and labels is None and labels_file is None:
         raise ConfigError(
             "give --labels (or --labels-file) to choose from, or a --classifier that knows its own"
+        )
+
+
+def _check_calibrated(wanted: Wanted, classifier: Path | None) -> None:
+    """Raise `ConfigError` if labels alone are to say what only calibrated classifiers can."""
+    if classifier is None and (wanted.reject or wanted.coverage is not None):
+        option = "--reject" if wanted.reject else "--coverage"
+        raise ConfigError(
+            f"{option} needs a calibrated classifier, which labels alone do not make: fit one by "
+            "clipkit fit FOLDERS --out DIR --calibrate, and give --classifier DIR"
         )
 
 
@@ -206,37 +235,47 @@ def _encode(classifier: ImageClassifier, images: list[Path | bytes]) -> Iterator
         yield from stream
 
 
+@dataclass(frozen=True)
+class _Shown:
+    """Hold what is shown of each image, and in which form."""
+
+    top: int
+    as_json: bool
+    wanted: Wanted
+
+
 def _print_rows(
     classifier: ImageClassifier,
     part: Features,
     names: dict[str, str],
-    top: int,
-    as_json: bool,
+    shown: _Shown,
     is_first: bool,
 ) -> None:
     """Print the results of a batch."""
     if not part.paths:
         return
     style = Style.of(sys.stdout)
-    rows = classifier.probabilities(part.features)
-    for index, (path, row) in enumerate(zip(part.paths, rows, strict=True)):
-        ranked = Prediction(classifier.labels, row).top(top)
+    wanted = shown.wanted
+    predictions = classifier.predict(part.features, coverage=wanted.coverage, reject=wanted.reject)
+    for index, (path, prediction) in enumerate(zip(part.paths, predictions, strict=True)):
         name = names.get(path, path)
-        if as_json:
-            print(_as_json(name, ranked), flush=True)
+        if shown.as_json:
+            print(_as_json(name, prediction, shown.top), flush=True)
             continue
         if style.for_people and not (is_first and index == 0):
             print()
-        print(_as_text(name, ranked, style), flush=True)
+        print(_as_text(name, prediction, shown.top, style), flush=True)
 
 
-def _as_json(path: str, ranked: list[tuple[str, float]]) -> str:
-    entries = [{"label": label, "probability": probability} for label, probability in ranked]
-    return json.dumps({"image": path, "labels": entries})
+def _as_json(path: str, prediction: Prediction, top: int) -> str:
+    values = prediction.to_dict(top)
+    row = {"image": path, "labels": values["top"]}
+    return json.dumps(row | {name: values[name] for name in ("set", "rejected") if name in values})
 
 
-def _as_text(path: str, ranked: list[tuple[str, float]], style: Style) -> str:
+def _as_text(path: str, prediction: Prediction, top: int, style: Style) -> str:
     """Return an image's name and below it its labels, on a terminal with bars."""
+    ranked = prediction.top(top)
     cells = align([[visible(label), f"{share:7.2%}"] for label, share in ranked])
     lines = [style.bold(visible(path))]
     for place, ((label, figure), (_, share)) in enumerate(zip(cells, ranked, strict=True)):
@@ -244,6 +283,10 @@ def _as_text(path: str, ranked: list[tuple[str, float]], style: Style) -> str:
             label, figure = style.strong(label), style.strong(figure)
         bar = f"{style.bar(share)}  " if style.has_bars else ""
         lines.append(f"  {label}  {bar}{figure}")
+    if prediction.set is not None:
+        lines.append(f"  set: {', '.join(visible(label) for label in prediction.set)}")
+    if prediction.rejected:
+        lines.append(f"  {style.strong('none of these')}")
     return "\n".join(lines)
 
 
@@ -252,6 +295,7 @@ CLASSIFY = Command(
     summary="rank labels for images, without training or by a fitted classifier",
     examples="clipkit classify photo.jpg --labels cat dog --model ViT-B/32\n"
     "clipkit classify photos/ --classifier pets/ --json\n"
+    "clipkit classify photos/ --classifier pets/ --coverage 0.9 --reject\n"
     "find . -name '*.jpg' -print0 | clipkit classify --images-from - --labels-file labels.txt",
     add_arguments=_add_arguments,
     run=classify,

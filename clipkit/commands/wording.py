@@ -19,6 +19,8 @@ _PHRASES = {
     "A single file goes in a list": "",
     "A model is loaded first, and model.embed_images([...]) takes images then": "Give it as an "
     "image, and a model to --model",
+    "call classifier.calibrate(images, labels) with images that it was not fitted on, or "
+    "fit(..., calibrate=True)": "make one by clipkit fit FOLDERS --out DIR --calibrate",
     "pass 'cpu' or None": "give --device cpu, or leave --device out",
     " (a single one too is put in a list), or of functions of the name;": ",",
 }

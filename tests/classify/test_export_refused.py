@@ -54,7 +54,7 @@ def stand_in(
     name = {".pt2": "program", ".onnx": "onnx"}[suffix]
     monkeypatch.setattr(source, f"_write_{name}", write)
     monkeypatch.setattr(
-        source, f"_open_{name}", lambda path: lambda images: say(images, modules[0](images))
+        source, f"_open_{name}", lambda path: lambda images: [say(images, modules[0](images))]
     )
 
 
@@ -97,7 +97,7 @@ def test_a_file_that_differs_is_not_kept(
 def test_a_disk_that_is_full_leaves_the_older_file(
     classifier: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(module: Any, images: Tensor, path: Path) -> None:
+    def write(module: Any, images: Tensor, path: Path, about: Any) -> None:
         path.write_bytes(b"half a file")
         raise OSError("disk full")
 
