@@ -8,7 +8,7 @@
     curl -F image=@examples/photos/coffee.jpg "localhost:8000/predict?k=1"
     curl localhost:8000/health
 
-Cost: `tiny` starts in a few seconds, and holds 300 MB. Expected of the third command and the photo:
+Cost: `tiny` starts in a few seconds, and holds 0.75 GB. Expected of the third command and the photo:
 the label "cup of coffee".
 
 Requests are answered by threads of one process, which share the classifier: prediction changes
