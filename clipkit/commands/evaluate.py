@@ -3,16 +3,16 @@
 import argparse
 import json
 import sys
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import cast
 
 import torch
-from torch import Tensor
 
-from clipkit import ImageClassifier
+from clipkit import Report, Suspect
 from clipkit.classify import metrics
-from clipkit.classify.evaluate import warn_of_seen
 from clipkit.classify.labels import find_classes
+from clipkit.classify.report_text import sentences
 from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
@@ -22,21 +22,37 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
     add_workers,
+    path_of,
 )
-from clipkit.commands.display import Style, count
+from clipkit.commands.display import Style, count, tell
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
+from clipkit.errors import ConfigError
+from clipkit.files import check_output
 from clipkit.prompts import name_ids
 from clipkit.visible import visible
 
 _WITHOUT_BAR = "calibration error"  # the only figure of which less is better
+_INTERVAL = "95% interval"  # of the first figure; the only row of two figures
 
 
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add_class_folders(parser)
     add_classifier(parser)
     add_templates(parser)
+    parser.add_argument(
+        "--html",
+        type=path_of,
+        metavar="FILE",
+        help="write a page with all figures, a diagram of the probabilities and the worst mistakes",
+    )
+    parser.add_argument(
+        "--suspects",
+        type=int,
+        metavar="N",
+        help="list up to N images in whose folder they may not belong, the most suspicious first",
+    )
     add_workers(parser)
     add_json(parser, help="print one JSON object")
     add_model(parser)
@@ -47,11 +63,20 @@ def evaluate(
     data: Path,
     classifier: Path | None,
     templates: list[str] | None,
+    html: Path | None,
+    suspects: int | None,
     workers: int,
     as_json: bool,
     choice: ModelChoice,
 ) -> int:
-    """Measure a classifier on class folders and print the figures."""
+    """Measure a classifier on class folders, print the figures, and write a page if one is wanted.
+
+    Images that it was fitted on are not measured by what was fitted; see `ImageClassifier.report`.
+    """
+    if suspects is not None and suspects < 1:
+        raise ConfigError(f"--suspects must be at least 1, not {suspects}")
+    if html is not None:
+        check_output(html)  # before many images are encoded
     pairs = read_class_folders(data)
     folders = pairs.class_names or []
     chosen = choose_classifier(classifier, name_ids(folders), choice, templates)
@@ -59,20 +84,35 @@ def evaluate(
     places = _places(chosen.labels, folders)
     indices = [places[label] for label in pairs.labels or []]
     found = embed_labelled(chosen, pairs.files, indices, workers)
-    warn_of_seen(chosen, found.features, found.paths)
-    labels = found.labels
-    assert labels is not None  # each image came with one
-    probabilities = chosen.probabilities(found.features)
-    figures = _figures(probabilities, labels)
-    confused = _confused(chosen, probabilities, labels)
-    images, classes = len(labels), len(chosen.labels)
+    report = chosen.report(found)
+    listed = [] if suspects is None else chosen.suspects(found)
+    if html is not None:
+        report.to_html(html, title=f"{data.resolve().name}: how good the classifier is")
+        tell(f"The page is in {html}.")
+    classes = len(chosen.labels)
     if as_json:
-        counts = {"images": images, "classes": classes}
-        print(json.dumps({**counts, **figures, "most confused": confused}))
-    else:
-        print(f"{count(images, 'image')}, {count(classes, 'class', 'classes')}")
-        _print_figures(figures, confused)
+        print(json.dumps(_as_json(report, classes, listed[:suspects], suspects is not None)))
+        return DONE
+    print(f"{count(report.images, 'image')}, {count(classes, 'class', 'classes')}")
+    _print_report(report)
+    if suspects is not None:
+        _print_suspects(listed, suspects)
     return DONE
+
+
+def _as_json(
+    report: Report, classes: int, suspects: Sequence[Suspect], has_suspects: bool
+) -> dict[str, object]:
+    """Return what `--json` prints."""
+    values: dict[str, object] = {
+        "images": report.images,
+        "classes": classes,
+        "estimate": asdict(report.estimate),
+        **_figures(report),
+        "top-1 interval": list(report.interval),
+        "most confused": _confused(report),
+    }
+    return values | ({"suspects": [asdict(one) for one in suspects]} if has_suspects else {})
 
 
 def _places(labels: list[str], folders: list[str]) -> list[int]:
@@ -90,54 +130,87 @@ def _places(labels: list[str], folders: list[str]) -> list[int]:
     return [places[name] for name in names]
 
 
-def _figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
+def _figures(report: Report) -> dict[str, float]:
     """Return what `clipkit eval` prints, by name, each from 0 to 1."""
-    predicted = probabilities.argmax(dim=1)
-    figures = {"top-1": metrics.accuracy(predicted, labels)}
-    if probabilities.shape[1] > 5:  # of five classes or fewer it would always be 1
-        figures["top-5"] = metrics.top_k_accuracy(probabilities, labels, 5)
-    figures["mean per class"] = metrics.mean_per_class(predicted, labels)
-    figures["calibration error"] = metrics.expected_calibration_error(probabilities, labels)
-    return figures
+    figures = {
+        "top-1": report.accuracy,
+        "top-5": report.top_5,
+        "mean per class": report.balanced_accuracy,
+        "calibration error": report.calibration_error,
+    }
+    return {name: share for name, share in figures.items() if share is not None}
 
 
-def _confused(
-    classifier: ImageClassifier, probabilities: Tensor, labels: Tensor
-) -> list[tuple[str, str, float]]:
+def _confused(report: Report) -> list[tuple[str, str, float]]:
     """Return the pairs of classes that are taken for each other most often."""
     # Few of many classes occur among the images, and a matrix has a cell for each pair of classes.
-    every = torch.cat([probabilities.argmax(dim=1), labels])
-    occurring, places = cast("tuple[Tensor, Tensor]", every.unique(return_inverse=True))
-    predicted, right = places[: len(labels)], places[len(labels) :]
-    matrix = metrics.confusion_matrix(predicted, right, len(occurring))
-    names = [classifier.labels[int(index)] for index in occurring]
+    places = {row.label: place for place, row in enumerate(report.classes)}
+    matrix = torch.zeros(len(places), len(places))
+    for row in report.classes:
+        matrix[places[row.label], places[row.label]] = row.right
+    for pair in report.confusions:
+        matrix[places[pair.true], places[pair.predicted]] = pair.count
+    names = list(places)
     return [(names[i], names[j], share) for i, j, share in metrics.most_confused(matrix)]
 
 
-def _print_figures(figures: dict[str, float], confused: list[tuple[str, str, float]]) -> None:
-    _print_shares(figures)
+def _print_report(report: Report) -> None:
+    style = Style.of(sys.stdout)
+    print(style.dim(visible(sentences(report))))
+    low, high = report.interval
+    _print_shares(_figures(report), {_INTERVAL: f"{low:.2%} to {high:.2%}"})
+    confused = _confused(report)
     if not confused:
         return
-    style = Style.of(sys.stdout)
     print(style.dim("most confused (of the images of both classes, the share taken for the other)"))
     _print_shares(
         {f"{visible(first)}, {visible(second)}": share for first, second, share in confused}
     )
 
 
-def _print_shares(shares: dict[str, float]) -> None:
-    """Print a table of shares, on a terminal with bars."""
+def _print_shares(shares: dict[str, float], more: dict[str, str] | None = None) -> None:
+    """Print a table of shares, on a terminal with bars, and below the first one what else is said.
+
+    Args:
+        shares: by name, from 0 to 1.
+        more: rows of words.
+    """
     style = Style.of(sys.stdout)
-    rows = align([[name, f"{share:8.2%}"] for name, share in shares.items()])
-    for (name, figure), share in zip(rows, shares.values(), strict=True):
-        has_bar = style.has_bars and name.strip() != _WITHOUT_BAR
-        print(f"  {name}  {figure}" + (f"  {style.bar(share)}" if has_bar else ""))
+    cells = [[name, f"{share:8.2%}"] for name, share in shares.items()]
+    words = [[name, value] for name, value in (more or {}).items()]
+    rows = align([*cells, *words])
+    bars = [style.bar(share) if name != _WITHOUT_BAR else "" for name, share in shares.items()]
+    lines = [f"  {name}  {figure}  {bar}" for (name, figure), bar in zip(rows, bars, strict=False)]
+    lines[1:1] = [f"  {name}  {value}" for name, value in rows[len(cells) :]]
+    for line in lines:
+        print(line.rstrip())
+
+
+def _print_suspects(suspects: Sequence[Suspect], most: int) -> None:
+    """Print the images whose label may be wrong, the most suspicious first."""
+    if not suspects:
+        print("no image whose own label is unlikely")
+        return
+    style = Style.of(sys.stdout)
+    shown = suspects[:most]
+    print(style.dim(f"labels that may be wrong ({len(shown):,} of {len(suspects):,})"))
+    rows = [
+        [
+            visible(one.path or f"image {one.index}"),
+            f"{visible(one.label)} {one.probability:.1%}",
+            f"likelier {visible(one.likelier)} {one.likelier_probability:.1%}",
+        ]
+        for one in shown
+    ]
+    for row in align(rows):
+        print("  " + "  ".join(row).rstrip())
 
 
 EVAL = Command(
     name="eval",
     summary="measure a classifier, or zero-shot, on class folders of images",
-    examples="clipkit eval test_folders/ --classifier pets/",
+    examples="clipkit eval test_folders/ --classifier pets/ --html report.html\n"
+    "clipkit eval train_folders/ --classifier pets/ --suspects 20",
     add_arguments=_add_arguments,
     run=evaluate,
     takes_model=True,

@@ -33,14 +33,33 @@ def run_json(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> dict[s
 
 
 def expected_figures(probabilities: Tensor, labels: Tensor) -> dict[str, float]:
-    """Return the figures of 12 images of 4 classes, three of each in turn."""
+    """Return the figures of images of 4 classes, as many of each in turn."""
     right = (probabilities.argmax(dim=1) == labels).double()
     assert 0 < right.mean() < 1
     return {
         "top-1": right.mean().item(),
-        "mean per class": right.view(4, 3).mean().item(),  # (classes, images of each)
+        "mean per class": right.view(4, -1).mean().item(),  # (classes, images of each)
         "calibration error": metrics.expected_calibration_error(probabilities, labels),
     }
+
+
+def expected_confusions(
+    classifier: ImageClassifier, probabilities: Tensor, labels: Tensor
+) -> list[tuple[str, str, float]]:
+    matrix = metrics.confusion_matrix(probabilities.argmax(dim=1), labels, 4)
+    names = classifier.labels
+    confused = [(names[i], names[j], iou) for i, j, iou in metrics.most_confused(matrix)]
+    assert confused
+    return confused
+
+
+def expected_lines(
+    figures: dict[str, float], interval: str, confused: list[tuple[str, str, float]]
+) -> list[str]:
+    rows = [f"{name} {value:.2%}" for name, value in figures.items()]
+    rows.insert(1, interval)
+    rows.append("most confused (of the images of both classes, the share taken for the other)")
+    return rows + [f"{one}, {other} {iou:.2%}" for one, other, iou in confused]
 
 
 @pytest.mark.parametrize("method", ["zero_shot", "gaussian"])
@@ -51,29 +70,36 @@ def test_the_figures_of_a_classifier(
     pairs = read_folder(unseen)
     classifier = zero_shot(toy, pairs.class_names)
     options = start
+    sentence = "made of class names"
+    measured = list(range(12))
     if method == "gaussian":  # with so little of it that it still errs
         classifier.fit(pairs.files[::3], labels_of(pairs)[::3], "gaussian", alpha=1e-6)
         classifier.save(toy / "out")
         options = ["--classifier", str(toy / "out"), "--device", "cpu"]
-    probabilities = classifier.probabilities(pairs.files)
-    labels = torch.tensor(labels_of(pairs))
+        sentence = "fitted on 4 of these 12 images"
+        measured = [i for i in measured if i % 3]
+    probabilities = classifier.probabilities(pairs.files)[measured]
+    labels = torch.tensor(labels_of(pairs))[measured]
     expected = expected_figures(probabilities, labels)
-    matrix = metrics.confusion_matrix(probabilities.argmax(dim=1), labels, 4)
-    names = classifier.labels
-    confused = [(names[i], names[j], iou) for i, j, iou in metrics.most_confused(matrix)]
-    assert confused
+    confused = expected_confusions(classifier, probabilities, labels)
 
     figures = run_json([str(unseen), *options], capsys)
     found = figures.pop("most confused")
     assert [row[:2] for row in found] == [[first, second] for first, second, _ in confused]
     assert [row[2] for row in found] == pytest.approx([iou for *_, iou in confused])
-    assert figures == pytest.approx({"images": 12, "classes": 4} | expected)
+    assert sentence in figures.pop("estimate")["sentence"]
+    hits = round(expected["top-1"] * len(measured))
+    low, high = metrics.wilson_interval(hits, len(measured))
+    assert figures.pop("top-1 interval") == pytest.approx([low, high])
+    assert figures == pytest.approx({"images": len(measured), "classes": 4} | expected)
 
     assert main(["eval", str(unseen), *options]) == 0
-    table = [row.strip().rsplit(maxsplit=1) for row in capsys.readouterr().out.splitlines()]
-    assert " ".join(table[0]) == "12 images, 4 classes"
-    assert table[1:4] == [[name, f"{value:.2%}"] for name, value in expected.items()]
-    assert table[5:] == [[f"{one}, {other}", f"{iou:.2%}"] for one, other, iou in confused]
+    first, second, *lines = capsys.readouterr().out.splitlines()
+    assert first == f"{len(measured)} images, 4 classes"
+    assert sentence in second
+    assert [" ".join(line.split()) for line in lines] == expected_lines(
+        expected, f"95% interval {low:.2%} to {high:.2%}", confused
+    )
 
 
 def test_the_top_5_of_more_than_five_classes(

@@ -21,9 +21,11 @@ def test_fit_tells_what_it_made(
     out = str(toy / "out")
     assert main(["fit", str(toy / "images"), "-o", out, *start]) == 0
     *rows, last = capsys.readouterr().out.splitlines()
-    said = dict(row.split() for row in rows)
-    assert list(said) == ["classes", "images", "method", "strength"]
+    said = dict(row.split(maxsplit=1) for row in rows)
+    assert list(said) == ["classes", "images", "method", "strength", "accuracy"]
     assert float(said.pop("strength")) > 0
+    estimate = r"[\d.]+% \(95% interval [\d.]+% to 100.0%\), cross-validated in 4 folds"
+    assert re.fullmatch(estimate, said.pop("accuracy"))
     assert said == {"classes": "4", "images": "20", "method": "anchored"}
     assert f"clipkit classify --classifier {out} IMAGE" in last
     classifier = ImageClassifier.load(out, device="cpu")
