@@ -171,7 +171,7 @@ def trials_of(task: Task, shots: int, seed: int) -> Iterator[tuple[str, Trial, C
     head, _ = clipkit.fit_head(features, labels, part.zero_shot, seed=seed)
     fitted = trial_of(head)
     yield "fitted, held-out images", fitted, fitted.calibrated()
-    found = cross_validated(features, labels, part.zero_shot, seed=seed)
+    found = cross_validated(features, labels, part.zero_shot, seed=seed, like=head)
     yield "fitted, cross-validation", fitted, calibrate_by_cross_validation(found, labels)
 
 

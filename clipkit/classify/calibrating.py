@@ -16,7 +16,7 @@ from clipkit.classify.calibration import (
 )
 from clipkit.classify.cross_validation import cross_validated
 from clipkit.classify.few_shot import Method
-from clipkit.classify.heads import CosineHead
+from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import LabeledInputs, Reading, SupportSet, support_set
 from clipkit.classify.labels import Labels
 from clipkit.classify.several import SeveralLabels, has_several, read_several
@@ -113,6 +113,7 @@ def check_unseen(support: SupportSet, seen: int) -> None:
 
 def calibrated_by_folds(
     support: SupportSet,
+    head: Head,
     zero_shot: CosineHead,
     method: Method | str,
     seed: int,
@@ -122,9 +123,12 @@ def calibrated_by_folds(
 
     Args:
         support: features and labels.
+        head: fitted on all of it.
         zero_shot: where fits start; it is not changed.
         method, seed, options: as in `fit_head`.
     """
     start = CosineHead(zero_shot.weight, zero_shot.logit_scale)  # float32
-    found = cross_validated(support.features, support.labels, start, method, options, seed=seed)
+    found = cross_validated(
+        support.features, support.labels, start, method, options, seed=seed, like=head
+    )
     return calibrate_by_cross_validation(found, support.labels)

@@ -276,7 +276,7 @@ class ImageClassifier(TrustedClassifier):
             calibration = None
             if calibrate:
                 start = self.zero_shot_head
-                calibration = calibrated_by_folds(support, start, method, seed, options)
+                calibration = calibrated_by_folds(support, head, start, method, seed, options)
         if calibration is None:
             self._drop_calibration("the head was fitted anew")
         self.calibration = calibration

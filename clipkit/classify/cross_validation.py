@@ -14,7 +14,7 @@ from torch import Tensor
 
 from clipkit.classify.few_shot import Method, check_method, fit_head
 from clipkit.classify.fitting import FOLDS, Folds, make_folds, shuffled
-from clipkit.classify.heads import CosineHead
+from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.labels import Labels, check_range, read_labels
 from clipkit.classify.metric_inputs import is_count
 from clipkit.errors import ConfigError, DataError
@@ -51,6 +51,7 @@ def cross_validated(
     *,
     seed: int = 0,
     folds: int = FOLDS,
+    like: Head | None = None,
 ) -> CrossValidated:
     """Fit a method several times, each time without a part of the images, and classify that part.
 
@@ -68,6 +69,10 @@ def cross_validated(
         seed: of the folds, and of all that the fits draw.
         folds: how many fits at most, at least 2. There are no more than the largest class has
             images.
+        like: a head fitted on all images. The logits of each fold are multiplied by the factor with
+            which they are spread as those of this head are, on the images that both were fitted
+            on. Methods choose how large logits are, anew in each fold, and what is learned from
+            them, such as a temperature, is for this head. Without it they stay as they are.
 
     Returns:
         Logits of the images that were held out.
@@ -96,18 +101,11 @@ def cross_validated(
     logits: list[Tensor] = []
     places: list[Tensor] = []
     for rest, out in parts:
-        head, _ = fit_head(
-            features[rest.to(features.device)],
-            indices[rest],
-            zero_shot,
-            method,
-            seed=seed,
-            **options,
-        )
-        device = next(head.parameters()).device
-        with torch.no_grad():
-            held_out = features[out.to(features.device)].float().to(device)
-            logits.append(head(held_out).cpu())
+        own = features[rest.to(features.device)]
+        head, _ = fit_head(own, indices[rest], zero_shot, method, seed=seed, **options)
+        held_out = _logits(head, features[out.to(features.device)])
+        factor = 1.0 if like is None else _spread(_logits(like, own)) / _spread(_logits(head, own))
+        logits.append(held_out * factor)
         places.append(out.nonzero().flatten())  # (M, 1) -> (M,)
     order = torch.cat(places).argsort()
     return CrossValidated(
@@ -116,6 +114,17 @@ def cross_validated(
         folds=len(parts),
         pessimistic=pessimistic,
     )
+
+
+def _logits(head: Head, features: Tensor) -> Tensor:
+    """Return the logits (N, C) of features (N, D), on the CPU."""
+    with torch.no_grad():
+        return head(features.float().to(next(head.parameters()).device)).cpu()
+
+
+def _spread(logits: Tensor) -> float:
+    """Return how far the logits of a row (N, C) are from each other; above 0."""
+    return max(logits.std(dim=1, correction=0).mean().item(), 1e-6)
 
 
 def _checked_labels(features: Tensor, labels: Labels, classes: int) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.classify.cross_validation import WITHOUT_TEXT, cross_validated
 from clipkit.classify.few_shot import METHODS, fit_head
-from clipkit.classify.heads import CosineHead
+from clipkit.classify.heads import CosineHead, LinearHead
 from clipkit.errors import ConfigError, DataError
 from tests.helpers.support_sets import CLASSES, NEEDED, WIDTH, ZERO_SHOT, draw, snapshot, unit
 
@@ -163,10 +163,28 @@ def test_two_images_are_enough() -> None:
 
 def test_the_seed_is_that_of_the_fits_too() -> None:
     features, labels = draw(2, 2, 2, 2, 2, 2)
-    mates = torch.tensor(fold_mates(features, labels, 0, seed=5))
     keep = torch.ones(12, dtype=torch.bool)
-    keep[[0, *mates]] = False
+    keep[[0, *fold_mates(features, labels, 0, seed=5)]] = False
     head, _ = fit_head(features[keep], labels[keep], ZERO_SHOT, "random_linear", seed=5, epochs=2)
     found = cross_validated(features, labels, ZERO_SHOT, "random_linear", {"epochs": 2}, seed=5)
     with torch.no_grad():
         torch.testing.assert_close(found.logits[0], head(features)[0])
+
+
+def test_logits_are_spread_like_those_of_a_head_that_saw_all() -> None:
+    features, labels = draw(4, 4, 4, 4, 4, 4)
+    plain = cross_validated(features, labels, ZERO_SHOT, "gaussian", GAUSSIAN)
+    head, _ = fit_head(features, labels, ZERO_SHOT, "gaussian", alpha=1.0)
+    triple = LinearHead(3 * head.to_linear().weight, 3 * head.to_linear().bias)
+    found = cross_validated(features, labels, ZERO_SHOT, "gaussian", GAUSSIAN, like=head)
+    thrice = cross_validated(features, labels, ZERO_SHOT, "gaussian", GAUSSIAN, like=triple)
+    torch.testing.assert_close(thrice.logits, 3 * found.logits, rtol=1e-4, atol=1e-3)
+    factors = (found.logits / plain.logits).mean(dim=1)
+    assert len({round(factor, 3) for factor in factors.tolist()}) == 4  # one for each fold
+    mates = torch.tensor([*fold_mates(features, labels, 0), 0])
+    keep = torch.ones(24, dtype=torch.bool)
+    keep[mates] = False
+    fold, _ = fit_head(features[keep], labels[keep], ZERO_SHOT, "gaussian", alpha=1.0)
+    with torch.no_grad():
+        spreads = [each(features[keep]).numpy().std(axis=1).mean() for each in (head, fold)]
+    assert factors[0].item() == pytest.approx(spreads[0] / spreads[1], rel=1e-4)

@@ -123,7 +123,9 @@ def test_each_kind_of_labels_leaves_the_other(classifier: ImageClassifier) -> No
 
 def test_fit_calibrates_by_cross_validation(classifier: ImageClassifier, few: Few) -> None:
     classifier.fit(*few, strength=1.0, seed=3, calibrate=True)
-    found = cross_validated(*few, classifier.zero_shot_head, "anchored", {"strength": 1.0}, seed=3)
+    options = {"strength": 1.0}
+    start, head = classifier.zero_shot_head, classifier.head
+    found = cross_validated(*few, start, "anchored", options, seed=3, like=head)
     expected = calibrate_by_cross_validation(found, few[1])
     assert classifier.calibration is not None
     assert classifier.calibration.scores.equal(expected.scores)
