@@ -13,12 +13,14 @@ import typing
 import clipkit.moved as _moved
 from clipkit import errors
 from clipkit.checkpoints.registry import available_models, list_models
+from clipkit.classify.calibration import Calibration
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.encoder import CLIPEncoder
 from clipkit.classify.estimators import CLIPClassifier
 from clipkit.classify.few_shot import fit_head, sample_shots
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
 from clipkit.classify.prediction import Prediction
+from clipkit.classify.presence import Presence
 from clipkit.classify.report import Report
 from clipkit.classify.suspects import Suspect
 from clipkit.classify.zero_shot import zero_shot_weights
@@ -53,6 +55,7 @@ __all__ = [
     "CLIPConfig",
     "CLIPEncoder",
     "CacheHead",
+    "Calibration",
     "ClassificationTask",
     "ClipkitError",
     "ContrastiveTask",
@@ -66,6 +69,7 @@ __all__ = [
     "Prediction",
     "Preprocess",
     "PreprocessConfig",
+    "Presence",
     "PromptSet",
     "Report",
     "ResNetConfig",

@@ -203,14 +203,17 @@ class Predictor(nn.Module):
         """Write the whole classifier as one file, from uint8 images to probabilities.
 
         The file takes RGB images (N, 3, H, W), N free, H and W those of `model.visual.resolution`,
-        and returns (N, C) float32. It computes in float32, whatever the model does. Before it gets
-        its name, it is run on random images and must agree with the classifier.
+        and returns (N, C) float32; of a calibrated classifier also the confidence (N,) of each
+        image, and the presence (N, C) of each label. It computes in float32, whatever the model
+        does. Before it gets its name, it is run on random images and must agree with the
+        classifier.
 
         Of a `Preprocess` it has the mean and standard deviation: resizing and cropping stay
         outside. A `model.preprocess` that is an `nn.Module` becomes part of the file.
 
-        The metadata of an `.onnx` have the labels, the size of its input, and the mean and standard
-        deviation, each as JSON. Weights above 2 GiB lie in a file `x.onnx.data` beside `x.onnx`.
+        The metadata of an `.onnx` have the labels, the size of its input, the mean and standard
+        deviation, and what a calibration has to say, each as JSON; those of a `.pt2` are in its
+        extra file `clipkit.json`. Weights above 2 GiB lie in a file `x.onnx.data` beside `x.onnx`.
 
         Args:
             path: ends in `.onnx` (which needs `clipkit-torch[export]`), or in `.pt2` for
@@ -230,6 +233,7 @@ class Predictor(nn.Module):
             labels=self.labels,
             preprocess=self.model.preprocess,
             resolution=self.model.visual.resolution,
+            calibration=self.calibration,
         )
 
     def _logits(self, features: Tensor) -> Tensor:
