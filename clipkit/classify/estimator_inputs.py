@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from clipkit.classify.inputs import Inputs
 from clipkit.classify.labels import Labels, show
 from clipkit.classify.plain_features import read_classes
+from clipkit.data.arrays import is_array_image
 from clipkit.data.pictures import Images
 from clipkit.errors import ConfigError, DataError
 
@@ -51,6 +52,26 @@ def read_inputs(given: Inputs) -> Inputs:
     return read_images(cast("Images", given))
 
 
+def check_width(given: Inputs, width: int, caller: str) -> None:
+    """Raise `ConfigError` for features of another width than the model's.
+
+    Args:
+        given: images, which have no width here, or features (N, D).
+        width: D of the model.
+        caller: the name of the estimator.
+    """
+    shape: Sequence[int] = getattr(given, "shape", ())
+    if len(shape) != 2 or is_array_image(cast("object", given)):
+        return
+    columns = shape[1]
+    if columns != width:
+        raise ConfigError(
+            f"X has {columns} features, but {caller} is expecting {width} features as input, those "
+            "of its model: pass what CLIPEncoder makes of images, or the images; or model=None for "
+            "features of any origin"
+        )
+
+
 def find_names(
     classes: NDArray[Any] | None, class_names: ClassNamesByLabel | None, needed: bool
 ) -> tuple[NDArray[Any], Names] | None:
@@ -75,7 +96,8 @@ def find_names(
             return None
         raise ConfigError(
             "labels that are no texts name nothing: pass class_names={label: 'its name', ...}, "
-            "or method='linear_probe', which needs no names"
+            "or method='linear_probe', which needs no names. VotingClassifier and other tools turn "
+            "texts into integers: pass class_names=[...], the names in sorted order"
         )
     labels, names = _all_names(classes, class_names)
     if classes is not None:

@@ -18,6 +18,7 @@ from clipkit.classify.estimator_base import Estimator
 from clipkit.classify.estimator_inputs import (
     ClassNamesByLabel,
     Targets,
+    check_width,
     find_names,
     read_inputs,
 )
@@ -220,8 +221,10 @@ class CLIPClassifier(Estimator):
         options: dict[str, Any],
     ) -> None:
         """Fit the head of a classifier on images or features, with indices of its classes."""
+        inputs = read_inputs(X)
+        check_width(inputs, classifier.model.config.embed_dim, type(self).__name__)
         classifier.fit(
-            read_inputs(X),
+            inputs,
             indices,
             method,
             seed=int(self.random_state),
@@ -255,7 +258,9 @@ class CLIPClassifier(Estimator):
     def _embed(self, model: CLIP, X: Inputs) -> Rows:
         """Return the features of images, or features as they are, (N, D) float64."""
         reading = Reading(self.batch_size, self.workers, progress=False)
-        features, _ = features_and_paths(model, read_inputs(X), reading)
+        inputs = read_inputs(X)
+        check_width(inputs, model.config.embed_dim, type(self).__name__)
+        features, _ = features_and_paths(model, inputs, reading)
         return np.asarray(features.detach().cpu().double().numpy())
 
     def _logits(self, X: Inputs) -> Rows:
