@@ -238,13 +238,18 @@ class CLIP(TwoTowers):
         return super().load_state_dict(state_dict, strict, assign)
 
     def embed_images(
-        self, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        images: Images,
+        *,
+        views: int = 1,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Tensor:
-        """Return the normalized features of images, (N, D) float32 on the CPU.
-
-        Arguments and errors are those of `clipkit.encode.embed.embed_images`.
-        """
-        return embed_images(self, images, batch_size=batch_size, workers=workers, progress=progress)
+        """Return the normalized features of images, (N, D), as `clipkit.embed_images` does."""
+        return embed_images(
+            self, images, batch_size=batch_size, workers=workers, progress=progress, views=views
+        )
 
     def embed_texts(self, texts: Iterable[str], *, truncate: bool = False) -> Tensor:
         """Return normalized features (N, D) of texts, as `clipkit.encode.embed.embed_texts`."""

@@ -26,9 +26,10 @@ from clipkit.data.classes import classes_of, is_part
 from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
+from clipkit.data.views import check_views
 from clipkit.encode.embed import Features, stream_features
 from clipkit.encode.store import extract_features
-from clipkit.errors import DataError, ImageError
+from clipkit.errors import ConfigError, DataError, ImageError
 
 FeatureRows: TypeAlias = Tensor | NDArray[np.floating[Any]] | Features
 Inputs: TypeAlias = "Images | FeatureRows"
@@ -41,11 +42,17 @@ LENGTH_TOLERANCE = 0.01
 
 @dataclass(frozen=True)
 class Reading:
-    """Hold how images are read: so many at once, in so many processes, with a bar or without."""
+    """Hold how images are read: so many at once, in so many processes, with a bar or without.
+
+    Attributes:
+        batch_size, workers, progress: as in `clipkit.extract_features`.
+        views: as in `clipkit.embed_images`.
+    """
 
     batch_size: int
     workers: int
     progress: bool
+    views: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -87,10 +94,17 @@ def features_and_paths(
 
     Raises:
         DataError: for features that cannot be used.
+        ConfigError: for features with `views` above 1, which would be ignored.
         ImageError: if an image cannot be read; it is named.
     """
+    check_views(reading.views)
     features = given_features(given)
     if features is not None:
+        if reading.views > 1:
+            raise ConfigError(
+                f"views={reading.views} would be ignored, for features are of images as they were "
+                "seen: pass views to embed, which makes them"
+            )
         if not isinstance(given, Features):
             return features, [None] * len(features)
         return features, [None if name.isdigit() else name for name in given.paths]
@@ -265,6 +279,7 @@ def _stream(model: nn.Module, images: Images, reading: Reading) -> Generator[Fea
         batch_size=reading.batch_size,
         workers=reading.workers,
         progress=reading.progress,
+        views=reading.views,
     )
 
 

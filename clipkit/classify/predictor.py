@@ -58,12 +58,19 @@ class Predictor(nn.Module):
         return self.head(F.normalize(self.model.encode_image(images).float(), dim=-1))
 
     def embed(
-        self, images: Images, *, batch_size: int = 64, workers: int = 0, progress: bool = False
+        self,
+        images: Images,
+        *,
+        views: int = 1,
+        batch_size: int = 64,
+        workers: int = 0,
+        progress: bool = False,
     ) -> Tensor:
         """Return features for `fit` and `probabilities`, to compute them only once.
 
         Args:
             images: a folder, a list or a data set, as `clipkit.extract_features` takes them.
+            views: how often each image is seen, 1, 2 or 10, as in `clipkit.embed_images`.
             batch_size: images encoded at once.
             workers: processes that read and preprocess; 0 for none.
             progress: whether to show a bar.
@@ -76,13 +83,19 @@ class Predictor(nn.Module):
         """
         check_path(images)
         return embed_images(
-            self.model, images, batch_size=batch_size, workers=workers, progress=progress
+            self.model,
+            images,
+            batch_size=batch_size,
+            workers=workers,
+            progress=progress,
+            views=views,
         )
 
     def probabilities(
         self,
         images_or_features: Inputs,
         *,
+        views: int = 1,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -92,16 +105,17 @@ class Predictor(nn.Module):
         Args:
             images_or_features: features (N, D) of unit length: a tensor, a NumPy array or what
                 `extract_features` returns; or images as `embed` takes them.
-            batch_size, workers, progress: as in `embed`, for images.
+            views, batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             (N, C) float32 on the CPU; each row has the sum 1.
 
         Raises:
             DataError: for features that are not of unit length.
+            ConfigError: for other `views`, or for more than one with features.
             ImageError: if an image cannot be read; it is named.
         """
-        reading = Reading(batch_size, workers, progress)
+        reading = Reading(batch_size, workers, progress, views)
         features, _ = features_and_paths(self.model, images_or_features, reading)
         return softened(self._logits(features), self.calibration).softmax(dim=-1).cpu()
 
@@ -113,6 +127,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
+        views: int = 1,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -128,6 +143,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
+        views: int = 1,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -141,6 +157,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
+        views: int = 1,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -153,6 +170,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
+        views: int = 1,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -177,7 +195,7 @@ class Predictor(nn.Module):
                 with the false alarms of the calibration.
             several: whether `Prediction.present` is to say which of the classes are in an image,
                 each by itself. It needs a calibration by images with several labels.
-            batch_size, workers, progress: as in `embed`, for images.
+            views, batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             One `Prediction` for one image; for many a list of them, each with its path.
@@ -193,7 +211,7 @@ class Predictor(nn.Module):
         check_path(images)
         single = is_one_image(images)
         given = cast("Inputs", [images] if single else images)
-        reading = Reading(batch_size, workers, progress)
+        reading = Reading(batch_size, workers, progress, views)
         features, paths = features_and_paths(self.model, given, reading)
         logits = self._logits(features)
         predictions = judge(self.labels, logits, paths, self.calibration, wanted)

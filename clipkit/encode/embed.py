@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from clipkit.data.pictures import ImageBatch, Images, ImageSet, Transform
+from clipkit.data.views import Views, check_views
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
 from clipkit.tokenizer import Tokenizer
@@ -91,6 +92,7 @@ def embed_images(
     batch_size: int = 64,
     workers: int = 0,
     progress: bool = False,
+    views: int = 1,
 ) -> Tensor:
     """Return the normalized features of images, each of which must be readable.
 
@@ -101,13 +103,17 @@ def embed_images(
         model: what encodes, with a preprocessing of its own.
         images: as in `extract_features`.
         batch_size, workers, progress: as in `extract_features`.
+        views: how often an image is seen, always in the same ways: 1 as it is; 2 with its mirror
+            image; 10 in its four corners and its middle, and their mirror images. The features of
+            the views are averaged, and scaled to unit length again.
 
     Returns:
         (N, D) float32 on the CPU, each of unit length, in the order of the images; those of a
         folder come in the order of `list_images(folder)`.
 
     Raises:
-        ConfigError: if there are none.
+        ConfigError: if there are none, or `views` is another number, or above 1 for a DataLoader,
+            which prepares images by itself.
         DataError: if there is no such folder.
         ImageError: if one cannot be read. The message names it.
 
@@ -115,7 +121,7 @@ def embed_images(
         similarity = embed_images(model, ["cat.jpg"]) @ embed_texts(model, ["a cat"]).T
     """
     stream = stream_features(
-        model, images, batch_size=batch_size, workers=workers, progress=progress
+        model, images, batch_size=batch_size, workers=workers, progress=progress, views=views
     )
     parts: list[Features] = []
     with closing(stream):  # its worker processes end when an error does
@@ -137,6 +143,7 @@ def stream_features(
     precision: Precision | None = None,
     normalize: bool = True,
     progress: bool = False,
+    views: int = 1,
 ) -> Generator[Features, None, None]:
     """Yield the features of each batch as soon as it is encoded.
 
@@ -146,6 +153,7 @@ def stream_features(
     Args:
         model, images, transform, batch_size, workers, precision, normalize, progress: as in
             `extract_features`.
+        views: as in `embed_images`.
 
     Raises:
         ConfigError: if there are no images, or the arguments cannot be used together.
@@ -155,8 +163,16 @@ def stream_features(
         for part in stream_features(model, "photos"):
             print(part.paths, part.features.shape)
     """
+    check_views(views)
     encode = ImageEncoder(model, precision=precision, normalize=normalize)
     image_set = prepare_images(model, images, transform, batch_size, workers)
+    if views > 1:
+        if image_set.transform is None:
+            raise ConfigError(
+                f"views={views} prepares images in several ways, and a DataLoader gives them "
+                "prepared: pass its data set, or leave views out"
+            )
+        image_set.transform = Views(image_set.transform, views)
     return encode_batches(encode, image_set, list(image_set.chunks), progress=progress)
 
 
@@ -282,17 +298,27 @@ class ImageEncoder:
         self._normalize = normalize
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Turn (n, 3, H, W) into (n, D) float32 on the CPU.
+        """Turn (n, 3, H, W), or (n, V, 3, H, W) with V views of each, into (n, D) float32.
+
+        They come on the CPU.
 
         Raises:
             ConfigError: if the model makes anything else of them.
         """
+        if images.ndim == 5:
+            return self._average(images)
         is_cuda = self.device.type == "cuda"  # its copies run beside the arithmetic
         images = images.to(self.device, non_blocking=is_cuda).to(self._dtype)
         with torch.no_grad(), self._autocast():
             features = self._encode(images)
         features = _check_features(features, len(images)).float()
         return (F.normalize(features, dim=-1) if self._normalize else features).cpu()
+
+    def _average(self, images: Tensor) -> Tensor:
+        """Return the mean feature of the views of each image, (n, V, 3, H, W) -> (n, D)."""
+        # One view after the other, so that the memory is that of a batch of images.
+        mean = torch.stack([self(view) for view in images.unbind(dim=1)]).mean(dim=0)
+        return F.normalize(mean, dim=-1) if self._normalize else mean
 
     def _autocast(self) -> AbstractContextManager[Any]:
         if self._precision is None:
