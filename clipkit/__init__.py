@@ -23,9 +23,11 @@ from clipkit.classify.prediction import Prediction
 from clipkit.classify.presence import Presence
 from clipkit.classify.report import Report
 from clipkit.classify.suspects import Suspect
+from clipkit.classify.template_weights import weigh_templates
 from clipkit.classify.zero_shot import zero_shot_weights
 from clipkit.clip import CLIP, load
 from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.data.descriptors import read_descriptors
 from clipkit.data.labelled import Pairs, read_folder, read_pairs, read_table
 from clipkit.data.preprocess import Preprocess
 from clipkit.encode.embed import Features, embed_images, embed_texts
@@ -43,7 +45,7 @@ from clipkit.training.losses import clip_loss, sigmoid_loss
 from clipkit.training.recompute import cached_features
 from clipkit.training.run import RunConfig, train
 from clipkit.training.shards import ShardBatches
-from clipkit.training.tasks import ClassificationTask, ContrastiveTask, Task
+from clipkit.training.tasks import ClassificationTask, ContrastiveTask, PromptTask, Task
 
 __version__ = "0.2.0.dev0"
 
@@ -71,6 +73,7 @@ __all__ = [
     "PreprocessConfig",
     "Presence",
     "PromptSet",
+    "PromptTask",
     "Report",
     "ResNetConfig",
     "RunConfig",
@@ -101,6 +104,7 @@ __all__ = [
     "merge_lora",
     "prompt_set",
     "prompt_sets",
+    "read_descriptors",
     "read_folder",
     "read_pairs",
     "read_table",
@@ -108,6 +112,7 @@ __all__ = [
     "sigmoid_loss",
     "tokenize",
     "train",
+    "weigh_templates",
     "zero_shot_weights",
 ]
 

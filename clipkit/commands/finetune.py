@@ -34,9 +34,8 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--alpha",
         type=float,
-        default=0.5,
         metavar="A",
-        help="0 keeps the old weights, 1 the new (default: 0.5)",
+        help="0 keeps the old weights, 1 the new (default: 0.5, with --lora 1)",
     )
     parser.add_argument(
         "--held-out",
@@ -55,10 +54,21 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "--head-only", action="store_true", help="with classes: train no tower, only the head"
     )
     parser.add_argument(
-        "--epochs", type=int, metavar="N", help="passes over the images (default: 20)"
+        "--lora",
+        type=int,
+        metavar="RANK",
+        help="with classes: train low-rank changes of both towers, 2 for example, and keep them if "
+        "images that are held out are told apart better",
     )
     parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="images of a step (default: 64)"
+        "--epochs",
+        type=int,
+        metavar="N",
+        help="passes over the images (default: 20; with --lora 500 steps for each image of a "
+        "class)",
+    )
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="images of a step (default: 64, with --lora 32)"
     )
     parser.add_argument(
         "--blocks",
@@ -70,7 +80,7 @@ def _add_schedule(parser: argparse.ArgumentParser) -> None:
         "--lr",
         type=float,
         metavar="R",
-        help="peak of the learning rate (default: follows the model's width)",
+        help="peak of the learning rate (default: follows the model's width, with --lora 2e-4)",
     )
 
 
@@ -83,7 +93,8 @@ def finetune(
     batch_size: int | None,
     blocks: int | None,
     lr: float | None,
-    alpha: float,
+    alpha: float | None,
+    lora: int | None,
     held_out: float,
     workers: int,
     choice: ModelChoice,
@@ -110,6 +121,7 @@ def finetune(
             blocks=blocks,
             alpha=alpha,
             lr=lr,
+            lora=lora,
             workers=workers,
         )
         is_first = distributed.is_first()

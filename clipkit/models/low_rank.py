@@ -69,22 +69,12 @@ def lora(
     """
     if not isinstance(model, TwoTowers):
         raise ConfigError(f"lora changes a clipkit.CLIP, not a {type(model).__name__}")
-    model.check_original("change")
     _check(rank, alpha, dropout, projections, towers)
-    if has_changes(model):
-        raise ConfigError("the model has low-rank changes already: merge them by merge_lora(model)")
+    check_model(model, rank, towers)
     copy = deepcopy(model).requires_grad_(False)
     if rank == 0:
         return copy
-    modules = list(_attention_of(copy, towers))
-    if not modules:
-        raise ConfigError(
-            f"there is no attention to change in {' and '.join(towers)}: name another tower, or "
-            "put an attention pool back"
-        )
-    for module in modules:
-        if rank > _width(module):
-            raise ConfigError(f"rank must be at most the width {_width(module)}, not {rank}")
+    for module in list(_attention_of(copy, towers)):
         # Drawn on the CPU and in float32, so that a seed means the same on every device.
         changes: dict[Projection, Change] = {
             name: Change(_width(module), rank, alpha / rank, dropout)
@@ -95,6 +85,21 @@ def lora(
             change.train(module.training)
         _attach(module, changes)
     return copy
+
+
+def check_model(model: TwoTowers, rank: int, towers: Sequence[TowerName] = TOWERS) -> None:
+    """Raise `ConfigError` unless `lora` can change a model by this rank, from 0."""
+    model.check_original("change")
+    if has_changes(model):
+        raise ConfigError("the model has low-rank changes already: merge them by merge_lora(model)")
+    widths = [_width(module) for module in _attention_of(model, towers)]
+    if rank and not widths:
+        raise ConfigError(
+            f"there is no attention to change in {' and '.join(towers)}: name another tower, or "
+            "put an attention pool back"
+        )
+    if rank > min(widths, default=rank):
+        raise ConfigError(f"rank must be at most the width {min(widths)}, not {rank}")
 
 
 def merge_lora(model: Model) -> Model:

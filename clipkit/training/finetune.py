@@ -2,7 +2,6 @@
 
 import copy
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,24 +10,25 @@ from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.heads import LinearHead
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
-from clipkit.encode.fingerprints import fingerprint, fingerprint_0_1_0
 from clipkit.encode.store import extract_features
-from clipkit.errors import ConfigError, DataError
+from clipkit.errors import DataError
 from clipkit.files import check_output
-from clipkit.prompts import TEMPLATES, Templates, as_words
+from clipkit.prompts import TEMPLATES, Templates
 from clipkit.training.batches import Augment, PairBatches
 from clipkit.training.config import TrainConfig
 from clipkit.training.interpolation import check_alpha, interpolate_weights
-from clipkit.training.loop import Trainer
-from clipkit.training.optimizer import check_blocks
+from clipkit.training.low_rank import finetune_low_rank, plan_changes
 from clipkit.training.out import MODEL, check_run_folder
-from clipkit.training.state import CHECKPOINT
-from clipkit.training.tasks import ONE_PAIR, ClassificationTask, Task
-
-RUN = "run"  # the folder in `out` for what a Trainer leaves
-
-_EPOCHS = 20
-_BATCH_SIZE = 64
+from clipkit.training.plan import (
+    check_names,
+    check_options,
+    check_pairs,
+    decide_alpha,
+    decide_batch_size,
+    plan,
+)
+from clipkit.training.stage import RUN, Stage, train_stage
+from clipkit.training.tasks import ONE_PAIR, ClassificationTask
 
 
 def finetune(
@@ -43,7 +43,9 @@ def finetune(
     batch_size: int | None = None,
     blocks: int | None = None,
     lr: float | None = None,
-    alpha: float = 0.5,
+    alpha: float | None = None,
+    lora: int | None = None,
+    guard: bool = True,
     workers: int = 0,
     config: TrainConfig | None = None,
 ) -> ImageClassifier:
@@ -53,6 +55,11 @@ def finetune(
     Then tower and head are trained together. The last stage interpolates between zero-shot and
     fine-tuned weights (WiSE-FT), which keeps more of what the model knew about other images. Images
     that cannot be read are skipped.
+
+    With `lora` low-rank changes of both towers are trained in their place, as CLIP-LoRA does
+    (2405.18541), and added to the weights in the end. Images that are held out first decide whether
+    they are kept, or the fitted head alone, or zero-shot; `provenance["lora"]` says what was chosen
+    and what each choice made of those images. This takes about twice the steps.
 
     Under `torchrun` all processes must call it, except with `head_only`: then no process waits for
     another.
@@ -65,12 +72,17 @@ def finetune(
         class_names: one for each label; by default those of `pairs`.
         templates: of the zero-shot classifier.
         head_only: leave out the second stage.
-        epochs: of the second stage, at least 1; by default 20.
-        batch_size: of the second stage, over all processes; by default 64.
+        epochs: of the second stage, at least 1; by default 20, and with `lora` 500 steps for each
+            image that a class has.
+        batch_size: of the second stage, over all processes; by default 64, and 32 with `lora`.
         blocks: train only so many last blocks of the image tower; None for all that is not locked.
         lr: the peak of the learning rate; by default 5e-5 times the square of 512 / the text
-            tower's width, 1e-3 at most: 5e-5 for ViT-B, 2e-5 for ViT-L.
-        alpha: 0 for zero-shot, 1 for fine-tuned weights.
+            tower's width, 1e-3 at most: 5e-5 for ViT-B, 2e-5 for ViT-L. With `lora` 2e-4.
+        alpha: 0 for zero-shot, 1 for fine-tuned weights; by default 0.5, and 1 with `lora`.
+        lora: the rank of low-rank changes of queries, keys and values in all blocks, for example 2.
+            None trains whole weights.
+        guard: with `lora`, whether held-out images decide. Where each class has a single image none
+            can be held out, and the head alone is kept. False keeps the changes in any case.
         workers: processes that read ahead.
         config: of the second stage, in place of `epochs`, `blocks` and `lr`.
 
@@ -88,48 +100,61 @@ def finetune(
         classifier = clipkit.finetune(model, pairs, "out", epochs=5)
         classifier.predict("new.jpg").label
     """
-    check_alpha(alpha)
-    _check_pairs(pairs)
+    decide_alpha(alpha, lora)
+    check_pairs(pairs)
     check_output(out, "folder")
-    names = _check_names(pairs, class_names)
-    stage = None
-    if head_only:
-        given = {"epochs": epochs, "batch_size": batch_size, "blocks": blocks, "lr": lr}
-        _refuse_given("head_only=True trains no tower", **given, config=config)
+    names = check_names(pairs, class_names)
+    options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "alpha": alpha}
+    options |= {"config": config}
+    check_options(
+        model, pairs, head_only=head_only, blocks=blocks, lora=lora, guard=guard, **options
+    )
+    if lora is not None:
+        how = plan_changes(model, pairs, lora, guard=guard, workers=workers, **options)
+        start = ImageClassifier.zero_shot(model, names, templates)
+        classifier = finetune_low_rank(start, pairs, how, Path(out))
     else:
-        size = _batch_size(batch_size, pairs)
-        config = _plan(model, pairs, size, epochs=epochs, blocks=blocks, lr=lr, config=config)
-        stage = _Stage(
-            config,
-            PairBatches(
-                pairs,
-                size,
-                model.preprocess,
-                tokenizer=None,
-                augment=Augment(0.5, mirror=True),
-                workers=workers,
-                seed=config.seed,
-            ),
-            Path(out) / RUN,
-        )
-        check_run_folder(stage.out)
-        distributed.start(model.device)
-    start = ImageClassifier.zero_shot(model, names, templates)
-    _fit_head(start, pairs, workers, shared=stage is not None and distributed.group() is not None)
-    classifier = _tune(start, stage, alpha)
-    classifier.provenance |= _about(stage, alpha)
+        stage = None if head_only else _plan_stage(model, pairs, out, blocks, workers, options)
+        start = ImageClassifier.zero_shot(model, names, templates)
+        shared = stage is not None and distributed.group() is not None
+        _fit_head(start, pairs, workers, shared)
+        classifier = _tune(start, stage, decide_alpha(alpha))
+        classifier.provenance |= _about(stage, decide_alpha(alpha))
     if distributed.is_first():
         classifier.save(out)
     return classifier
 
 
-@dataclass(frozen=True)
-class _Stage:
-    """Hold what the second stage needs: how to train, on what, and where to leave the run."""
+def _plan_stage(
+    model: CLIP,
+    pairs: Pairs,
+    out: str | os.PathLike[str],
+    blocks: int | None,
+    workers: int,
+    options: dict[str, Any],
+) -> Stage:
+    """Return the stage that trains tower and head, once its folder is sure to take a run.
 
-    config: TrainConfig
-    batches: PairBatches
-    out: Path
+    Args:
+        model, pairs, out, blocks, workers: as in `finetune`.
+        options: its `epochs`, `batch_size`, `lr` and `config`, by name.
+    """
+    given: dict[str, Any] = {name: options[name] for name in ("epochs", "lr", "config")}
+    size = decide_batch_size(options["batch_size"], pairs)
+    config = plan(model, pairs, size, blocks=blocks, **given)
+    batches = PairBatches(
+        pairs,
+        size,
+        model.preprocess,
+        tokenizer=None,
+        augment=Augment(0.5, mirror=True),
+        workers=workers,
+        seed=config.seed,
+    )
+    stage = Stage(config, batches, Path(out) / RUN)
+    check_run_folder(stage.out)
+    distributed.start(model.device)
+    return stage
 
 
 def _fit_head(start: ImageClassifier, pairs: Pairs, workers: int, shared: bool) -> None:
@@ -147,7 +172,7 @@ def _fit_head(start: ImageClassifier, pairs: Pairs, workers: int, shared: bool) 
     start.fit(found)
 
 
-def _tune(start: ImageClassifier, stage: _Stage | None, alpha: float) -> ImageClassifier:
+def _tune(start: ImageClassifier, stage: Stage | None, alpha: float) -> ImageClassifier:
     """Return a classifier between zero-shot and fine-tuned, in eval mode.
 
     Args:
@@ -162,7 +187,7 @@ def _tune(start: ImageClassifier, stage: _Stage | None, alpha: float) -> ImageCl
     head = start.head.to_linear()
     if stage is not None:
         task = ClassificationTask(tuned, head)
-        _train(task, stage, start.model, start.labels, start.prompts)
+        train_stage(task, stage, start.model, start.labels, start.prompts)
     return ImageClassifier(
         interpolate_weights(start.model, tuned, alpha).eval(),
         interpolate_weights(zero_shot, head, alpha).eval(),
@@ -174,40 +199,7 @@ def _tune(start: ImageClassifier, stage: _Stage | None, alpha: float) -> ImageCl
     )
 
 
-def _train(
-    task: CLIP | Task,
-    stage: _Stage,
-    start: CLIP,
-    labels: list[str] | None = None,
-    prompts: list[list[str]] | None = None,
-) -> CLIP:
-    """Train a task, or go on from the checkpoint of the same run.
-
-    Args:
-        task: with a copy of the start.
-        stage: how to train, and on what.
-        start: the model that the run is known by.
-        labels, prompts: of a classifier; the run is known by them as well.
-    """
-    about = [] if labels is None else [labels, prompts]
-    former: list[str] = []
-    if (stage.out / CHECKPOINT).exists():  # or they would be computed for nothing
-        former = [fingerprint_0_1_0(start, *about)]
-        if labels is not None:  # those of folders had spaces then
-            former.append(fingerprint_0_1_0(start, [*map(as_words, labels)], prompts))
-    trainer = Trainer(
-        task,
-        stage.batches,
-        stage.config,
-        stage.out,
-        device=start.device,
-        identity=fingerprint(start, *about),
-        former_identities=former,
-    )
-    return trainer.fit()
-
-
-def _about(stage: _Stage | None, alpha: float) -> dict[str, Any]:
+def _about(stage: Stage | None, alpha: float) -> dict[str, Any]:
     """Return what is to be known about how a classifier was fine-tuned."""
     steps = 0 if stage is None else stage.config.steps
     return {"method": "finetune", "alpha": alpha, "steps": steps}
@@ -250,123 +242,20 @@ def finetune_captions(
         model = clipkit.finetune_captions(model, pairs, "out", epochs=5)
     """
     check_alpha(alpha)
-    _check_pairs(pairs)
+    check_pairs(pairs)
     check_output(out, "folder")
     check_output(Path(out) / MODEL, "folder")
     check_run_folder(Path(out) / RUN)
-    size = _batch_size(batch_size, pairs)
+    size = decide_batch_size(batch_size, pairs)
     if size < 2:
         raise DataError(ONE_PAIR)
-    config = _plan(model, pairs, size, epochs=epochs, blocks=None, lr=lr, config=config)
+    config = plan(model, pairs, size, epochs=epochs, blocks=None, lr=lr, config=config)
     batches = PairBatches(
         pairs, size, model.preprocess, model.tokenizer, workers=workers, seed=config.seed
     )
-    stage = _Stage(config, batches, Path(out) / RUN)
-    tuned = _train(copy.deepcopy(model).float(), stage, model)
+    stage = Stage(config, batches, Path(out) / RUN)
+    tuned = train_stage(copy.deepcopy(model).float(), stage, model)
     tuned = interpolate_weights(model, tuned, alpha).eval()
     if distributed.is_first():
         tuned.save_pretrained(Path(out) / MODEL)
     return tuned
-
-
-def check_options(
-    model: CLIP,
-    pairs: Pairs,
-    *,
-    head_only: bool,
-    epochs: int | None,
-    batch_size: int | None,
-    blocks: int | None,
-    lr: float | None,
-    alpha: float,
-) -> None:
-    """Raise what `finetune` and `finetune_captions` would, before any image is encoded.
-
-    Args:
-        model, pairs: to train, on what: images with labels for `finetune`.
-        head_only, epochs, batch_size, blocks, lr, alpha: as in `finetune`.
-    """
-    check_alpha(alpha)
-    if head_only:
-        given = {"epochs": epochs, "batch_size": batch_size, "blocks": blocks, "lr": lr}
-        _refuse_given("head_only=True trains no tower", **given)
-        return
-    size = _batch_size(batch_size, pairs)
-    if size < 2 and not pairs.class_names:
-        raise DataError(ONE_PAIR)
-    _plan(model, pairs, size, epochs=epochs, blocks=blocks, lr=lr, config=None)
-
-
-def _check_pairs(pairs: object) -> None:
-    """Raise `ConfigError` for what only says where images are."""
-    if not isinstance(pairs, Pairs):
-        raise ConfigError(
-            f"fine-tuning takes Pairs, not {pairs!r:.99}: read them by clipkit.read_pairs(FOLDER)"
-        )
-
-
-def _check_names(pairs: Pairs, class_names: list[str] | None) -> list[str]:
-    """Return a name for each label."""
-    names = pairs.class_names if class_names is None else class_names
-    if not pairs.labels or names is None or len(names) <= max(pairs.labels):
-        raise DataError("finetune needs images with labels, and a class name for each label")
-    return names
-
-
-def _refuse_given(reason: str, **options: object) -> None:
-    """Raise `ConfigError` if an option was given that would be ignored for this reason."""
-    given = [name for name, value in options.items() if value is not None]
-    if given:
-        raise ConfigError(f"{reason}: {' and '.join(given)} would be ignored, leave it out")
-
-
-def _batch_size(given: int | None, pairs: Pairs) -> int:
-    """Return the size of a batch: at most all images."""
-    if given is None:
-        given = _BATCH_SIZE
-    if not isinstance(given, int) or given < 1 or not len(pairs):
-        raise DataError(
-            f"batch_size {given!r} must be an integer of at least 1, and there must be images: "
-            f"there are {len(pairs)}"
-        )
-    return min(given, len(pairs))
-
-
-def _plan(
-    model: CLIP,
-    pairs: Pairs,
-    batch_size: int,
-    *,
-    epochs: int | None,
-    blocks: int | None,
-    lr: float | None,
-    config: TrainConfig | None,
-) -> TrainConfig:
-    """Return how to train: a config as it was given, or one made of the other options.
-
-    The default rate is a tenth of that of training from scratch, or less, and it is lower still
-    near the input, where features are general.
-    """
-    if config is not None:
-        _refuse_given("config= says how to train", epochs=epochs, blocks=blocks, lr=lr)
-        return config
-    epochs = _EPOCHS if epochs is None else epochs
-    if not isinstance(epochs, int) or epochs < 1:
-        raise ConfigError(
-            f"epochs must be a positive integer, not {epochs!r}: with finetune, head_only=True "
-            "trains the head alone"
-        )
-    if blocks is not None:
-        check_blocks(model.visual, blocks)
-    if lr is None:
-        lr = min(1e-3, 5e-5 * (512 / model.config.text.width) ** 2)
-    steps_per_epoch = len(pairs) // batch_size
-    return TrainConfig(
-        steps=epochs * steps_per_epoch,
-        lr=lr,
-        weight_decay=0.1,
-        layer_decay=0.8,
-        image_blocks=blocks,
-        log_every=10,
-        save_every=200,
-    )

@@ -21,9 +21,10 @@ from clipkit.files import address_scheme, check_output, read_json, spell_path
 from clipkit.prompts import TEMPLATES, Templates, check_templates, name_ids
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
-from clipkit.training.finetune import check_options, finetune, finetune_captions
+from clipkit.training.finetune import finetune, finetune_captions
 from clipkit.training.loop import Evaluate, Trainer
 from clipkit.training.out import check_run_folder
+from clipkit.training.plan import check_options, decide_alpha
 from clipkit.training.shards import ShardBatches
 from clipkit.training.tasks import ONE_PAIR
 from clipkit.visible import visible
@@ -249,7 +250,8 @@ def finetune_from(
     batch_size: int | None = None,
     blocks: int | None = None,
     lr: float | None = None,
-    alpha: float = 0.5,
+    alpha: float | None = None,
+    lora: int | None = None,
     workers: int = 0,
 ) -> dict[str, tuple[float, float]]:
     """Fine-tune on a part of some images, and measure on the share that is held out.
@@ -259,7 +261,7 @@ def finetune_from(
         out: folder for the result.
         model: to start from.
         held_out: share of the images to measure on, chosen at random.
-        head_only, blocks: as in `finetune`; for class folders alone.
+        head_only, blocks, lora: as in `finetune`; for class folders alone.
         epochs, batch_size, lr, alpha, workers: as in `finetune` and `finetune_captions`.
 
     Returns:
@@ -274,9 +276,9 @@ def finetune_from(
     check_output(out, "folder")
     training, rest = _hold_out(_name_classes(pairs), held_out)
     if not training.class_names:
-        _refuse_class_options(head_only, blocks)
+        _refuse_class_options(head_only=head_only or None, blocks=blocks, lora=lora)
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "alpha": alpha}
-    of_classes: dict[str, Any] = {"head_only": head_only, "blocks": blocks}
+    of_classes: dict[str, Any] = {"head_only": head_only, "blocks": blocks, "lora": lora}
     check_options(model, training, **options, **of_classes)
     if distributed.is_first():
         _logger.info(
@@ -292,6 +294,7 @@ def finetune_from(
     else:
         before = retrieval(model, rest, workers=workers)
         _tell_skipped(before, known)
+        options["alpha"] = decide_alpha(alpha)
         tuned = finetune_captions(model, training, out, **options, workers=workers)
         after = retrieval(tuned, rest, workers=workers)
     return {name: (before.figures[name], after.figures[name]) for name in before.figures}
@@ -316,7 +319,7 @@ def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     return pairs.split(count)
 
 
-def _refuse_class_options(head_only: bool, blocks: int | None) -> None:
-    if head_only or blocks is not None:
-        name = "head_only" if head_only else "blocks"
-        raise ConfigError(f"{name} is for class folders: with captions both towers are trained")
+def _refuse_class_options(**options: object) -> None:
+    given = [name for name, value in options.items() if value is not None]
+    if given:
+        raise ConfigError(f"{given[0]} is for class folders: with captions both towers are trained")

@@ -1,6 +1,6 @@
 """Join a CLIP with the loss of a batch: the tasks that a trainer trains."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -114,3 +114,47 @@ class ClassificationTask(Task):
         with torch.autocast(images.device.type, enabled=False):
             logits = self.head(F.normalize(features.float(), dim=-1))  # (N, C)
             return F.cross_entropy(logits, labels)
+
+
+class PromptTask(Task):
+    """Train both towers on labeled images: the texts of the classes are encoded at every step.
+
+    The loss is the cross-entropy of zero-shot classification. Where a class has several prompts,
+    each step draws one of them. The temperature is locked.
+
+    Args:
+        model: the CLIP, for example from `clipkit.lora`.
+        prompts: for each of C classes, its prompts.
+    """
+
+    tokens: Tensor
+    counts: Tensor
+
+    def __init__(self, model: CLIP, prompts: Sequence[Sequence[str]]) -> None:
+        super().__init__(model)
+        model.logit_scale.requires_grad_(False)
+        texts = [text for own in prompts for text in own]
+        counts = torch.tensor([len(own) for own in prompts], device="cpu")  # (C,)
+        # They are no part of what is learned, and so of no checkpoint.
+        self.register_buffer("tokens", model.tokenizer(texts).cpu(), persistent=False)  # (T, L)
+        self.register_buffer("counts", counts, persistent=False)
+
+    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Return the mean loss of this process's images, a float32 scalar.
+
+        Args:
+            images: (N, 3, H, W) float32.
+            labels: (N,) int64.
+        """
+        tokens = self.tokens[self._draw()]  # (C, L)
+        features = cached_features(self.model.encode_image, images, self.micro_batch)  # (N, D)
+        texts = cached_features(self.model.encode_text, tokens, self.micro_batch)  # (C, D)
+        with torch.autocast(images.device.type, enabled=False):
+            cosines = F.normalize(features.float(), dim=-1) @ F.normalize(texts.float(), dim=-1).T
+            return F.cross_entropy(self.model.logit_scale.float().exp() * cosines, labels)
+
+    def _draw(self) -> Tensor:
+        """Return the place of one prompt of each class among all of them, (C,) int64."""
+        ends = self.counts.cumsum(dim=0)
+        shares = torch.rand(len(ends), device="cpu").to(ends.device)
+        return ends - 1 - (shares * self.counts).long()

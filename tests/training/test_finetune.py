@@ -305,7 +305,7 @@ def test_the_rate_follows_the_width(
         asked.append(config)
         raise InterruptedError("asked")
 
-    monkeypatch.setattr("clipkit.training.finetune.Trainer", trainer)
+    monkeypatch.setattr("clipkit.training.stage.Trainer", trainer)
     model.config = replace(model.config, text=replace(model.config.text, width=width))
     with pytest.raises(InterruptedError, match="asked"):
         finetune(model, colors, tmp_path, epochs=2, lr=given)

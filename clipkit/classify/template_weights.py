@@ -1,0 +1,127 @@
+"""Weigh the templates of a zero-shot classifier by images without labels (ZPE, 2302.06235)."""
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.heads import CosineHead
+from clipkit.classify.inputs import Inputs, Reading, features_and_paths
+from clipkit.classify.zero_shot import embed_prompts
+from clipkit.errors import ConfigError
+
+
+def weigh_templates(
+    classifier: ImageClassifier,
+    unlabelled: Inputs,
+    *,
+    reference: "Inputs | None" = None,
+    batch_size: int = 64,
+    workers: int = 0,
+    progress: bool = False,
+) -> ImageClassifier:
+    """Return a zero-shot classifier in which templates count as much as they suit the images.
+
+    The score of a template is the mean over the images of their largest logit, once each class's
+    mean logit is taken away: a template that any image likes says nothing. A softmax of the scores
+    gives the weights.
+
+    Args:
+        classifier: zero-shot, of at least two templates; it is not changed.
+        unlabelled: images of the kind to classify, or features (N, D), as `probabilities` takes
+            them. Labels are not needed, and not looked at.
+        reference: other images, of all kinds. The logits' means over them and over `unlabelled`
+            count half each then, as in the paper, which takes 20,000 images of LAION. Without them
+            the mean over `unlabelled` counts alone.
+        batch_size, workers, progress: as in `ImageClassifier.embed`, for images.
+
+    Returns:
+        A new classifier of the same model, labels, prompts and templates. Its provenance has the
+        weights, in the order of the templates. `add_classes` weighs the prompts of new classes
+        alike, so weigh after it.
+
+    Raises:
+        ConfigError: if the classifier is fitted or adapted, or does not have the same templates,
+            two at least, for all classes.
+        ImageError, DataError: as in `ImageClassifier.probabilities`.
+
+    Example:
+        classifier = clipkit.ImageClassifier.zero_shot("tiny", ["cat", "dog"], "imagenet")
+        classifier = clipkit.weigh_templates(classifier, "photos/")
+    """
+    count = _count_templates(classifier)
+    model = classifier.model
+    reading = Reading(batch_size, workers, progress)
+    images, _ = features_and_paths(model, unlabelled, reading)
+    others = None if reference is None else features_and_paths(model, reference, reading)[0]
+    texts = _texts_of_templates(classifier, count)  # (P, C, D)
+    scale = model.logit_scale.detach().float().exp().cpu()
+    scores = score_templates(images, texts, scale, others)
+    weights = scores.softmax(dim=0)  # (P,)
+    mixed = F.normalize(torch.einsum("p,pcd->cd", weights, texts), dim=-1)
+    heads = [CosineHead(mixed, model.logit_scale).to(model.device).eval() for _ in range(2)]
+    provenance: dict[str, Any] = {"method": "zero_shot", "template_weights": weights.tolist()}
+    return ImageClassifier(
+        model,
+        heads[0],
+        classifier.labels,
+        heads[1],
+        classifier.prompts,
+        provenance,
+        classifier.templates,
+    )
+
+
+def score_templates(
+    images: Tensor, texts: Tensor, scale: Tensor, reference: Tensor | None = None
+) -> Tensor:
+    """Return the score of each template.
+
+    Args:
+        images: features (N, D), of unit length, on the CPU.
+        texts: for each template the features of the classes, (P, C, D).
+        scale: (), what cosines are multiplied by.
+        reference: features (M, D) of other images; see `weigh_templates`.
+
+    Returns:
+        (P,) float32.
+    """
+    # The mean of logits is the logit of the mean, so the images of reference count as one.
+    common = images.float().mean(dim=0)  # (D,)
+    if reference is not None:
+        common = (common + reference.float().mean(dim=0)) / 2
+    rows = scale * (images.float() - common)  # (N, D)
+    return torch.stack([(rows @ own.T).amax(dim=1).mean() for own in texts.float()])
+
+
+def _count_templates(classifier: ImageClassifier) -> int:
+    """Return how many templates a classifier has, or raise `ConfigError` if it cannot be used."""
+    if classifier.provenance.get("method") != "zero_shot" or "adapted" in classifier.provenance:
+        raise ConfigError(
+            "weigh_templates takes a zero-shot classifier, and this one is "
+            f"{classifier.provenance.get('method')}: weigh first, then fit or adapt what comes out"
+        )
+    templates = classifier.templates
+    count = len(templates) if isinstance(templates, tuple) else 0
+    if count < 2 or any(len(own) % count for own in classifier.prompts):
+        raise ConfigError(
+            f"weigh_templates needs templates that all classes share, two at least, not "
+            f"{templates!r:.99}: make the classifier with a list of them, or with a prompt set"
+        )
+    return count
+
+
+def _texts_of_templates(classifier: ImageClassifier, count: int) -> Tensor:
+    """Return the features of the classes by each template, (P, C, D) float32, of unit length.
+
+    Where a class has several names, they are averaged.
+    """
+    per_class: list[Tensor] = []
+    padded = embed_prompts(classifier.model, classifier.prompts)  # (C, K, D)
+    for own, prompts in zip(padded, classifier.prompts, strict=True):
+        # (names x P, D) -> (names, P, D) -> (P, D)
+        named = own[: len(prompts)].reshape(-1, count, own.shape[-1]).mean(dim=0)
+        per_class.append(F.normalize(named, dim=-1))
+    return torch.stack(per_class, dim=1)  # (P, C, D)
