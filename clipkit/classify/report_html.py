@@ -165,7 +165,8 @@ def _mistakes(figures: Figures) -> str:
     shown = "All mistakes" if wrong == len(mistakes) else f"The {len(mistakes)} of {wrong:,}"
     return _section(
         "Worst mistakes",
-        f"{shown}, the surest first. If the label is what is wrong, mend it and fit again.",
+        f"{shown}, the surest first: the label, and below it what the image was taken for, with "
+        "their probabilities. If the label is what is wrong, mend it and fit again.",
         f'<ul class="images">{items}</ul>',
     )
 
