@@ -12,7 +12,7 @@ from torch import Tensor
 from clipkit.classify.conformal import conformal_quantile, label_sets, nonconformity
 from clipkit.errors import ConfigError
 
-COVERAGES = [0.01, 0.1, 0.29, 0.5, 0.57, 0.7, 0.8, 0.9, 0.95]
+COVERAGES = [0.01, 0.07, 0.1, 0.29, 0.5, 0.55, 0.57, 0.7, 0.8, 0.9, 0.95]
 
 
 def quantile_by_fractions(scores: Tensor, coverage: float) -> float:

@@ -48,6 +48,7 @@ def test_a_rate_needs_enough_images() -> None:
 
 def test_the_highest_rate_rejects_what_is_below_the_highest() -> None:
     assert rejection_threshold(torch.arange(9.0), 0.99) == 8.0
+    assert rejection_threshold(torch.arange(9.0), 1 - 1e-12) == 8.0
 
 
 @pytest.mark.parametrize("rate", [0, 1, -1, math.inf, "1 %", None])
