@@ -90,6 +90,14 @@ def test_the_strength_that_is_chosen_knows_no_scale() -> None:
     assert small.score(rows, labels) > 0.95
 
 
+def test_what_is_held_out_follows_the_random_state() -> None:
+    rows, labels = (part[::3] for part in iris())
+    noisy = rows + np.random.default_rng(0).normal(0, 1, rows.shape)
+    chosen = [CLIPClassifier(random_state=seed).fit(noisy, labels).chosen_ for seed in range(4)]
+    assert len({one["C"] for one in chosen}) > 1
+    assert CLIPClassifier(random_state=3).fit(noisy, labels).chosen_ == chosen[3]
+
+
 def test_the_decision_is_what_probabilities_are_made_of() -> None:
     rows, labels = iris()
     three = CLIPClassifier(C=1.0).fit(rows, labels)

@@ -165,6 +165,20 @@ def test_labels_without_names_are_refused(toy: CLIP, files: list[str]) -> None:
         CLIPClassifier(toy, class_names="blue").fit(files, range(8))
 
 
+def test_all_that_is_drawn_follows_the_random_state(
+    toy: CLIP, files: list[str], labels: list[str]
+) -> None:
+    features = CLIPEncoder(toy).fit_transform(files)
+    rows = [
+        CLIPClassifier(toy, method="random_linear", epochs=2, random_state=seed)
+        .fit(features, labels)
+        .predict_proba(features)
+        for seed in (1, 1, 2)
+    ]
+    assert np.array_equal(rows[0], rows[1])
+    assert not np.allclose(rows[0], rows[2])
+
+
 # Tools
 
 
