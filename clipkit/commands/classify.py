@@ -112,6 +112,7 @@ def classify(
     labels_file: str | None,
     classifier: Path | None,
     templates: list[str] | None,
+    descriptors: Path | None,
     top: int,
     coverage: float | None,
     reject: bool,
@@ -136,7 +137,7 @@ def classify(
     problems = found.problems
     classified = 0
     if found.images:
-        chosen = choose_classifier(classifier, names, choice, templates)
+        chosen = choose_classifier(classifier, names, choice, templates, descriptors)
         check_wanted(wanted, chosen.calibration)
         for part in _encode(chosen, found.images):
             shown = _Shown(top, as_json, wanted)

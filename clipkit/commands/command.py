@@ -76,6 +76,13 @@ def add_templates(parser: argparse.ArgumentParser) -> None:
         help="texts with {} where the label goes, averaged; or the name of a prompt set such as "
         "imagenet (default: 'a photo of a {}.')",
     )
+    parser.add_argument(
+        "--descriptors",
+        type=path_of,
+        metavar="FILE",
+        help="in their place a JSON object from labels to lists of texts that describe them, as "
+        "CuPL and DCLIP have them",
+    )
 
 
 def add_device(parser: argparse.ArgumentParser) -> None:

@@ -63,6 +63,7 @@ def evaluate(
     data: Path,
     classifier: Path | None,
     templates: list[str] | None,
+    descriptors: Path | None,
     html: Path | None,
     suspects: int | None,
     workers: int,
@@ -79,7 +80,7 @@ def evaluate(
         check_output(html)  # before many images are encoded
     pairs = read_class_folders(data)
     folders = pairs.class_names or []
-    chosen = choose_classifier(classifier, name_ids(folders), choice, templates)
+    chosen = choose_classifier(classifier, name_ids(folders), choice, templates, descriptors)
     # A classifier may know its classes in another order, and more of them.
     places = _places(chosen.labels, folders)
     indices = [places[label] for label in pairs.labels or []]

@@ -69,6 +69,7 @@ def fit(
     data: Path,
     out: Path,
     templates: list[str] | None,
+    descriptors: Path | None,
     method: str,
     shots: int | None,
     calibrate: bool,
@@ -90,7 +91,7 @@ def fit(
         pairs = pairs.select([int(index) for index in drawn])
     names = pairs.class_names or []
     tell_unknown_ids(names)
-    classifier = choose_classifier(None, name_ids(names), choice, templates)
+    classifier = choose_classifier(None, name_ids(names), choice, templates, descriptors)
     found = embed_labelled(classifier, pairs.files, pairs.labels or [], workers)
     start = time.monotonic()
     classifier.fit(found, found.labels, method, seed=seed, calibrate=calibrate).save(out)

@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 
-from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed
+from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed, read_descriptors
 from clipkit.classify.folder import HEAD
 from clipkit.commands.command import add_device
 from clipkit.commands.display import tell, warn
@@ -155,16 +155,36 @@ def read_tokenizer(file: Path | None, context_length: int) -> Tokenizer | None:
 
 
 def choose_classifier(
-    folder: Path | None, labels: ClassNames, choice: ModelChoice, templates: list[str] | None
+    folder: Path | None,
+    labels: ClassNames,
+    choice: ModelChoice,
+    templates: list[str] | None,
+    descriptors: Path | None,
 ) -> ImageClassifier:
     """Load the fitted classifier in `folder`, or make a zero-shot one of the labels.
 
+    Args:
+        folder: of a fitted classifier.
+        labels: of a zero-shot one.
+        choice: of its model.
+        templates: texts around its labels.
+        descriptors: a file of texts in the place of the templates.
+
     Raises:
-        ConfigError: if a fitted classifier would ignore templates or options of the model.
+        ConfigError: if a fitted classifier would ignore texts or options of the model, or there are
+            texts of two kinds.
+        DataError: if the file lacks texts for a label.
     """
+    texts = {"--templates": templates, "--descriptors": descriptors}
+    given = [name for name, value in texts.items() if value is not None]
+    if folder is None and len(given) == 2:
+        raise ConfigError(f"{' and '.join(given)} both say what the texts are: leave one out")
+    if folder is None and descriptors is not None:
+        prompts = read_descriptors(descriptors, labels)  # before the model is loaded
+        return ImageClassifier.zero_shot(choice.load(), prompts, templates=None)
     if folder is None:
         return ImageClassifier.zero_shot(choice.load(), labels, read_templates(templates))
-    if ignored := [*choice.given(), *(["--templates"] if templates is not None else [])]:
+    if ignored := [*choice.given(), *given]:
         raise ConfigError(
             f"--classifier brings its own model and texts: leave {' and '.join(ignored)} out"
         )

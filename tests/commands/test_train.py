@@ -120,3 +120,12 @@ def test_what_cannot_be_trained_exits_with_2_and_one_line(
     assert last.startswith("clipkit: ")
     assert re.search(message.replace("{}", str(toy)), last)
     assert not (toy / "out" / "model").exists()
+
+
+def test_finetune_of_low_rank_changes_tells_what_was_kept(toy: Path, start: list[str]) -> None:
+    options = [*start, "--held-out", "0.2", "--lora", "2", "--epochs", "1", "--batch-size", "8"]
+    assert main(["finetune", str(toy / "images"), "-o", str(toy / "out"), *options]) == 0
+    about = ImageClassifier.load(toy / "out", device="cpu").provenance["lora"]
+    assert about["rank"] == 2
+    assert about["held_out"]["images"] == 16
+    assert about["held_out"].keys() == {"images", "zero_shot", "anchored", "low_rank"}
