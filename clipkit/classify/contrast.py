@@ -1,9 +1,9 @@
 """Measure how far each logit of an image stands out from its others.
 
 A softmax sees differences of logits only, and nothing of whether an image is near to texts at all.
-A logit by itself is high for images that are near to every text. In between, and better than either
-for "none of these" and for several labels at once, is the distance from three quarters of the
-image's mean logit. `docs/trust.md` has the comparison.
+A logit by itself is high for images that are near to every text. In between is the distance from
+three quarters of the image's mean logit, which on most sets is better than either for "none of
+these", and on all for several labels at once. `docs/trust.md` has the comparison.
 """
 
 from torch import Tensor

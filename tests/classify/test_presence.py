@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.optimize import minimize
 from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.calibration import CalibratedClassifierCV
 from sklearn.frozen import FrozenEstimator
@@ -144,3 +145,38 @@ def test_probabilities_are_sigmoids_of_the_contrast() -> None:
     shares = presence.probabilities(torch.tensor([[2.0, 6.0]]))  # contrast -1 and 3
     expected = 1 / (1 + np.exp([0.5, -5.0]))
     np.testing.assert_allclose(shares[0].numpy(), expected, rtol=1e-5)
+
+
+def heavy_tails(count: int = 50) -> tuple[Tensor, Tensor]:
+    """Return logits (N, 6) with a few that are far from all others, and rare labels (N, 6).
+
+    Newton's whole steps lead away from the best sigmoids here.
+    """
+    random = torch.Generator().manual_seed(36)
+    logits = 10 * torch.randn(count, 6, generator=random).double().clamp(-1.55, 1.55).tan()
+    truth = torch.zeros(count, 6, dtype=torch.bool)
+    for label in range(6):
+        rare = int(torch.randint(1, 4, (1,), generator=random))
+        truth[logits[:, label].topk(rare).indices, label] = True
+    return logits.float(), truth
+
+
+def test_sigmoids_are_the_best_where_logits_are_far_from_each_other() -> None:
+    logits, truth = heavy_tails()
+    presence = fit_presence(logits, truth)
+    columns = contrast(logits.double()).numpy()
+    for label in range(6):
+        right = truth[:, label].numpy()
+        rare, others = right.sum(), (~right).sum()
+        targets = np.where(right, (rare + 1) / (rare + 2), 1 / (others + 2))
+        own = columns[:, label]
+
+        def loss(parameters: Any, own: Any = own, targets: Any = targets) -> float:
+            scores = parameters[0] * own + parameters[1]
+            return float((np.logaddexp(0, scores) - targets * scores).sum())
+
+        found = loss((presence.slopes[label].item(), presence.offsets[label].item()))
+        prior = (0.0, float(np.log(targets.mean() / (1 - targets.mean()))))
+        best: Any = minimize(loss, prior, method="Nelder-Mead", options={"xatol": 1e-9})
+        assert found < best.fun + 1e-4
+        assert found < loss(prior) - 0.01  # else a constant would do as well
