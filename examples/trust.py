@@ -15,10 +15,10 @@ on all images of the unknown classes: zero-shot and `anchored`, calibrated on th
 taken, too: other conformal scores, other ways to tell unknown images, and to tell several labels
 (images are imitated there by means of the features of one to three).
 
-Means and standard deviations over the draws go to `--out`, and tables are printed. Cost: one to five
-minutes a set of 100 classes, on one core. Expected, on OpenAI's features of seven sets: sets of a
-nominal coverage of 90 % hold the right label in 88 to 92 % of images where fewer are right already,
-and 4 to 6 % false alarms at nominal 5 % (`examples/results/trust.json`, `docs/trust.md`).
+Means and standard deviations over the draws go to `--out`, and tables are printed. Cost: one to
+five minutes a set of 100 classes, on one core. Expected, on OpenAI's features of seven sets: sets of
+a nominal coverage of 90 % hold the right label in 88 to 92 % of images where fewer are right
+already, and 4 to 6 % false alarms at nominal 5 % (`examples/results/trust.json`, `docs/trust.md`).
 """
 
 import argparse
