@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from clipkit import ImageClassifier, read_folder
+from clipkit.classify.fitting import class_means
 from clipkit.classify.suspects import CUT, find_suspects
 from clipkit.errors import ConfigError, DataError
 from tests.helpers.toy_data import color_folders
@@ -63,6 +64,14 @@ def test_impossible_cuts_are_refused(classifier: ImageClassifier, few: Few, cut:
         classifier.suspects(*few, cut=cut)
 
 
+@pytest.fixture
+def clear(few: Few) -> Few:
+    """Return features (22, 32) of classes that lie further apart, and labels (22,)."""
+    features, labels = few
+    means, _ = class_means(features, labels, 4)
+    return F.normalize(features + means[labels], dim=1), labels
+
+
 def flipped(few: Few) -> Few:
     """Return the same features, three of which have the label of another class."""
     features, labels = few
@@ -73,34 +82,36 @@ def flipped(few: Few) -> Few:
 
 @pytest.mark.parametrize("method", ["anchored", "gaussian"])
 def test_wrong_labels_of_the_fit_are_found(
-    classifier: ImageClassifier, few: Few, method: str
+    classifier: ImageClassifier, clear: Few, method: str
 ) -> None:
-    wrong = flipped(few)
+    wrong = flipped(clear)
     classifier.fit(*wrong, method)
     found = classifier.suspects(*wrong, cut=0.9)
     assert {one.index for one in found[:3]} == set(FLIPPED)
     for one in found[:3]:
-        assert one.likelier == classifier.labels[int(few[1][one.index])]
+        assert one.likelier == classifier.labels[int(clear[1][one.index])]
         assert one.label == classifier.labels[int(wrong[1][one.index])]
 
 
 def test_a_head_that_remembers_its_images_is_not_asked(
-    classifier: ImageClassifier, few: Few
+    classifier: ImageClassifier, clear: Few
 ) -> None:
     """By itself it believes every label that it was given."""
-    wrong = flipped(few)
+    wrong = flipped(clear)
     classifier.fit(*wrong, "linear_probe", C=1e6)
     own = find_suspects(classifier.labels, classifier.probabilities(wrong[0]), wrong[1], cut=1)
     assert own == []
     assert set(FLIPPED) <= {one.index for one in classifier.suspects(*wrong, cut=1)}
 
 
-def test_images_of_a_mix_are_judged_each_in_its_way(classifier: ImageClassifier, few: Few) -> None:
-    features, labels = flipped(few)
+def test_images_of_a_mix_are_judged_each_in_its_way(
+    classifier: ImageClassifier, clear: Few
+) -> None:
+    features, labels = flipped(clear)
     classifier.fit(features, labels, "gaussian")
     noise = 0.05 * torch.randn(22, 32, generator=torch.Generator().manual_seed(1))
-    others = F.normalize(few[0] + noise, dim=1)
-    other_labels = few[1].clone()
+    others = F.normalize(clear[0] + noise, dim=1)
+    other_labels = clear[1].clone()
     other_labels[5] = (other_labels[5] + 1) % 4
     mixed = torch.cat([others, features]), torch.cat([other_labels, labels])
     found = classifier.suspects(*mixed, cut=0.5)
