@@ -16,7 +16,7 @@ taken, too: other conformal scores, other ways to tell unknown images, and to te
 (images are imitated there by means of the features of one to three).
 
 Means and standard deviations over the draws go to `--out`, and tables are printed. Cost: one to
-five minutes a set of 100 classes, on one core. Expected, on OpenAI's features of seven sets: sets of
+five minutes a set of 100 classes, on a core. Expected, on OpenAI's features of seven sets: sets of
 a nominal coverage of 90 % hold the right label in 88 to 92 % of images where fewer are right
 already, and 4 to 6 % false alarms at nominal 5 % (`examples/results/trust.json`, `docs/trust.md`).
 """

@@ -67,6 +67,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="N",
         help="labels to show for each image (default: 5)",
     )
+    _add_trust(parser)
+    add_json(parser, help="print one JSON object for each image")
+    add_model(parser)
+
+
+def _add_trust(parser: argparse.ArgumentParser) -> None:
+    """Add what only a calibrated classifier can say."""
     parser.add_argument(
         "--coverage",
         type=float,
@@ -79,8 +86,6 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         action="store_true",
         help="say which images show none of the labels; needs such a --classifier too",
     )
-    add_json(parser, help="print one JSON object for each image")
-    add_model(parser)
 
 
 @dataclass(frozen=True)
