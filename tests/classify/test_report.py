@@ -93,7 +93,7 @@ def test_a_class_without_images_or_answers_has_no_recall_or_precision() -> None:
 
 def test_the_worst_mistakes_come_first() -> None:
     probabilities = torch.tensor(
-        [[0.6, 0.3, 0.1], [0.1, 0.8, 0.1], [0.45, 0.45, 0.1], [0.05, 0.9, 0.05]]
+        [[0.82, 0.18, 0.0], [0.1, 0.8, 0.1], [0.45, 0.45, 0.1], [0.05, 0.9, 0.05]]
     )
     labels = torch.tensor([1, 2, 1, 1])
     found = make_report(
@@ -104,7 +104,7 @@ def test_the_worst_mistakes_come_first() -> None:
         rows=torch.tensor([7, 3, 5, 1]),
         paths=["x.jpg", None, "y.jpg", "z.jpg"],
     )
-    assert [mistake.index for mistake in found.mistakes] == [3, 7, 5]  # by 0.7, 0.3 and 0.0
+    assert [mistake.index for mistake in found.mistakes] == [3, 7, 5]  # by 0.7, 0.64 and 0.0
     worst = found.mistakes[0]
     assert (worst.path, worst.true, worst.predicted) == (None, "c", "b")
     assert worst.true_probability == pytest.approx(0.1)
