@@ -89,8 +89,9 @@ def test_far_images_are_rejected(classifier: ImageClassifier) -> None:
 
 def test_several_labels_are_present(classifier: ImageClassifier) -> None:
     features, labels = held_out(classifier, noise=0.3)
-    classifier.calibrate(features, several(labels))
+    classifier.calibrate(features, labels).calibrate(features, several(labels))
     assert classifier.calibration is not None
+    assert abs(classifier.calibration.temperature - 1) > 0.1  # it has no part in this
     presence = classifier.calibration.presence
     assert presence is not None
     shares = presence.probabilities(head_logits(classifier, features))
