@@ -59,7 +59,6 @@ def test_other_images_are_held_out(classifier: ImageClassifier, few: Few) -> Non
     assert report.estimate.left_out == 0
 
 
-@pytest.mark.usefixtures("quick_fits")
 @pytest.mark.parametrize(
     ("method", "options"),
     [("anchored", {}), ("gaussian", {"alpha": 0.5}), ("zero_shot_linear", {"epochs": 2})],
