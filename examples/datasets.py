@@ -54,6 +54,41 @@ def fruits360(root: Path, split: Split) -> Pairs:
     return replace(pairs, class_names=[name.lower() for name in class_names_of(pairs)])
 
 
+UCM_CLASSES = (
+    "agricultural land",
+    "airplane",
+    "baseball diamond",
+    "beach",
+    "buildings",
+    "chaparral",
+    "dense residential area",
+    "forest",
+    "freeway",
+    "golf course",
+    "harbor",
+    "intersection",
+    "medium residential area",
+    "mobile home park",
+    "overpass",
+    "parking lot",
+    "river",
+    "runway",
+    "sparse residential area",
+    "storage tanks",
+    "tennis court",
+)
+
+
+def ucm(root: Path, split: Split) -> Pairs:
+    """Return the 2,100 aerial images of UC Merced from `imgs/1.tif` on, a hundred of each class.
+
+    The first half of a class is for training.
+    """
+    numbers = [n for n in range(2100) if (n % 100 < 50) == (split == "train")]
+    files = [root / "imgs" / f"{n + 1}.tif" for n in numbers]
+    return without_captions(files, [n // 100 for n in numbers], list(UCM_CLASSES))
+
+
 def class_names_of(pairs: Pairs) -> list[str]:
     """Return the class names of pairs that have some."""
     if pairs.class_names is None:
@@ -67,6 +102,7 @@ SETS: dict[str, Callable[[Path, Split], Pairs]] = {
     "cifar10": cifar,
     "caltech101": caltech101,
     "fruits360": fruits360,
+    "ucm": ucm,
 }
 
 # Fruits-360 has no published prompts. It shows fruits that turn on a white ground.
@@ -80,8 +116,15 @@ FRUIT_TEMPLATES = (
     "an image of the fruit {}.",
     "a small photo of a {}.",
 )
+AERIAL_TEMPLATES = (
+    "an aerial photo of {}.",
+    "a satellite photo of {}.",
+    "a photo of {} from above.",
+)
 TEMPLATES = {
+    "cifar10": prompt_set("cifar10").templates,
     "cifar100": prompt_set("cifar100").templates,
     "caltech101": prompt_set("caltech101").templates,
     "fruits360": FRUIT_TEMPLATES,
+    "ucm": AERIAL_TEMPLATES,
 }

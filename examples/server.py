@@ -8,8 +8,8 @@
     curl -F image=@examples/photos/coffee.jpg "localhost:8000/predict?k=1"
     curl localhost:8000/health
 
-Cost: `tiny` starts in a few seconds, and holds 0.75 GB. Expected of the third command and the photo:
-the label "cup of coffee".
+Cost: `tiny` starts in a few seconds, and holds 0.75 GB. Expected of the third command and the
+photo: the label "cup of coffee".
 
 Requests are answered by threads of one process, which share the classifier: prediction changes
 nothing in it. At most `--at-once` of them compute at a time, so that they do not take the

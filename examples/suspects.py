@@ -12,8 +12,8 @@ wrong labels are listed.
 
 A JSON with the means over draws at several cuts goes to `--out` after every set; a table is
 printed. Cost: half a minute to a minute a draw on one core. Expected at the default cut, 0.02:
-recall 0.82 to 0.97; precision above 0.95 where the classifier is right in 95 of 100 cases, and about
-one half where it is right in 50 to 70 (`examples/results/suspects.json`).
+recall 0.82 to 0.97; precision above 0.95 where the classifier is right in 95 of 100 cases, and
+about one half where it is right in 50 to 70 (`examples/results/suspects.json`).
 """
 
 import argparse

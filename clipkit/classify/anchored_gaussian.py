@@ -26,8 +26,8 @@ class GaussianExpert:
     mean if a class lies off its text by a variance r e^p times that of its images.
 
     S is the scatter of the images around those means, and the means need S, so each is computed
-    from the other for some rounds. S is shrunk (see `shrinkage`), and is the total scatter where each
-    class has a single image.
+    from the other for some rounds. S is shrunk (see `shrinkage`), and is the total scatter where
+    each class has a single image.
 
     Args:
         features: (N, D), of unit length.

@@ -19,6 +19,7 @@ from torch import Tensor
 
 from clipkit.classify.anchored import anchored
 from clipkit.classify.cache import cache, cache_finetuned
+from clipkit.classify.clap import clap
 from clipkit.classify.fitting import Fitted, shuffled
 from clipkit.classify.gaussian import gaussian
 from clipkit.classify.gradient import random_linear, zero_shot_linear
@@ -50,6 +51,7 @@ Method = Literal[
     "lp_plus_plus",
     "proker",
     "projection",
+    "clap",
 ]
 
 # The function of each method: (features, labels, zero_shot, generator, *, options) -> Fitted.
@@ -65,6 +67,7 @@ METHODS: dict[Method, Callable[..., Fitted]] = {
     "lp_plus_plus": lp_plus_plus,
     "proker": proker,
     "projection": projection,
+    "clap": clap,
 }
 
 
@@ -152,9 +155,9 @@ def fit_head(
         C: of the cross-entropy against the squared weights, above 0, for `linear_probe`.
         alpha: of the added logits, for `gaussian` and `cache`.
         beta: how near an image must be to count, for `cache` and `proker`.
-        epochs: from 0, for `zero_shot_linear`, `random_linear`, `cache_finetuned` and
+        epochs: from 0, for `zero_shot_linear`, `random_linear`, `cache_finetuned`, `clap` and
             `lp_plus_plus`.
-        lr: learning rate, from 0, for the first three of them.
+        lr: learning rate, from 0, for the first four of them.
         sgd_batch_size: images in a step, from 1, for `zero_shot_linear` and `random_linear`.
         captions: (C, K, D), features of the prompts. `prompt_weights` needs it, and no other method
             takes it.

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipkit.classify import anchored, fitting, linear_probe, prompt_weights
+from clipkit.classify import anchored, anchored_logistic, fitting, linear_probe, prompt_weights
 from clipkit.classify.few_shot import METHODS, Method, check_options, fit_head
 from clipkit.classify.heads import CosineHead
 from clipkit.errors import ConfigError, DataError
@@ -38,8 +38,8 @@ TAKERS: dict[str, list[str]] = {
     "C": ["linear_probe"],
     "alpha": ["gaussian", "cache"],
     "beta": ["cache", "proker"],
-    "epochs": ["zero_shot_linear", "random_linear", "cache_finetuned", "lp_plus_plus"],
-    "lr": ["zero_shot_linear", "random_linear", "cache_finetuned"],
+    "epochs": ["zero_shot_linear", "random_linear", "cache_finetuned", "lp_plus_plus", "clap"],
+    "lr": ["zero_shot_linear", "random_linear", "cache_finetuned", "clap"],
     "sgd_batch_size": ["zero_shot_linear", "random_linear"],
     "captions": ["prompt_weights"],
 }
@@ -105,7 +105,7 @@ def quick_minimize(
 @pytest.mark.parametrize("method", METHODS)
 def test_threads_with_one_seed_fit_one_head(method: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Sixteen fits at once give what one fit gives, though threads seed and draw meanwhile."""
-    for module in (anchored, linear_probe, prompt_weights):
+    for module in (anchored_logistic, linear_probe, prompt_weights):
         monkeypatch.setattr(module, "minimize", quick_minimize)
     features, labels = draw(5, 2, 3, 0, 5, 2)
     monkeypatch.setattr(anchored, "STRENGTHS", (1.0, 0.1))

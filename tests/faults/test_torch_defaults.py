@@ -58,6 +58,7 @@ QUICK: dict[str, dict[str, Any]] = {
     "lp_plus_plus": {"epochs": 2},
     "proker": {"strength": 0.1, "beta": 1.0},
     "projection": {"strength": 1.0},
+    "clap": {"epochs": 2},
 }
 
 

@@ -31,6 +31,7 @@ EXTENDED = [
     "lp_plus_plus",
     "proker",
     "projection",
+    "clap",
 ]
 
 
