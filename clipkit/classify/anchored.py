@@ -50,7 +50,7 @@ def anchored(
     """
     experts = Experts(features, labels, zero_shot)
     usual = _usual_strength(len(labels), experts.trust)
-    choice = _Choice(strength or usual, both=True, factor=1.0)
+    choice = _Choice(usual if strength is None else strength, both=True, factor=1.0)
     folds = make_folds(labels, generator)
     if strength is None and folds:
         choice = _cross_validate(features, labels, zero_shot, folds, usual)
@@ -158,4 +158,6 @@ def _is_clearly_lower(losses: Tensor, others: Tensor) -> bool:
     That is false for a single image, which has no standard error.
     """
     gain = others - losses
+    if len(gain) < 2:
+        return False
     return bool(gain.mean() > gain.std() / len(gain) ** 0.5 / 2)

@@ -1,6 +1,5 @@
 """The two classifiers that `anchored` averages, fitted to one support set with one strength."""
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -63,7 +62,7 @@ def text_scale(cosines: Tensor, labels: Tensor, usual: float) -> float:
         usual: the factor of the model, exp(logit_scale).
     """
     lead = cosines - cosines.gather(1, labels[:, None])  # (N, C)
-    moved = torch.zeros((), device=cosines.device).requires_grad_()
+    moved = cosines.new_zeros(()).requires_grad_()
 
     def loss() -> Tensor:
         losses = (usual * moved.exp() * lead).logsumexp(dim=1)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from clipkit.classify.fitting import class_means
 from clipkit.classify.precision import as_float64, restored
-from clipkit.classify.scatter import shrinkage, span
+from clipkit.classify.scatter import SMALLEST, shrinkage, span
 
 ROUNDS = 3  # of means and scatter, each computed from the other; more change nothing
 _FEWEST = 0.05  # of a direction's scatter is never thought to be hidden by the fitted means
@@ -20,14 +20,15 @@ class GaussianExpert:
     likeliest class is that of the highest t x w, less what the length of the mean takes away. Its n
     images correct the mean, in each direction of S by the share
 
-        n r e^p / (1 + n r e^p)
+        n r sqrt(e) / (1 + n r sqrt(e))
 
     where e is the variance in that direction over the mean of all variances. That is the posterior
-    mean if a class lies off its text by a variance r e^p times that of its images.
+    mean if a class lies off its text by a variance r sqrt(e) times that of its images.
 
-    S is the scatter of the images around those means, and the means need S, so each is computed
-    from the other for some rounds. S is shrunk (see `shrinkage`), and is the total scatter where
-    each class has a single image.
+    S is the scatter of the images around means that are corrected by these shares from the mean of
+    all classes, as if texts predicted nothing. Such means need S, so each is computed from the
+    other for some rounds. S is shrunk (see `shrinkage`), and what the means hide of it is made up
+    for (see `_Spectrum`).
 
     Args:
         features: (N, D), of unit length.
@@ -36,8 +37,8 @@ class GaussianExpert:
         scale: t, the temperature of the texts.
 
     Attributes:
-        weight: (C, D); weight, bias of the linear layer that computes the logits. Classes without
-            images have those of their texts.
+        weight: (C, D); weight, bias of the linear layer that computes the logits. Until the first
+            fit they are those of zero-shot.
         bias: (C,).
     """
 
@@ -81,8 +82,7 @@ class GaussianExpert:
     def _find_scatter(self, distance: float) -> None:
         """Find S around the means as they are, and the means again.
 
-        Those means are what images alone make of the mean of all. Around means that texts predict
-        from S itself, S would grow from round to round.
+        Around means that texts predict from S itself, S would grow from round to round.
         """
         self.spectrum.find(self.features - self.shrunk[self.labels])
         self.gains = self.spectrum.gains(self.counts, distance)  # (C, d)
@@ -98,8 +98,8 @@ class GaussianExpert:
 
         The square of a mean that images corrected is longer, so classes without images would seem
         likelier than they are: they lose what the others lose on average. Terms that are the same
-        for all classes are left out, so that a class of which nothing is known but its text would
-        have t x w, without bias.
+        for all classes are left out, so the weights of a class of which nothing is known but its
+        text are t w. Its bias is not zero: a long mean takes likelihood away.
 
         Args:
             predicted: the means (C, d) that the texts alone predict.
@@ -132,15 +132,17 @@ class _Spectrum:
 
     def __init__(self, width: int) -> None:
         self.width = width
-        self.fitted: Tensor | float = 0.0  # (d,), the share of a variance that the means hide,
-        # the smallest variance first
+        # (d,), the share of a variance that the means hide, the smallest variance first
+        self.fitted: Tensor | None = None
         self.fitted_beyond = 0.0  # the same in the other directions
         self.mean_fitted = 0.0
 
     def find(self, rest: Tensor) -> None:
         """Find S from what is left of the features around the means of their classes, (N, d).
 
-        The fitted means hide a part of the scatter, which is made up for direction by direction.
+        The fitted means hide a part of the scatter, which is made up for: of the smallest variance
+        what they hid of the smallest before, and so on. Where all variances are shrunk to one, none
+        is the smallest, and all are made up for alike.
         """
         count = len(rest)
         freedom = max(1.0, count * (1 - self.mean_fitted) - 1)
@@ -150,10 +152,12 @@ class _Spectrum:
         identity = torch.eye(len(covariance), dtype=rest.dtype, device=rest.device)
         shrunk = torch.lerp(covariance, identity * level, share)
         values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(shrunk))
-        hidden = (1 - torch.as_tensor(self.fitted)).clamp(min=_FEWEST)
-        self.values = values.clamp(min=1e-12) / hidden
+        fitted, beyond = self.fitted, self.fitted_beyond
+        if fitted is None or share == 1:
+            fitted, beyond = torch.full_like(values, self.mean_fitted), self.mean_fitted
+        self.values = values.clamp(min=SMALLEST) / (1 - fitted).clamp(min=_FEWEST)
         self.vectors = vectors
-        self.beyond = (level * share).item() / max(1 - self.fitted_beyond, _FEWEST)
+        self.beyond = max((level * share).item(), SMALLEST) / max(1 - beyond, _FEWEST)
         self.count = count
 
     def gains(self, counts: Tensor, distance: float) -> Tensor:
@@ -167,7 +171,7 @@ class _Spectrum:
         mean = (self.values.sum().item() + others * self.beyond) / self.width
 
         def share(variances: Tensor) -> Tensor:
-            ratio = counts[:, None] * distance * (variances / mean).sqrt()  # p = 1 / 2
+            ratio = counts[:, None] * distance * (variances / mean).sqrt()
             return ratio / (1 + ratio)
 
         gains = share(self.values)  # (C, d)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.classify.fitting import class_means, minimize
 from clipkit.classify.precision import as_float64, restored
-from clipkit.classify.scatter import shrinkage, span
+from clipkit.classify.scatter import SMALLEST, shrinkage, span
 
 
 class LogisticExpert:
@@ -93,6 +93,6 @@ def _metric(rows: Tensor, rest: Tensor, classes: int) -> Tensor:
     identity = torch.eye(len(covariance), dtype=exact.dtype, device=exact.device)
     shrunk = torch.lerp(covariance, identity * level, share)
     values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(shrunk))
-    metric = basis @ (vectors * values.clamp(min=1e-12).rsqrt()) @ vectors.T  # (D, n)
+    metric = basis @ (vectors * values.clamp(min=SMALLEST).rsqrt()) @ vectors.T  # (D, n)
     kept = cast(Tensor, exact.norm()) / cast(Tensor, (exact @ metric).norm())
-    return restored(metric * kept, rows)
+    return restored(metric * kept.nan_to_num(1.0), rows)  # 0 / 0 where all images are the same

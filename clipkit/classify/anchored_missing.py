@@ -9,7 +9,7 @@ from clipkit.classify.anchored_gaussian import ROUNDS
 from clipkit.classify.fitting import Folds, minimize
 from clipkit.classify.heads import CosineHead
 
-GROUPS = 4  # of classes, each of which is left out once
+GROUPS = 4  # of classes, each of which is left out once; fewer where fewer classes have images
 
 
 def offset_of_missing(
@@ -32,12 +32,13 @@ def offset_of_missing(
         features: (N, D).
         labels: (N,).
         zero_shot: where the fits start.
-        folds: for held-out images. Without any the offset is zero.
+        folds: for held-out images. Without any the offset is zero, and so it is where a single
+            class has images, which none can be left out beside.
         strength, both: as in `anchored`.
     """
     present = labels.bincount(minlength=zero_shot.classes) > 0  # (C,)
     offset = zero_shot.weight.new_zeros(zero_shot.classes)
-    if present.all() or not folds:
+    if present.all() or present.sum() == 1 or not folds:
         return offset
     known = [_play(features, labels, zero_shot, out, strength, both) for _, out in folds]
     unknown = [
@@ -51,7 +52,7 @@ def offset_of_missing(
 def _left_out(labels: Tensor, present: Tensor) -> list[Tensor]:
     """Return, for each group of classes, which images (N,) are of it."""
     classes = present.nonzero().flatten()  # (P, 1) -> (P,)
-    groups = [classes[start::GROUPS] for start in range(min(GROUPS, len(classes) // 2))]
+    groups = [classes[start::GROUPS] for start in range(min(GROUPS, len(classes)))]
     return [torch.isin(labels, group) for group in groups]
 
 

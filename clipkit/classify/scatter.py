@@ -5,6 +5,8 @@ from typing import cast
 import torch
 from torch import Tensor
 
+SMALLEST = 1e-12  # variance of features of unit length that is divided by
+
 
 def span(rows: Tensor) -> Tensor:
     """Return an orthonormal basis (D, d) of all that rows (R, D) span, or of all space."""

@@ -10,6 +10,7 @@ from torch import Tensor
 from clipkit import CLIP, ImageClassifier
 from clipkit.classify import (
     anchored,
+    anchored_logistic,
     cache,
     fitting,
     gaussian,
@@ -67,5 +68,5 @@ def quick_fits(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(gaussian, "ALPHAS", (0.1, 1.0, 10.0))
     monkeypatch.setattr(cache, "ALPHAS", (0.3, 3.0))
     monkeypatch.setattr(cache, "BETAS", (1.0, 10.0))
-    for module in (anchored, linear_probe, projection, prompt_weights):
+    for module in (anchored_logistic, linear_probe, projection, prompt_weights):
         monkeypatch.setattr(module, "minimize", minimize_roughly)

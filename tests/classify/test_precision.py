@@ -15,7 +15,8 @@ from torch.utils._pytree import tree_leaves
 
 from clipkit.classify import (
     adapt,
-    anchored,
+    anchored_gaussian,
+    anchored_logistic,
     gaussian,
     linear_probe,
     metrics,
@@ -29,7 +30,17 @@ from tests.helpers.support_sets import NEEDED, ZERO_SHOT, draw
 
 pytestmark = pytest.mark.usefixtures("quick_fits")
 
-USERS = (adapt, anchored, gaussian, linear_probe, metrics, projection, proker, retrieval)
+USERS = (
+    adapt,
+    anchored_gaussian,
+    anchored_logistic,
+    gaussian,
+    linear_probe,
+    metrics,
+    projection,
+    proker,
+    retrieval,
+)
 
 
 def has_float64(values: Any) -> bool:
