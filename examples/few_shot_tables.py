@@ -17,7 +17,8 @@ def draws_of(result: Result, method: str, shots: int) -> list[float]:
 
 def shots_of(result: Result) -> list[int]:
     """Return the numbers of images a class that were measured."""
-    return [int(shots) for shots in result["shots"][OURS] if result["shots"][OURS][shots]]
+    measured: dict[str, list[float]] = result["shots"].get(OURS, {})
+    return [int(shots) for shots, draws in measured.items() if draws]
 
 
 def table(result: Result) -> str:

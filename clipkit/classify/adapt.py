@@ -26,6 +26,11 @@ _ASSIGNMENTS = 5  # of the images, between two of the Gaussians
 _SMALLEST_VARIANCE = 1e-8
 _ROWS = 4096  # images whose neighbors are looked for at once
 
+# What the guard asks of a batch: how often neighbors have the same class, over what is expected if
+# they always had; and how often they may have it already. Set on the tables of `examples/adapt.py`.
+LEAST_AGREEMENT = 0.5
+MOST_AGREEMENT = 0.85
+
 
 @dataclass(frozen=True)
 class Batch:
@@ -43,8 +48,13 @@ class Batch:
 
 
 def adapted_head(
-    head: Head, zero_shot: CosineHead, features: Tensor, anchor: float
-) -> tuple[AdaptedHead, Tensor]:
+    head: Head,
+    zero_shot: CosineHead,
+    features: Tensor,
+    anchor: float,
+    *,
+    guard: bool = True,
+) -> tuple[Head, Tensor]:
     """Return a head that is adapted to a batch, and the probabilities of its images, (N, C).
 
     Args:
@@ -52,6 +62,8 @@ def adapted_head(
         zero_shot: its weights are the texts.
         features: of the images, (N, D), of unit length.
         anchor: how many images of a class its text is worth, above 0.
+        guard: whether to return the head as a linear one, and its own probabilities, for a batch
+            that `is_worth_adapting_to` finds nothing in.
 
     Raises:
         ConfigError: if `anchor` is impossible, or the head is not linear.
@@ -67,10 +79,34 @@ def adapted_head(
     with torch.no_grad():
         rows = features.float().to(linear.weight.device)
         start = linear(rows).softmax(dim=-1)
+        if guard and not is_worth_adapting_to(rows, start):
+            return linear.eval(), start.cpu()
         texts = zero_shot.weight.float().to(rows.device)
         batch = adapt_to(rows, start, texts, anchor=float(anchor))
     made = AdaptedHead(linear.weight, linear.bias, batch.means, batch.variances)
     return made.eval(), batch.probabilities.float().cpu()
+
+
+def is_worth_adapting_to(features: Tensor, start: Tensor) -> bool:
+    """Return whether a batch has groups of images that the start does not yet see as such.
+
+    The likeliest classes of neighbors are compared. If a class gathers its images, two neighbors
+    have the same one whenever both are right, which is about the square of how sure the start is.
+    Where they agree far less often, images do not lie by class, and to follow the batch does harm;
+    where nearly all agree already, there is nothing to win.
+
+    Args:
+        features: of the images, (N, D), of unit length.
+        start: the probabilities that they start with, (N, C).
+    """
+    if len(features) < 2:
+        return False
+    likeliest = start.argmax(dim=1)  # (N,)
+    graph = _Neighbors(as_float64(features))
+    same = likeliest[graph.indices.to(likeliest.device)] == likeliest[:, None]  # (N, neighbors)
+    agreement = same.float().mean().item()
+    sure = start.amax(dim=1).mean().item()
+    return LEAST_AGREEMENT * sure**2 <= agreement <= MOST_AGREEMENT
 
 
 def adapt_to(features: Tensor, start: Tensor, texts: Tensor, *, anchor: float = 1.0) -> Batch:
@@ -140,13 +176,16 @@ class _Neighbors:
 
     Args:
         features: (N, D), of unit length.
+
+    Attributes:
+        indices: of the neighbors of each image, (N, neighbors).
     """
 
     def __init__(self, features: Tensor) -> None:
         self._count = min(NEIGHBORS, len(features) - 1)
         parts = [self._nearest(features, start) for start in range(0, len(features), _ROWS)]
         self._cosines = torch.cat([cosines for cosines, _ in parts])  # (N, neighbors)
-        self._indices = torch.cat([indices for _, indices in parts])  # (N, neighbors)
+        self.indices = torch.cat([indices for _, indices in parts])  # (N, neighbors)
 
     def _nearest(self, features: Tensor, start: int) -> tuple[Tensor, Tensor]:
         """Return cosines and indices of the nearest others of some images."""
@@ -161,7 +200,7 @@ class _Neighbors:
             return torch.zeros_like(assigned)
         votes = torch.zeros_like(assigned)
         # One rank of neighbors after another, as all at once would take several times the memory.
-        for cosines, indices in zip(self._cosines.T, self._indices.T, strict=True):
+        for cosines, indices in zip(self._cosines.T, self.indices.T, strict=True):
             votes += cosines[:, None] * assigned[indices]
             votes.index_add_(0, indices, cosines[:, None] * assigned)
         return votes / (2 * self._count)

@@ -1,5 +1,6 @@
 """`ImageClassifier`: a CLIP, a head and its labels, made from class names, fitted and adapted."""
 
+import logging
 import os
 from collections.abc import Iterable
 from typing import Any, cast
@@ -7,6 +8,7 @@ from typing import Any, cast
 import torch
 
 from clipkit.classify.adapt import adapted_head
+from clipkit.classify.adapted_head import AdaptedHead
 from clipkit.classify.calibrating import calibrated_by_folds
 from clipkit.classify.few_shot import Method, check_options
 from clipkit.classify.fit_support import fit_support
@@ -35,6 +37,8 @@ from clipkit.prompts import (
     check_templates,
     render,
 )
+
+_LOG = logging.getLogger("clipkit")
 
 
 class ImageClassifier(TrustedClassifier):
@@ -215,6 +219,7 @@ class ImageClassifier(TrustedClassifier):
         unlabelled: Inputs,
         *,
         anchor: float = 1.0,
+        guard: bool = True,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -231,13 +236,16 @@ class ImageClassifier(TrustedClassifier):
             unlabelled: images, or features (N, D), as `probabilities` takes them.
             anchor: how many images of a class its text is worth, above 0. With more the batch
                 changes less.
+            guard: whether to leave things as they are, with a line in the log "clipkit", where the
+                batch shows no groups by class that the classifier does not see already. Adapting
+                to such a batch has cost up to 8 points.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             A new classifier of the same model, whose `fit` starts from zero-shot as before, and
             which is not calibrated; and a prediction for each image, which the images around it
             have influenced. The classifier alone sees no other images, so its predictions may
-            differ from them.
+            differ from them. `provenance["adapted"]` is there only if something was adapted.
 
         Raises:
             ConfigError: if `anchor` is impossible, or the head is not linear in the features.
@@ -245,8 +253,12 @@ class ImageClassifier(TrustedClassifier):
         """
         reading = Reading(batch_size, workers, progress)
         features, paths = features_and_paths(self.model, unlabelled, reading)
-        head, rows = adapted_head(self.head, self.zero_shot_head, features, anchor)
-        provenance = self.provenance | {"adapted": {"images": len(rows), "anchor": anchor}}
+        head, rows = adapted_head(self.head, self.zero_shot_head, features, anchor, guard=guard)
+        provenance = dict(self.provenance)
+        if isinstance(head, AdaptedHead):
+            provenance["adapted"] = {"images": len(rows), "anchor": anchor}
+        else:
+            _LOG.warning("nothing is adapted: the batch shows no groups that are not seen already")
         adapted = ImageClassifier(
             self.model,
             head.to(self.model.device),

@@ -139,7 +139,7 @@ def test_a_new_classifier_comes_out_and_this_one_stays(
 ) -> None:
     features = unit_rows(20, classifier.head.width)
     before = classifier.probabilities(features)
-    adapted, predictions = classifier.adapt(features)
+    adapted, predictions = classifier.adapt(features, guard=False)
     assert torch.equal(classifier.probabilities(features), before)
     assert [prediction.path for prediction in predictions] == [None] * 20
     assert predictions[0].labels == NAMES
@@ -155,7 +155,7 @@ def test_a_new_classifier_comes_out_and_this_one_stays(
 def test_predictions_are_those_of_the_paper(classifier: ImageClassifier) -> None:
     features = unit_rows(20, classifier.head.width)
     start = classifier.probabilities(features)
-    _, predictions = classifier.adapt(features, anchor=2.5)
+    _, predictions = classifier.adapt(features, anchor=2.5, guard=False)
     texts = classifier.zero_shot_head.weight.detach()
     expected = adapt_to(features, start, texts, anchor=2.5).probabilities.float()
     for prediction, row in zip(predictions, expected, strict=True):
@@ -175,16 +175,18 @@ def test_no_images_are_refused(classifier: ImageClassifier) -> None:
 
 def test_heads_that_are_not_linear_are_refused(classifier: ImageClassifier) -> None:
     features = unit_rows(12, classifier.head.width)
-    adapted, _ = classifier.adapt(features)
+    adapted, _ = classifier.adapt(features, guard=False)
     with pytest.raises(ConfigError, match="AdaptedHead is not linear"):
         adapted.adapt(features)
     classifier.fit(features, [index % len(NAMES) for index in range(12)], "cache")
     with pytest.raises(ConfigError, match="CacheHead is not linear"):
-        classifier.adapt(features)
+        classifier.adapt(features, guard=False)
 
 
 def test_an_adapted_classifier_says_so(classifier: ImageClassifier) -> None:
-    adapted, _ = classifier.adapt(unit_rows(20, classifier.head.width), anchor=float(2))
+    adapted, _ = classifier.adapt(
+        unit_rows(20, classifier.head.width), anchor=float(2), guard=False
+    )
     assert "zero shot, adapted" in repr(adapted)
     with pytest.raises(ConfigError, match="adapted to a batch has logits of a scale of its own"):
         adapted.add_classes(["purple"])
