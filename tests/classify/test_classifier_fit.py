@@ -286,7 +286,7 @@ def test_methods_and_options_that_do_not_exist_are_refused(
 ) -> None:
     before = state_of(classifier)
     fit: Any = classifier.fit
-    message = "method must be one of anchored, .*proker, not 'best'"
+    message = "method must be one of anchored, .*, not 'best'"
     with pytest.raises(ConfigError, match=message):
         fit(*few, "best")
     with pytest.raises(TypeError, match="unexpected keyword argument 'depth'"):

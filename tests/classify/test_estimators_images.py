@@ -33,8 +33,9 @@ def labels(files: list[str]) -> list[str]:
 
 
 def by_hand(toy: CLIP, files: list[str], labels: list[str], **options: Any) -> Tensor:
-    """Return the probabilities of an `ImageClassifier` with sorted names."""
-    classifier = ImageClassifier.zero_shot(toy, sorted(set(labels)))
+    """Return the probabilities of an `ImageClassifier` with sorted names, as they are."""
+    names = {label: label for label in sorted(set(labels))}
+    classifier = ImageClassifier.zero_shot(toy, names)
     return classifier.fit(files, labels, **options).probabilities(files)
 
 
