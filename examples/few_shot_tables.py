@@ -63,7 +63,8 @@ def to_zero_shot(result: Result, shots: int) -> list[float]:
 def to_best(result: Result, shots: int) -> tuple[str, list[float]]:
     """Return the best other method of a cell, and by how much `anchored` is above it by draw.
 
-    The best is picked with the result in sight, among methods measured on as many draws.
+    The best is picked with the result in sight, among methods measured on as many draws. Without
+    any the name is empty, and so is the list.
     """
     ours = draws_of(result, OURS, shots)
     others = [
@@ -71,6 +72,8 @@ def to_best(result: Result, shots: int) -> tuple[str, list[float]]:
         for name in result["shots"]
         if name != OURS and len(draws_of(result, name, shots)) == len(ours)
     ]
+    if not others:
+        return "", []
     best = max(others, key=lambda name: mean_of(result, name, shots))
     pairs = zip(ours, draws_of(result, best, shots), strict=True)
     return best, [own - other for own, other in pairs]
@@ -93,6 +96,8 @@ def _cell(result: Result, method: str, shots: int, bold: float) -> str:
 
 
 def _difference(differences: list[float]) -> str:
+    if not differences:
+        return "-"
     mean = 100 * statistics.mean(differences)
     return f"{mean:+.1f} ± {100 * standard_error(differences):.1f}"
 
@@ -114,6 +119,8 @@ def _beside_others(results: list[Result]) -> str:
     behind: list[tuple[float, str]] = []
     for result, shots in cells(results):
         name, differences = to_best(result, shots)
+        if not name:
+            continue
         mean = statistics.mean(differences)
         count += 1
         first += mean >= 0

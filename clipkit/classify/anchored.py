@@ -22,7 +22,8 @@ from clipkit.classify.heads import CosineHead, LinearHead
 STRENGTHS = tuple(10 ** (exponent / 2) for exponent in range(1, -7, -1))
 USUAL = 0.1  # the strength before anything is known of the support set
 FEW = 0.6  # over the number of images is the usual strength where that is more: six images
-MANY = 2000  # images, of which one fold is held out, not four
+MANY = 2000  # images, of which a part is held out once, not each once
+HELD_OUT = 1000  # of many images, at most
 
 # Past the minimum of the loss, weaker penalties only take longer: the sweep stops at so much more.
 STOP_ABOVE = 1.05
@@ -52,11 +53,14 @@ def anchored(
     usual = _usual_strength(len(labels), experts.trust)
     choice = _Choice(usual if strength is None else strength, both=True, factor=1.0)
     folds = make_folds(labels, generator)
+    if len(labels) > MANY:
+        folds = _one_fold(folds)
     if strength is None and folds:
         choice = _cross_validate(features, labels, zero_shot, folds, usual)
     weight, bias = experts.layer(choice.both)
     if math.isfinite(choice.strength):
-        experts.fit(choice.strength, iterations=100, rounds=ROUNDS)
+        iterations = 50 if len(labels) > MANY else 100
+        experts.fit(choice.strength, iterations, rounds=ROUNDS)
         weight, bias = experts.layer(choice.both)
         bias = bias + offset_of_missing(
             features, labels, zero_shot, folds, choice.strength, choice.both
@@ -112,8 +116,6 @@ def _cross_validate(
         folds: at least one.
         usual: the strength to expect.
     """
-    if len(labels) > MANY:
-        folds = folds[:1]
     parts = [Experts(features[rest], labels[rest], zero_shot) for rest, _ in folds]
     answers = held_out(labels, folds)
 
@@ -125,9 +127,10 @@ def _cross_validate(
     losses, factor = evaluate(both=False)
     start = _Choice(math.inf, both=False, factor=factor)
     results = {start: losses}
+    iterations = 10 if len(labels) > MANY else 30
     for strength in STRENGTHS:
         for part in parts:
-            part.fit(strength, iterations=30, rounds=1)
+            part.fit(strength, iterations, rounds=1)
         latest: list[float] = []
         for both in (False, True):
             losses, factor = evaluate(both)
@@ -137,6 +140,17 @@ def _cross_validate(
             break
     best = _nearest(results, usual)
     return best if _is_clearly_lower(results[best], results[start]) else start
+
+
+def _one_fold(folds: Folds) -> Folds:
+    """Return the first fold, of which some images are held out; none if there is no fold."""
+    found: Folds = []
+    for rest, out in folds[:1]:
+        places = out.nonzero().flatten()  # (M, 1) -> (M,)
+        some = torch.zeros_like(out)
+        some[places[:: math.ceil(len(places) / HELD_OUT)]] = True
+        found.append((rest, some))
+    return found
 
 
 def _nearest(results: dict[_Choice, Tensor], usual: float) -> _Choice:

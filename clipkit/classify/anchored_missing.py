@@ -43,7 +43,7 @@ def offset_of_missing(
     known = [_play(features, labels, zero_shot, out, strength, both) for _, out in folds]
     unknown = [
         _play(features, labels, zero_shot, out, strength, both)
-        for out in _left_out(labels, present)
+        for out in _left_out(labels, present)[: len(folds)]  # as many fits of either kind, at most
     ]
     share = 1 - present.float().mean().item()
     return torch.where(present, offset, _fit_offset(known, unknown, share))

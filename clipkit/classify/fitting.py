@@ -54,8 +54,8 @@ def class_means(features: Tensor, labels: Tensor, classes: int) -> tuple[Tensor,
         means (C, D) float32, zeros where a class has no image; counts (C,) int64.
     """
     counts = labels.bincount(minlength=classes)
-    members = F.one_hot(labels, classes).T.float()  # (C, N)
-    return members @ features / counts.clamp(min=1)[:, None], counts
+    sums = features.new_zeros(classes, features.shape[1]).index_add(0, labels, features)
+    return sums / counts.clamp(min=1)[:, None], counts
 
 
 def make_folds(labels: Tensor, generator: torch.Generator, most: int = FOLDS) -> Folds:
