@@ -48,8 +48,9 @@ def fit_presence(logits: Tensor, truth: Tensor) -> Presence:
 
     Targets are Platt's: (n + 1) / (n + 2) for n images with the label, 1 / (m + 2) for m without,
     so that no probability becomes 0 or 1. Where a label is rarer with a higher logit, the logit
-    says nothing, and the slope is 0. The threshold is the one with the highest F1 on the images; a
-    class that is in none of them is never present.
+    says nothing, and the slope is 0: such a class is present if it is in more than half of the
+    images. The threshold of the others is the one with the highest F1 on the images; a class that
+    is in none of them is never present.
 
     Args:
         logits: (N, C), as a head gives them.
@@ -60,7 +61,8 @@ def fit_presence(logits: Tensor, truth: Tensor) -> Presence:
     slopes, offsets = _platt(scores, truth)
     probabilities = (scores * slopes + offsets).sigmoid()
     thresholds = [
-        _best_threshold(own, present) for own, present in zip(probabilities.T, truth.T, strict=True)
+        _best_threshold(own, present) if slope > 0 else _constant_threshold(present)
+        for own, present, slope in zip(probabilities.T, truth.T, slopes, strict=True)
     ]
     return Presence(
         slopes=slopes.float().cpu(),
@@ -132,6 +134,17 @@ def _step_size(
             break
         size = torch.where(worse, size / 2, size)
     return size
+
+
+def _constant_threshold(truth: Tensor) -> float:
+    """Return the threshold of a class that has the same probability in every image.
+
+    The highest F1 would be had by saying that it is in all of them, however rare it is.
+
+    Args:
+        truth: (N,) bool.
+    """
+    return 0.5 if truth.any() else 1.0
 
 
 def _best_threshold(probabilities: Tensor, truth: Tensor) -> float:

@@ -114,6 +114,19 @@ def test_a_logit_that_says_the_contrary_says_nothing() -> None:
     torch.testing.assert_close(shares[0], targets.mean(dim=0), rtol=1e-4, atol=1e-5)
 
 
+def test_a_rare_class_of_which_logits_say_nothing_is_in_no_image() -> None:
+    """The highest F1 said that it is in every one."""
+    logits, truth = draw(shift=-3.0)
+    truth[:, 0] = True
+    truth[:60, 0] = False
+    logits[:, 0] = 20
+    presence = fit_presence(logits, truth)
+    said = presence.probabilities(logits) > presence.thresholds
+    assert presence.slopes[1:].tolist() == [0.0] * (CLASSES - 1)
+    assert said[:, 0].all()  # four in five images have it
+    assert not said[:, 1:].any()
+
+
 @pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
 def test_every_scale_of_logits_gives_the_same(scale: float) -> None:
     logits, truth = draw()
