@@ -105,6 +105,7 @@ def _cross_validate(
 ) -> _Choice:
     """Return what has the lowest loss on held-out images, or is as good and nearer the usual.
 
+    Each class counts alike, else in a long tail what favors the largest classes would be best.
     Few held-out images tell little. So of strengths that differ in their loss by less than half a
     standard error, the one nearest the usual is taken; and zero-shot itself, at an infinite
     strength, is kept unless its loss is higher by more than that.
@@ -118,11 +119,14 @@ def _cross_validate(
     """
     parts = [Experts(features[rest], labels[rest], zero_shot) for rest, _ in folds]
     answers = held_out(labels, folds)
+    rarity = 1 / answers.bincount()[answers].float()
+    shares = rarity / rarity.mean()  # (M,), so that each class counts alike, as in the fits
 
     def evaluate(both: bool) -> tuple[Tensor, float]:
         pairs = zip(parts, folds, strict=True)
         logits = [part.logits(features[out], both) for part, (_, out) in pairs]
-        return calibrate(torch.cat(logits), answers)
+        losses, factor = calibrate(torch.cat(logits), answers)
+        return shares * losses, factor
 
     losses, factor = evaluate(both=False)
     start = _Choice(math.inf, both=False, factor=factor)

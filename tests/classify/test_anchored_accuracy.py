@@ -129,7 +129,7 @@ def test_a_few_easy_images_give_no_certainty(classes: int, shots: int) -> None:
     assert 1 - 1 / len(features) < sure < 1 - 0.02 / len(features)
 
 
-@pytest.mark.parametrize("counts", [(8, 8), (1, 1), (20, 10)])
+@pytest.mark.parametrize("counts", [(8, 8), (1, 1), (20, 10), (30, 2)])
 def test_two_classes(counts: tuple[int, int]) -> None:
     """They do not fall far below zero-shot by very noisy images, and not on average by many."""
     changes: list[float] = []
@@ -153,5 +153,5 @@ def test_long_tails(noise: float) -> None:
         others = world.draw((100,) * 10)
         head, _ = fit_head(*support, world.zero_shot)
         changes.append(accuracy(head, *others) - accuracy(world.zero_shot, *others))
-    assert min(changes) > (0 if noise < 2 else -0.02)
-    assert np.mean(changes) > 0
+    assert min(changes) > (-0.001 if noise < 2 else -0.01)
+    assert np.mean(changes) > 0.02
