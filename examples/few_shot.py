@@ -18,10 +18,12 @@ measures on the rest.
 
 A JSON with every draw and, with `--plot`, an image of the curves for each set go to `--out`, and
 tables are printed. Draws that are in the JSON already are kept, so a run can be cut and go on, and
-a method can be added; remove the file to measure anew. Cost: a minute a draw for a set of 100
-classes on a core, most of it for `projection`, `linear_probe` and `zero_shot_linear` at many
-images. Expected, on the files of OpenAI's features: `anchored` first in most cells
-(`docs/few_shot.md`, `examples/results`).
+a method can be added; remove the file to measure anew. Without `--features` and `--data` the tables
+of what is there are printed again.
+
+Cost: a minute a draw for a set of 100 classes on a core, most of it for `projection`,
+`linear_probe` and `zero_shot_linear` at many images. Expected, on the files of OpenAI's features:
+`anchored` first in most cells (`docs/few_shot.md`, `examples/results`).
 """
 
 import argparse
@@ -35,7 +37,7 @@ from typing import Any
 import torch
 from datasets import SETS, TEMPLATES, Split, class_names_of
 from feature_sets import FeatureSet, read_feature_sets
-from few_shot_tables import Result, mean_of, shots_of, summary, table
+from few_shot_tables import Result, mean_of, overview, shots_of, summary, table
 from torch import Tensor
 from tqdm import tqdm
 
@@ -277,7 +279,12 @@ def main() -> None:
     if args.data:
         measure_images(args)
     found = [json.loads(file.read_text()) for file in sorted(args.out.glob("few_shot_*.json"))]
-    print(summary(found))
+    if not (args.features or args.data):
+        for result in found:
+            print(f"{table(result)}\n")
+            if args.plot:
+                plot(result, args.out / f"few_shot_{result['set']}.png")
+    print(f"{overview(found)}\n\n{summary(found)}")
 
 
 if __name__ == "__main__":

@@ -109,6 +109,38 @@ def cells(results: list[Result]) -> Iterator[tuple[Result, int]]:
             yield result, shots
 
 
+def overview(results: list[Result]) -> str:
+    """Return one table of all sets: `anchored`, and the best other method where that is better.
+
+    In a cell are the mean accuracies in per cent. The other one is given where it is ahead by more
+    than one standard error of the paired difference.
+    """
+    shots = sorted({k for _, k in cells(results)})
+    lines = [
+        "| set | model | classes | zero-shot | " + " | ".join(f"k = {k}" for k in shots) + " |",
+        "|---" * (len(shots) + 4) + "|",
+    ]
+    for result in results:
+        row = [
+            result["set"],
+            result["model"],
+            str(result["classes"]),
+            f"{100 * result['zero_shot']:.1f}",
+        ]
+        lines.append("| " + " | ".join(row + [_both(result, k) for k in shots]) + " |")
+    return "\n".join(lines)
+
+
+def _both(result: Result, shots: int) -> str:
+    if shots not in shots_of(result):
+        return ""
+    own = f"{100 * mean_of(result, OURS, shots):.1f}"
+    name, differences = to_best(result, shots)
+    if not name or statistics.mean(differences) >= -standard_error(differences):
+        return f"**{own}**"
+    return f"{own} ({name} {100 * mean_of(result, name, shots):.1f})"
+
+
 def summary(results: list[Result]) -> str:
     """Return how `anchored` stands to the best other method and to zero-shot, over all cells."""
     return f"{_beside_others(results)}\n{_beside_zero_shot(results)}"
