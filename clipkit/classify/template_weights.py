@@ -10,7 +10,8 @@ from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.heads import CosineHead
 from clipkit.classify.inputs import Inputs, Reading, features_and_paths
 from clipkit.classify.zero_shot import embed_prompts
-from clipkit.errors import ConfigError
+from clipkit.clip import CLIP
+from clipkit.errors import ConfigError, DataError
 
 
 def weigh_templates(
@@ -45,7 +46,7 @@ def weigh_templates(
     Raises:
         ConfigError: if the classifier is fitted or adapted, or does not have the same templates,
             two at least, for all classes.
-        ImageError, DataError: as in `ImageClassifier.probabilities`.
+        ImageError, DataError: as in `ImageClassifier.probabilities`; one image is needed at least.
 
     Example:
         classifier = clipkit.ImageClassifier.zero_shot("tiny", ["cat", "dog"], "imagenet")
@@ -54,13 +55,13 @@ def weigh_templates(
     count = _count_templates(classifier)
     model = classifier.model
     reading = Reading(batch_size, workers, progress)
-    images, _ = features_and_paths(model, unlabelled, reading)
-    others = None if reference is None else features_and_paths(model, reference, reading)[0]
+    images = _features(model, unlabelled, reading)
+    others = None if reference is None else _features(model, reference, reading)
     texts = _texts_of_templates(classifier, count)  # (P, C, D)
     scale = model.logit_scale.detach().float().exp().cpu()
-    scores = score_templates(images, texts, scale, others)
-    weights = scores.softmax(dim=0)  # (P,)
-    mixed = F.normalize(torch.einsum("p,pcd->cd", weights, texts), dim=-1)
+    with torch.autocast("cpu", enabled=False):
+        weights = score_templates(images, texts, scale, others).softmax(dim=0)  # (P,)
+        mixed = F.normalize(torch.einsum("p,pcd->cd", weights, texts), dim=-1)
     heads = [CosineHead(mixed, model.logit_scale).to(model.device).eval() for _ in range(2)]
     provenance: dict[str, Any] = {"method": "zero_shot", "template_weights": weights.tolist()}
     return ImageClassifier(
@@ -94,6 +95,14 @@ def score_templates(
         common = (common + reference.float().mean(dim=0)) / 2
     rows = scale * (images.float() - common)  # (N, D)
     return torch.stack([(rows @ own.T).amax(dim=1).mean() for own in texts.float()])
+
+
+def _features(model: CLIP, images: Inputs, reading: Reading) -> Tensor:
+    """Return features (N, D) on the CPU, or raise `DataError` if there is no image."""
+    features, _ = features_and_paths(model, images, reading)
+    if len(features) == 0:
+        raise DataError("there is no image to weigh templates by: pass one at least")
+    return features.cpu()
 
 
 def _count_templates(classifier: ImageClassifier) -> int:

@@ -11,7 +11,9 @@ from torch import Tensor
 
 import clipkit
 from clipkit import CLIP, ImageClassifier
+from clipkit.classify import template_weights
 from clipkit.classify.template_weights import score_templates
+from clipkit.classify.zero_shot import embed_prompts
 from clipkit.errors import ConfigError, DataError
 from tests.helpers.toy_classifier import RAGGED, state_of
 
@@ -114,3 +116,28 @@ def test_features_must_be_of_unit_length(toy: CLIP) -> None:
     classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
     with pytest.raises(DataError, match="unit length"):
         clipkit.weigh_templates(classifier, 2 * unit(3, 32, seed=0))
+
+
+def test_no_images_weigh_nothing(toy: CLIP) -> None:
+    """They made a classifier of NaN."""
+    classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
+    with pytest.raises(DataError, match="no image to weigh templates by: pass one"):
+        clipkit.weigh_templates(classifier, torch.empty(0, 32))
+    with pytest.raises(DataError, match="no image to weigh templates by: pass one"):
+        clipkit.weigh_templates(classifier, unit(3, 32, seed=0), reference=torch.empty(0, 32))
+
+
+def test_autocast_changes_no_weight(toy: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may change how the tower encodes the texts, so these are encoded before."""
+    classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
+    images = unit(20, 32, seed=3)
+    texts = embed_prompts(toy, classifier.prompts)
+
+    def encoded(model: CLIP, prompts: list[list[str]]) -> Tensor:
+        return texts
+
+    monkeypatch.setattr(template_weights, "embed_prompts", encoded)
+    expected = state_of(clipkit.weigh_templates(classifier, images))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = state_of(clipkit.weigh_templates(classifier, images))
+    assert found == expected
