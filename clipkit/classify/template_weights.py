@@ -1,5 +1,6 @@
 """Weigh the templates of a zero-shot classifier by images without labels (ZPE, 2302.06235)."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from clipkit.classify.inputs import Inputs, Reading, features_and_paths
 from clipkit.classify.zero_shot import embed_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError
+from clipkit.prompts import Template
 
 
 def weigh_templates(
@@ -113,13 +115,40 @@ def _count_templates(classifier: ImageClassifier) -> int:
             f"{classifier.provenance.get('method')}: weigh first, then fit or adapt what comes out"
         )
     templates = classifier.templates
-    count = len(templates) if isinstance(templates, tuple) else 0
-    if count < 2 or any(len(own) % count for own in classifier.prompts):
+    if not isinstance(templates, tuple) or len(templates) < 2:
         raise ConfigError(
             f"weigh_templates needs templates that all classes share, two at least, not "
             f"{templates!r:.99}: make the classifier with a list of them, or with a prompt set"
         )
-    return count
+    for label, prompts in zip(classifier.labels, classifier.prompts, strict=True):
+        if not _are_of(prompts, templates):
+            raise ConfigError(
+                f"weigh_templates needs templates that all classes share, and the prompts of "
+                f"{label!r:.60} are of others ({prompts[0]!r:.60}): add its class without "
+                "templates=, which takes those that are there"
+            )
+    return len(templates)
+
+
+def _are_of(prompts: Sequence[str], templates: Sequence[Template]) -> bool:
+    """Return whether the prompts of a class are each of its names in each template.
+
+    What name a function was given cannot be told, so functions are taken on trust.
+    """
+    count = len(templates)
+    for start in range(0, len(prompts), count):
+        pairs = zip(templates, prompts[start : start + count], strict=False)
+        names = {_name_in(prompt, one) for one, prompt in pairs if isinstance(one, str)}
+        if None in names or len(names) > 1:
+            return False
+    return len(prompts) % count == 0
+
+
+def _name_in(prompt: str, template: str) -> str | None:
+    """Return what stands where a template has `{}`; None if the prompt is of another template."""
+    before, after = template.split("{}")
+    is_own = prompt.startswith(before) and prompt.endswith(after)
+    return prompt[len(before) : len(prompt) - len(after)] if is_own else None
 
 
 def _texts_of_templates(classifier: ImageClassifier, count: int) -> Tensor:

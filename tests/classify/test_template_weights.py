@@ -141,3 +141,20 @@ def test_autocast_changes_no_weight(toy: CLIP, monkeypatch: pytest.MonkeyPatch) 
     with torch.autocast("cpu", dtype=torch.bfloat16):
         found = state_of(clipkit.weigh_templates(classifier, images))
     assert found == expected
+
+
+def test_classes_of_other_templates_are_refused(toy: CLIP) -> None:
+    """Their prompts took the weights of templates that they were not made by."""
+    images = unit(20, 32, seed=3)
+    classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
+    classifier.add_classes(["black"]).add_classes({"pink": ["pink", "rose"]})
+    assert len(clipkit.weigh_templates(classifier, images).labels) == 6
+    others = [["a {}.", "the {}", "{} on black"], ["the {}", "a {}.", "{} on white"], ["{}"] * 3]
+    for templates in others:
+        classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
+        classifier.add_classes(["black"], templates)
+        with pytest.raises(ConfigError, match="prompts of 'black' are of others .*: add its class"):
+            clipkit.weigh_templates(classifier, images)
+    functions = [lambda name: f"a {name}.", lambda name: f"the {name}"]
+    made = ImageClassifier.zero_shot(toy, {"blue": "sky", "red": "wine"}, functions)
+    assert clipkit.weigh_templates(made, images).labels == ["blue", "red"]
