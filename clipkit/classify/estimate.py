@@ -21,7 +21,7 @@ from clipkit.classify.heads import CosineHead
 from clipkit.classify.inputs import LabeledInputs, SupportSet, given_features
 from clipkit.classify.judgement import softened
 from clipkit.classify.report import Report, make_report
-from clipkit.classify.seen import KEPT, SEEN, which_seen
+from clipkit.classify.seen import MOST_FILES, SEEN, which_seen
 from clipkit.classify.stored import StoredClassifier
 from clipkit.classify.words import made_by
 from clipkit.classify.zero_shot import embed_prompts
@@ -32,6 +32,10 @@ from clipkit.errors import DataError
 # If no more than this share of images is not known from the fit, all are taken for those of it:
 # features that are computed in other batches have other last bits, and a few marks miss them.
 _MISSED = 0.1
+
+# If more than this share of the other images may be of the fit too, they are not measured alone.
+# A duplicate or two in a test set are far below, a folder of the fit among others is above.
+_HIDDEN = 0.02
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +84,8 @@ def judge_unseen(classifier: StoredClassifier, support: SupportSet, seed: int) -
     """Return what is said of images by heads that were not fitted on them, of all in one way.
 
     If the head was fitted on some of the images, only the others are judged; if it was fitted on
-    all, or all but a few, they are judged by cross-validation.
+    all, or all but a few, they are judged by cross-validation. So they are if too many of the
+    others may be of the fit: of many images only a part is known again.
 
     Args:
         classifier: whose method it is.
@@ -93,17 +98,11 @@ def judge_unseen(classifier: StoredClassifier, support: SupportSet, seed: int) -
     """
     seen = _check_and_find_seen(classifier, support)
     count, total = int(seen.sum()), len(seen)
-    fitted = _fitted(classifier)
-    # Marks of more images than are kept do not tell all of them.
-    is_told = fitted <= KEPT
-    if count and (not is_told or total - count <= _MISSED * total):
-        return _by_folds(classifier, support, seed)
+    if count and not _are_others_clear(classifier, count, total):
+        return _by_folds(classifier, support, seed, count)
     if count:
         rows = (~seen).nonzero().flatten()  # (images not seen, 1) -> (images not seen,)
-        sentence = (
-            f"held out: the classifier was fitted on {count:,} of these {total:,} images, so it "
-            f"was measured on the other {total - count:,} alone"
-        )
+        sentence = _left_out_sentence(count, total, _hidden(classifier, count))
         estimate = Estimate(sentence, left_out=count, skipped=support.skipped)
         return Judged(classifier.probabilities(support.features[rows]), rows, estimate)
     estimate = Estimate(_held_out_sentence(classifier, total), skipped=support.skipped)
@@ -123,8 +122,9 @@ def judge_each(classifier: StoredClassifier, support: SupportSet, seed: int) -> 
     """
     seen = _check_and_find_seen(classifier, support)
     others = (~seen).nonzero().flatten()  # (images not seen, 1) -> (images not seen,)
-    is_mixed = _MISSED * len(seen) < len(others) < len(seen) and _fitted(classifier) <= KEPT
-    if not is_mixed:
+    count, total = int(seen.sum()), len(seen)
+    # Nothing can be held out of a single image.
+    if count < 2 or not _are_others_clear(classifier, count, total):
         return judge_unseen(classifier, support, seed)
     rows = seen.nonzero().flatten()
     part = SupportSet(
@@ -133,7 +133,7 @@ def judge_each(classifier: StoredClassifier, support: SupportSet, seed: int) -> 
         [support.paths[int(row)] for row in rows],
         support.skipped,
     )
-    folded = _by_folds(classifier, part, seed)
+    folded = _by_folds(classifier, part, seed, count)
     found = classifier.probabilities(support.features[others])
     return Judged(
         torch.cat([folded.probabilities, found]),
@@ -155,6 +155,36 @@ def _fitted(classifier: StoredClassifier) -> int:
     return sum(cast("list[int]", counts)) if isinstance(counts, list) else 0
 
 
+def _hidden(classifier: StoredClassifier, count: int) -> float:
+    """Return about how many more images than are known again are of the fit.
+
+    Args:
+        classifier: what was fitted.
+        count: how many of some images are known again. Features may have been computed in another
+            precision; then files alone tell, of which there are the fewest marks.
+    """
+    return count * max(0.0, _fitted(classifier) / MOST_FILES - 1)
+
+
+def _are_others_clear(classifier: StoredClassifier, count: int, total: int) -> bool:
+    """Return whether enough images are not known again, hardly any of which is of the fit."""
+    others = total - count
+    return others > _MISSED * total and _hidden(classifier, count) <= _HIDDEN * others
+
+
+def _left_out_sentence(count: int, total: int, hidden: float) -> str:
+    sentence = (
+        f"held out: the classifier was fitted on {count:,} of these {total:,} images, so it was "
+        f"measured on the other {total - count:,} alone"
+    )
+    if round(hidden):
+        sentence += (
+            f", about {hidden:,.0f} of which may be of the fit as well, since of so many images "
+            "only a part is known again"
+        )
+    return sentence
+
+
 def _held_out_sentence(classifier: StoredClassifier, total: int) -> str:
     images = "1 image" if total == 1 else f"{total:,} images"
     if classifier.provenance.get("method") == "zero_shot":
@@ -164,17 +194,28 @@ def _held_out_sentence(classifier: StoredClassifier, total: int) -> str:
             f"measured on {images}; the classifier does not know what it was fitted on, and on "
             "those images it is better than on others"
         )
-    return f"held out: measured on {images} that the classifier was not fitted on"
+    if _fitted(classifier) > MOST_FILES:
+        return (
+            f"held out: measured on {images}, and on none of them is the classifier known to be "
+            f"fitted; of the {_fitted(classifier):,} images of its fit a part is known again"
+        )
+    return f"held out: measured on {images} that the classifier is not known to be fitted on"
 
 
-def _by_folds(classifier: StoredClassifier, support: SupportSet, seed: int) -> Judged:
-    """Return what a classifier's method says of its support set, by cross-validation."""
+def _by_folds(classifier: StoredClassifier, support: SupportSet, seed: int, count: int) -> Judged:
+    """Return what a classifier's method says of its support set, by cross-validation.
+
+    Args:
+        classifier, support, seed: as in `judge_unseen`.
+        count: how many of the images are known to be of the fit.
+    """
+    of_fit = _of_fit(count, len(support.labels))
     provenance = classifier.provenance
     method = provenance.get("method")
     if method not in METHODS or "adapted" in provenance:
         raise DataError(
-            f"the classifier is {made_by(provenance)} and was fitted on these images, which cannot "
-            "be done again without some of them: measure it on other images"
+            f"the classifier is {made_by(provenance)} and was fitted on {of_fit}, which cannot be "
+            "done again without some of them: measure it on other images"
         )
     options = dict(cast("dict[str, Any]", provenance.get(OPTIONS, {})))
     if method == "prompt_weights":
@@ -182,10 +223,18 @@ def _by_folds(classifier: StoredClassifier, support: SupportSet, seed: int) -> J
     zero_shot = classifier.zero_shot_head
     start = CosineHead(zero_shot.weight, zero_shot.logit_scale)  # float32
     with torch.autocast(classifier.model.device.type, enabled=False):
-        found = cross_validated(support.features, support.labels, start, method, options, seed=seed)
+        found = cross_validated(
+            support.features,
+            support.labels,
+            start,
+            method,
+            options,
+            seed=seed,
+            like=classifier.head,  # of its logits a temperature was learned
+        )
     left_out = len(support.labels) - len(found.indices)
     estimate = Estimate(
-        _folds_sentence(found, method, left_out, len(support.labels), _fitted(classifier)),
+        _folds_sentence(found, method, of_fit, left_out, len(support.labels), _fitted(classifier)),
         folds=found.folds,
         pessimistic=found.pessimistic,
         left_out=left_out,
@@ -195,14 +244,20 @@ def _by_folds(classifier: StoredClassifier, support: SupportSet, seed: int) -> J
     return Judged(probabilities, found.indices, estimate)
 
 
+def _of_fit(count: int, total: int) -> str:
+    """Return which of the given images are those of the fit, as far as they are known again."""
+    if total - count <= _MISSED * total:
+        return "these images"
+    return f"at least {count:,} of these {total:,} images"
+
+
 def _folds_sentence(
-    found: CrossValidated, method: str, left_out: int, given: int, fitted: int
+    found: CrossValidated, method: str, of_fit: str, left_out: int, given: int, fitted: int
 ) -> str:
     """Return how cross-validation was done, in words."""
     sentence = (
-        f"cross-validated in {found.folds} folds: the classifier was fitted on these images, so "
-        f"its method, {method}, was fitted again without each part of them, and measured on that "
-        "part"
+        f"cross-validated in {found.folds} folds: the classifier was fitted on {of_fit}, so its "
+        f"method, {method}, was fitted again without each part of them, and measured on that part"
     )
     if found.pessimistic:
         sentence += (

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit import CLIP, ImageClassifier, extract_features, read_folder
+from clipkit import CLIP, Features, ImageClassifier, extract_features, read_folder
 from clipkit.classify import estimate
 from clipkit.classify.cross_validation import cross_validated
 from clipkit.classify.heads import CosineHead
@@ -54,7 +54,7 @@ def test_other_images_are_held_out(classifier: ImageClassifier, few: Few) -> Non
     assert report.accuracy == accuracy(predicted, other[1])
     assert 0.5 < report.accuracy < 1
     assert report.estimate.sentence == (
-        "held out: measured on 22 images that the classifier was not fitted on"
+        "held out: measured on 22 images that the classifier is not known to be fitted on"
     )
     assert report.estimate.left_out == 0
 
@@ -68,7 +68,9 @@ def test_images_of_the_fit_are_judged_by_heads_without_them(
 ) -> None:
     classifier.fit(*few, method, seed=5, **options)
     report = classifier.report(*few, seed=2)
-    found = cross_validated(*few, start_of(classifier), method, options, seed=2)
+    found = cross_validated(
+        *few, start_of(classifier), method, options, seed=2, like=classifier.head
+    )
     assert report.images == 22
     assert report.accuracy == accuracy(found.logits.argmax(dim=1), few[1])
     judged = estimate.judge_unseen(classifier, support(few), 2)
@@ -129,11 +131,63 @@ def test_a_few_that_are_not_known_again_do_not_stand_for_all(
 def test_where_not_all_images_of_the_fit_are_known_all_are_cross_validated(
     classifier: ImageClassifier, few: Few, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(estimate, "KEPT", 21)
+    monkeypatch.setattr(estimate, "MOST_FILES", 20)
     classifier.fit(*few, "gaussian")
-    report = classifier.report(*both(few, noisy(few, 1)))
+    report = classifier.report(*both(few, noisy(few, 1)))  # about two of the others may be known
     assert report.estimate.folds == 4
     assert report.images == 44
+    assert "was fitted on at least 22 of these 44 images, so its method" in report.estimate.sentence
+    assert len(classifier.suspects(*both(few, noisy(few, 1)), cut=1)) == sum(
+        pair.count for pair in report.confusions
+    )
+    classifier.provenance["method"] = "finetune"
+    with pytest.raises(DataError, match="was fitted on at least 22 of these 44 images, which"):
+        classifier.report(*both(few, noisy(few, 1)))
+
+
+def test_files_of_a_large_fit_are_not_measured_by_it_when_features_changed(
+    classifier: ImageClassifier, few: Few, tmp_path: Path
+) -> None:
+    """Of files 2,000 are known again: of 3,000 all others passed for new ones."""
+    files = [tmp_path / f"{number}.jpg" for number in range(3000)]
+    for file in files:
+        file.touch()
+    features, labels = few[0].repeat(137, 1)[:3000], few[1].repeat(137)[:3000]
+    paths = [str(file) for file in files]
+    classifier.fit(Features(features, labels, paths, []), None, "gaussian", alpha=1.0)
+    changed = noisy((features, labels), 1)[0]
+    report = classifier.report(Features(changed, labels, paths, []))
+    assert report.estimate.folds == 4
+    assert report.images == 3000
+    assert "at least 2,000 of these 3,000 images" in report.estimate.sentence
+
+
+def test_one_duplicate_does_not_stand_for_a_test_set(
+    classifier: ImageClassifier, few: Few, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(estimate, "MOST_FILES", 20)
+    classifier.fit(*few, "gaussian")
+    others = noisy((few[0].repeat(5, 1), few[1].repeat(5)), 1)
+    mixed = both((few[0][:1], few[1][:1]), others)
+    report = classifier.report(*mixed)
+    assert report.estimate.folds == 0
+    assert report.images == 110
+    assert report.estimate.sentence == (
+        "held out: the classifier was fitted on 1 of these 111 images, so it was measured on the "
+        "other 110 alone"
+    )
+    assert report.accuracy == classifier.report(*others).accuracy
+    assert all(one.index for one in classifier.suspects(*mixed, cut=1))
+    monkeypatch.setattr(estimate, "MOST_FILES", 9)
+    sentence = classifier.report(*mixed).estimate.sentence
+    assert sentence.endswith(
+        "alone, about 1 of which may be of the fit as well, since of so many "
+        "images only a part is known again"
+    )
+    sentence = classifier.report(*others).estimate.sentence
+    assert sentence.endswith("of the 22 images of its fit a part is known again")
+    monkeypatch.setattr(estimate, "MOST_FILES", 6)
+    assert classifier.report(*mixed).estimate.folds == 4  # three may be, of 110 more than 2 %
 
 
 def test_a_part_of_the_fit_is_said_to_be_a_part(classifier: ImageClassifier, few: Few) -> None:
@@ -175,10 +229,14 @@ def test_what_cannot_be_fitted_again_is_refused(classifier: ImageClassifier, few
         classifier.report(*few)
 
 
-def test_a_calibration_is_used(classifier: ImageClassifier, few: Few) -> None:
-    classifier.fit(*few, calibrate=True)
+@pytest.mark.parametrize("method", ["anchored", "gaussian", "linear_probe"])
+def test_a_calibration_is_used_on_logits_like_those_of_the_head(
+    classifier: ImageClassifier, few: Few, method: str
+) -> None:
+    """Logits of the folds have other scales, for which the temperature was not learned."""
+    classifier.fit(*few, method, calibrate=True)
     assert classifier.calibration is not None
-    found = cross_validated(*few, start_of(classifier), "anchored", {}, seed=0)
+    found = cross_validated(*few, start_of(classifier), method, {}, seed=0, like=classifier.head)
     soft = (found.logits / classifier.calibration.temperature).softmax(dim=1)
     assert_close(estimate.judge_unseen(classifier, support(few), 0).probabilities, soft)
 

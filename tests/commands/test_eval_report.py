@@ -33,7 +33,7 @@ def test_a_page_is_written(toy: Path, fitted: list[str], capsys: Captured) -> No
     assert out.startswith("8 images, 4 classes\nHeld out: ")
     text = page.read_text("utf-8")
     assert "<title>unseen: how good the classifier is</title>" in text
-    assert "Held out: measured on 8 images that the classifier was not fitted on." in text
+    assert "Held out: measured on 8 images that the classifier is not known to be fitted on." in text
 
 
 def test_images_of_the_fit_are_cross_validated(
