@@ -242,10 +242,10 @@ class ImageClassifier(TrustedClassifier):
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
-            A new classifier of the same model, whose `fit` starts from zero-shot as before, and
-            which is not calibrated; and a prediction for each image, which the images around it
-            have influenced. The classifier alone sees no other images, so its predictions may
-            differ from them. `provenance["adapted"]` is there only if something was adapted.
+            A new classifier of the same model, whose `fit` starts from zero-shot as before; and a
+            prediction for each image, which the images around it have influenced. The classifier
+            alone sees no other images, so its predictions may differ from them. Where something
+            was adapted, `provenance["adapted"]` is there and a calibration is not: calibrate again.
 
         Raises:
             ConfigError: if `anchor` is impossible, or the head is not linear in the features.
@@ -254,20 +254,22 @@ class ImageClassifier(TrustedClassifier):
         reading = Reading(batch_size, workers, progress)
         features, paths = features_and_paths(self.model, unlabelled, reading)
         head, rows = adapted_head(self.head, self.zero_shot_head, features, anchor, guard=guard)
-        provenance = dict(self.provenance)
-        if isinstance(head, AdaptedHead):
-            provenance["adapted"] = {"images": len(rows), "anchor": anchor}
-        else:
-            _LOG.warning("nothing is adapted: the batch shows no groups that are not seen already")
         adapted = ImageClassifier(
             self.model,
             head.to(self.model.device),
             self.labels,
             self.zero_shot_head,
             self.prompts,
-            provenance,
+            dict(self.provenance),
             self.templates,
         )
+        adapted.calibration = self.calibration
+        if isinstance(head, AdaptedHead):
+            adapted.provenance["adapted"] = {"images": len(rows), "anchor": anchor}
+            adapted._drop_calibration("the new classifier's head was adapted")
+        else:
+            _LOG.warning("nothing is adapted: the batch shows no groups that are not seen already")
+            rows = adapted.probabilities(features)  # at the temperature of a calibration
         return adapted, make_predictions(self.labels, rows, paths)
 
     def _fit(

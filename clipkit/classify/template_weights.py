@@ -1,5 +1,6 @@
 """Weigh the templates of a zero-shot classifier by images without labels (ZPE, 2302.06235)."""
 
+import logging
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,8 @@ from clipkit.classify.zero_shot import embed_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import Template
+
+_LOG = logging.getLogger("clipkit")
 
 
 def weigh_templates(
@@ -43,7 +46,7 @@ def weigh_templates(
     Returns:
         A new classifier of the same model, labels, prompts and templates. Its provenance has the
         weights, in the order of the templates. `add_classes` weighs the prompts of new classes
-        alike, so weigh after it.
+        alike, so weigh after it. A calibration is not kept, and the log "clipkit" says so.
 
     Raises:
         ConfigError: if the classifier is fitted or adapted, or does not have the same templates,
@@ -65,6 +68,8 @@ def weigh_templates(
         weights = score_templates(images, texts, scale, others).softmax(dim=0)  # (P,)
         mixed = F.normalize(torch.einsum("p,pcd->cd", weights, texts), dim=-1)
     heads = [CosineHead(mixed, model.logit_scale).to(model.device).eval() for _ in range(2)]
+    if classifier.calibration is not None:
+        _LOG.warning("templates were weighed, so the calibration is not kept: calibrate again")
     provenance: dict[str, Any] = {"method": "zero_shot", "template_weights": weights.tolist()}
     return ImageClassifier(
         model,

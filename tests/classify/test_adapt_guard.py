@@ -70,3 +70,21 @@ def test_the_classifier_says_that_nothing_is_adapted(
     torch.testing.assert_close(same.probabilities(features), expected)
     torch.testing.assert_close(predictions[0].probabilities, expected[0])
     assert same.head.to_linear().scale == classifier.head.to_linear().scale
+
+
+def test_a_calibration_is_kept_where_nothing_is_adapted(
+    classifier: ImageClassifier, few: tuple[Tensor, Tensor], caplog: pytest.LogCaptureFixture
+) -> None:
+    """It was dropped in silence, so that predictions differed from the classifier's own."""
+    classifier.calibrate(*few)
+    features = unit_rows(1, classifier.head.width)
+    same, predictions = classifier.adapt(features)
+    assert same.calibration is classifier.calibration
+    expected = classifier.probabilities(features)
+    torch.testing.assert_close(same.probabilities(features), expected)
+    torch.testing.assert_close(predictions[0].probabilities, expected[0])
+    assert "calibration" not in caplog.text
+    adapted, _ = classifier.adapt(unit_rows(20, classifier.head.width), guard=False)
+    assert adapted.calibration is None
+    assert "head was adapted, so the calibration is dropped" in caplog.text
+    assert classifier.calibration is same.calibration

@@ -158,3 +158,14 @@ def test_classes_of_other_templates_are_refused(toy: CLIP) -> None:
     functions = [lambda name: f"a {name}.", lambda name: f"the {name}"]
     made = ImageClassifier.zero_shot(toy, {"blue": "sky", "red": "wine"}, functions)
     assert clipkit.weigh_templates(made, images).labels == ["blue", "red"]
+
+
+def test_a_calibration_is_not_lost_in_silence(
+    toy: CLIP, few: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES)
+    clipkit.weigh_templates(classifier, few[0])
+    assert "calibration" not in caplog.text
+    weighed = clipkit.weigh_templates(classifier.calibrate(*few), few[0])
+    assert weighed.calibration is None
+    assert "templates were weighed, so the calibration is not kept" in caplog.text
