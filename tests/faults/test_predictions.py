@@ -25,7 +25,7 @@ from clipkit import CLIP, ImageClassifier, Prediction, extract_features, read_fo
 from clipkit.classify.evaluate import classifier_accuracy
 from clipkit.classify.seen import SEEN, count_seen, marks_of
 from clipkit.classify.words import choices_in_words
-from clipkit.errors import ConfigError, TokenizerError
+from clipkit.errors import ConfigError, DataError, TokenizerError
 from tests.helpers.toy_classifier import NAMES, toy_features
 from tests.helpers.toy_data import color_folders
 
@@ -40,6 +40,7 @@ def classifier(model: CLIP, folder: Path) -> ImageClassifier:
     return ImageClassifier.zero_shot(model, NAMES).fit(read_folder(folder), method="gaussian")
 
 
+PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 ODD = ["<b>cat</b>", "größe & more"]
 
 
@@ -273,6 +274,35 @@ def test_features_with_other_last_bits_have_the_same_marks() -> None:
     noise = torch.randn(22, 32, generator=torch.Generator().manual_seed(1))
     assert count_seen(features + 1e-7 * noise, paths, known) >= 21
     assert count_seen(features + 1e-2 * noise, paths, known) == 0
+
+
+def test_images_are_known_again_in_other_precisions_and_alike_ones_told_apart() -> None:
+    """A model that was loaded in bfloat16 did not know the images of its own head."""
+    photos = [Image.open(file).convert("RGB") for file in sorted(PHOTOS.glob("*.jpg"))]
+    turned = [photo.rotate(3) for photo in photos]
+    model = CLIP.from_pretrained("tiny", dtype=torch.float32)
+    paths: list[str | None] = [None] * len(photos)
+    known = marks_of(model.embed_images(photos), paths)
+    for dtype in (torch.float16, torch.bfloat16):
+        other = CLIP.from_pretrained("tiny", dtype=dtype)
+        assert count_seen(other.embed_images(photos), paths, known) == len(photos)
+        assert count_seen(other.embed_images(turned), paths, known) == 0
+    random = torch.Generator().manual_seed(0)
+    base = torch.randn(1, 512, generator=random)
+    still = base + 0.015 * torch.randn(400, 512, generator=random)  # 0.021 from each other
+    still = torch.nn.functional.normalize(still, dim=1)
+    nobody: list[str | None] = [None] * 200
+    assert count_seen(still[200:], nobody, marks_of(still[:200], nobody)) == 0
+    assert count_seen(still[:200], nobody, marks_of(still[:200], nobody)) == 200
+    # Within reach, because nothing lies closer by.
+    single = marks_of(still[:1], [None])
+    assert count_seen(still[200:], nobody, single) > 150
+
+
+def test_paths_are_as_many_as_images() -> None:
+    features, _ = toy_features()
+    with pytest.raises(DataError, match="22 images need as many paths, not 1"):
+        count_seen(features, [None], marks_of(features, [None] * 22))
 
 
 # Kind Y7
