@@ -48,20 +48,13 @@ def read_held_out(
     """
     if labels is None or not has_several(labels):
         one: Any = labels
-        return _checked(support_set(model, given, one, class_names, reading)), None
+        return support_set(model, given, one, class_names, reading), None
     truth = read_several(labels, class_names)
     # Rows stand in for labels, so that those of images that cannot be read are left out.
     rows = [f"row {place}" for place in range(len(truth))]
-    support = _checked(support_set(model, given, torch.arange(len(truth)), rows, reading))
+    places = torch.arange(len(truth), device="cpu")
+    support = support_set(model, given, places, rows, reading)
     return support, truth[support.labels]
-
-
-def _checked(support: SupportSet) -> SupportSet:
-    """Return images and labels, of which there must be as many: features come without a check."""
-    images, labels = len(support.features), len(support.labels)
-    if images != labels:
-        raise DataError(f"there must be a label for each image, not {labels:,} for {images:,}")
-    return support
 
 
 def calibrated(

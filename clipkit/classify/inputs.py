@@ -303,6 +303,10 @@ def _support_of_features(
         indices = _own_labels(found.labels, found.class_names, class_names)
     if indices is None:
         raise DataError("features need labels")
+    if len(indices) != len(features):
+        raise DataError(
+            f"there must be a label for each image, not {len(indices):,} for {len(features):,}"
+        )
     if found is None:
         return SupportSet(features, indices, [None] * len(features), [])
     return SupportSet(features, indices, found.paths, found.skipped)

@@ -254,8 +254,8 @@ def bad_fits() -> dict[str, tuple[Any, Any, type[Exception], str]]:
     return {
         "names": (features, unknown, DataError, "no class .* is called 'ochre', 'violet'"),
         "one name": (features, "blue", DataError, "not the single text 'blue'"),
-        "count": (features, zeros, DataError, r"label for each .* not \(7,\) labels"),
-        "names' count": (features, ["blue"] * 9, DataError, r"label for each .* not \(9,\)"),
+        "count": (features, zeros, DataError, "label for each image, not 7 for"),
+        "names' count": (features, ["blue"] * 9, DataError, "label for each image, not 9 for"),
         "none": (features[:0], [], DataError, r"one at least, not \(0,\) labels"),
         "two axes": (features, torch.tensor([labels]).T, DataError, r"not of shape \(8, 1\)"),
         "fractions": (features, [0.5, *zeros], DataError, "number 0 is 0.5"),

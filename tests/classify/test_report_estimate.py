@@ -246,6 +246,21 @@ def test_empty_input_is_refused(classifier: ImageClassifier) -> None:
         classifier.report(torch.zeros(0, 32), torch.zeros(0, dtype=torch.long))
 
 
+@pytest.mark.parametrize(("images", "labels"), [(19, 22), (4, 3)])
+def test_features_and_labels_are_as_many(
+    classifier: ImageClassifier, few: Few, images: int, labels: int
+) -> None:
+    """The labels that are too many were ignored."""
+    given = few[0][:images], few[1][:labels]
+    message = f"there must be a label for each image, not {labels} for {images}"
+    for measure in (classifier.report, classifier.suspects, classifier.fit):
+        with pytest.raises(DataError, match=message):
+            measure(*given)
+    features = Features(*given, [str(number) for number in range(images)], [])
+    with pytest.raises(DataError, match=message):
+        classifier.report(features)
+
+
 def of_folder(root: Path) -> Any:
     return read_folder(root)
 
