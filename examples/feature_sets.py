@@ -2,7 +2,7 @@
 
 Each has `pool` (N, D) and `pool_labels` (N,), to draw support sets from; `test` (M, D) and
 `test_labels` (M,), to measure on; `w` (C, D), the features of the class texts; and `logit_scale`,
-the factor of the cosines.
+the factor of the cosines. `kind`, if it is there, says what they are, such as "real".
 """
 
 from collections.abc import Iterator
@@ -27,6 +27,7 @@ class FeatureSet:
     test: Tensor
     test_labels: Tensor
     zero_shot: clipkit.CosineHead
+    kind: str = ""
 
 
 def read_feature_set(path: Path) -> FeatureSet:
@@ -41,8 +42,11 @@ def read_feature_set(path: Path) -> FeatureSet:
             for name in ("pool_labels", "test_labels")
         }
         scale = torch.tensor(float(arrays["logit_scale"])).log()
+        kind = str(arrays["kind"]) if "kind" in arrays else ""
     head = clipkit.CosineHead(rows["w"], scale)
-    return FeatureSet(path.stem, rows["pool"], test=rows["test"], zero_shot=head, **labels)
+    return FeatureSet(
+        path.stem, rows["pool"], test=rows["test"], zero_shot=head, kind=kind, **labels
+    )
 
 
 def read_feature_sets(folder: Path) -> Iterator[FeatureSet]:

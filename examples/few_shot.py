@@ -258,7 +258,8 @@ def measure_features(args: argparse.Namespace) -> None:
     """Measure the sets of `--features`."""
     for found in read_feature_sets(args.features):
         if args.only is None or found.name in args.only:
-            experiment(task_of(found), found.name, args, model="features of a file")
+            model = f"features, {found.kind}" if found.kind else "features"
+            experiment(task_of(found), found.name, args, model)
 
 
 def measure_images(args: argparse.Namespace) -> None:
