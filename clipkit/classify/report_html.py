@@ -5,6 +5,7 @@ escaped, since names of files and labels may come from anywhere.
 """
 
 from collections.abc import Sequence
+from dataclasses import replace
 from html import escape
 from pathlib import PurePath
 
@@ -36,6 +37,8 @@ def as_page(figures: Figures, title: str) -> str:
         figures: what it shows.
         title: of the page.
     """
+    skipped = [_shortened(name, problem) for name, problem in figures.estimate.skipped]
+    figures = replace(figures, estimate=replace(figures.estimate, skipped=skipped))
     parts = [
         f"<h1>{_text(title)}</h1>",
         f'<p class="how quiet">{_text(sentences(figures))}</p>',
@@ -175,7 +178,7 @@ def _mistake(mistake: Mistake, uri: str | None) -> str:
     image = "" if uri is None else f'<img src="{uri}" alt="" loading="lazy">'
     name = f"image {mistake.index}"
     if mistake.path is not None:
-        name = "/".join(PurePath(mistake.path).parts[-_PARTS:])
+        name = _end_of(mistake.path)
     return (
         f"<li>{image}<div>"
         f'<div class="said"><b>{_text(mistake.true)}</b>'
@@ -191,6 +194,19 @@ def _image(figures: Figures, mistake: Mistake) -> str | None:
     if figures.image_of is not None:
         return thumbnail(figures.image_of(mistake.index))
     return None if mistake.path is None else thumbnail(mistake.path)
+
+
+def _end_of(path: str) -> str:
+    """Return the last parts of a path."""
+    return "/".join(PurePath(path).parts[-_PARTS:])
+
+
+def _shortened(name: str, problem: str) -> tuple[str, str]:
+    """Return the end of a path, and a problem in which it stands, as it is or with escapes."""
+    end = _end_of(name)
+    for path in (name, repr(name)[1:-1]):
+        problem = problem.replace(path, end)
+    return end, problem
 
 
 def _skipped(skipped: Sequence[tuple[str, str]]) -> str:

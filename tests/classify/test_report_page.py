@@ -153,6 +153,23 @@ def test_a_path_is_shown_by_its_end(tmp_path: Path, photo: str) -> None:
     assert str(tmp_path) not in text
 
 
+@pytest.mark.parametrize("name", ["broken.jpg", "bro\nken's.jpg"])
+def test_the_path_of_an_unreadable_image_is_shown_by_its_end(
+    toy: CLIP, tmp_path: Path, photo: str, name: str
+) -> None:
+    """In the table, the problem in it, and the sentence above."""
+    broken = Path(photo).with_name(name)
+    broken.write_bytes(b"junk")
+    with pytest.warns(UserWarning, match="1 of 2 images cannot be read"):
+        report = ImageClassifier.zero_shot(toy, NAMES).report([broken, photo], ["blue", "green"])
+    text, page = page_of(report, tmp_path)
+    assert str(tmp_path) not in text
+    assert "secret" not in text
+    shown = name.replace("\n", "\\n")
+    assert sum(f"place/folder/{shown}" in part for part in page.texts) == 3
+    assert report.estimate.skipped[0][0] == str(broken)  # and so in `to_json` and in print
+
+
 def test_no_mistake_needs_no_tables_of_them(tmp_path: Path) -> None:
     report = make_report(["a", "b"], torch.eye(2), torch.arange(2), Estimate("x"))
     _, page = page_of(report, tmp_path)
