@@ -183,7 +183,9 @@ def fit_rows(rows: Rows, places: NDArray[np.int64], strength: float | None, seed
     unit = float(np.sqrt(np.square(centered).sum(axis=1).mean()))
     unit = unit if 0 < unit < np.inf else 1.0
     scaled = torch.from_numpy(centered / unit)  # (N, D) float64
-    start = CosineHead(torch.zeros(classes, rows.shape[1]), torch.tensor(0.0))
+    start = CosineHead(
+        torch.zeros(classes, rows.shape[1], device="cpu"), torch.tensor(0.0, device="cpu")
+    )
     generator = torch.Generator("cpu").manual_seed(seed)
     with torch.inference_mode(False), torch.enable_grad(), torch.autocast("cpu", enabled=False):
         head, chosen = linear_probe(

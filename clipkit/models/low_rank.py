@@ -76,11 +76,12 @@ def lora(
         return copy
     for module in list(_attention_of(copy, towers)):
         # Drawn on the CPU and in float32, so that a seed means the same on every device.
-        changes: dict[Projection, Change] = {
-            name: Change(_width(module), rank, alpha / rank, dropout)
-            for name in PROJECTIONS
-            if name in projections
-        }
+        with torch.device("cpu"):
+            changes: dict[Projection, Change] = {
+                name: Change(_width(module), rank, alpha / rank, dropout)
+                for name in PROJECTIONS
+                if name in projections
+            }
         for change in changes.values():
             change.train(module.training)
         _attach(module, changes)

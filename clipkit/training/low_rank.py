@@ -104,9 +104,8 @@ def finetune_low_rank(
     found = _extract(start.model, pairs, how.workers)
     assert found.labels is not None  # they are the numbers of the images that can be read
     sound = pairs.select(cast("list[int]", found.labels.tolist()))
-    start.fit(found.features, sound.labels)
-    if found.skipped:
-        start.provenance["skipped"] = [list(one) for one in found.skipped]
+    # With their paths: by features alone a tuned model would not know its images again.
+    start.fit(replace(found, labels=torch.tensor(sound.labels, device="cpu")))
     chosen, about = _choose(start, sound, found.features, how, out)
     about = {"lora": {"chosen": chosen, "rank": how.rank} | about}
     if chosen == HEAD:
@@ -184,7 +183,7 @@ def _choose(
     """
     if not how.guard:
         return LOW_RANK, {}
-    labels = torch.tensor(pairs.labels)
+    labels = torch.tensor(pairs.labels, device="cpu")
     generator = torch.Generator("cpu").manual_seed(how.config.seed)
     folds = make_folds(labels, generator, _FOLDS)
     if not folds:
