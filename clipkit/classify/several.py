@@ -40,7 +40,7 @@ def read_several(labels: object, class_names: Sequence[str]) -> Tensor:
         [[True, False], [False, False], [True, True]]
     """
     if isinstance(labels, Tensor | np.ndarray):
-        return _read_matrix(torch.as_tensor(labels), len(class_names))
+        return _read_matrix(cast(Any, labels), len(class_names))
     rows = [_read_row(row) for row in cast("Sequence[Any]", labels)]
     names = list(dict.fromkeys(name for row in rows for name in row))
     places = find_classes(names, class_names)
@@ -50,18 +50,22 @@ def read_several(labels: object, class_names: Sequence[str]) -> Tensor:
     return truth
 
 
-def _read_matrix(matrix: Tensor, classes: int) -> Tensor:
-    if matrix.dtype != torch.bool:
+def _read_matrix(matrix: Any, classes: int) -> Tensor:
+    """Return a tensor or an array of booleans (N, C) as a tensor on the CPU."""
+    if str(matrix.dtype) not in ("torch.bool", "bool"):
         raise DataError(
             f"labels of several classes at once must be booleans (N, {classes}), not "
-            f"{matrix.dtype}: cast them by labels > 0 if that is what they mean"
+            f"{matrix.dtype}: cast numbers by labels > 0, and pass names as a list of lists, one "
+            "for each image"
         )
     if matrix.shape[1] != classes:
         raise DataError(
             f"labels must have a column for each of the {classes} classes, not shape "
             f"{tuple(matrix.shape)}"
         )
-    return matrix.detach().cpu()
+    if isinstance(matrix, Tensor):
+        return matrix.detach().cpu()
+    return torch.from_numpy(np.array(matrix))  # a copy, since some arrays cannot be shared
 
 
 def _read_row(row: Any) -> list[str]:
