@@ -153,5 +153,6 @@ def _single_folds(labels: Tensor, method: str, generator: torch.Generator, most:
             "texts, such as 'anchored'"
         )
     fold_of = torch.empty_like(labels)
-    fold_of[shuffled(len(labels), generator)] = torch.arange(len(labels)) % most
+    numbers = torch.arange(len(labels), device=labels.device)
+    fold_of[shuffled(len(labels), generator)] = numbers % most
     return [(fold_of != fold, fold_of == fold) for fold in range(min(most, len(labels)))]

@@ -106,7 +106,9 @@ def judge_unseen(classifier: StoredClassifier, support: SupportSet, seed: int) -
         estimate = Estimate(sentence, left_out=count, skipped=support.skipped)
         return Judged(classifier.probabilities(support.features[rows]), rows, estimate)
     estimate = Estimate(_held_out_sentence(classifier, total), skipped=support.skipped)
-    return Judged(classifier.probabilities(support.features), torch.arange(total), estimate)
+    return Judged(
+        classifier.probabilities(support.features), torch.arange(total, device="cpu"), estimate
+    )
 
 
 def judge_each(classifier: StoredClassifier, support: SupportSet, seed: int) -> Judged:

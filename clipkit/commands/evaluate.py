@@ -146,7 +146,7 @@ def _confused(report: Report) -> list[tuple[str, str, float]]:
     """Return the pairs of classes that are taken for each other most often."""
     # Few of many classes occur among the images, and a matrix has a cell for each pair of classes.
     places = {row.label: place for place, row in enumerate(report.classes)}
-    matrix = torch.zeros(len(places), len(places))
+    matrix = torch.zeros(len(places), len(places), device="cpu")
     for row in report.classes:
         matrix[places[row.label], places[row.label]] = row.right
     for pair in report.confusions:
