@@ -148,7 +148,18 @@ def _check_and_find_seen(classifier: StoredClassifier, support: SupportSet) -> T
     """Return which images the head was fitted on, (N,) bool."""
     if len(support.features) == 0:
         raise DataError("there is no image to measure on: pass one at least, better hundreds")
-    return which_seen(support.features, support.paths, classifier.provenance.get(SEEN))
+    return find_seen(classifier, support)
+
+
+def find_seen(classifier: StoredClassifier, support: SupportSet) -> Tensor:
+    """Return which images the head was fitted on, (N,) bool.
+
+    A zero-shot head was fitted on none, even where it was kept after others were fitted.
+    """
+    provenance = classifier.provenance
+    if provenance.get("method") == "zero_shot" and "adapted" not in provenance:
+        return torch.zeros(len(support.features), dtype=torch.bool, device="cpu")
+    return which_seen(support.features, support.paths, provenance.get(SEEN))
 
 
 def _fitted(classifier: StoredClassifier) -> int:

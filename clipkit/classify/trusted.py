@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from clipkit.classify.calibrating import calibrated, check_unseen, read_held_out
 from clipkit.classify.calibration import FALSE_ALARMS
-from clipkit.classify.estimate import judge_each, paths_of, report_of
+from clipkit.classify.estimate import find_seen, judge_each, paths_of, report_of
 from clipkit.classify.inputs import LabeledInputs, Reading, support_set
 from clipkit.classify.labels import Labels
 from clipkit.classify.report import Report
@@ -65,7 +65,7 @@ class TrustedClassifier(StoredClassifier):
         """
         reading = Reading(batch_size, workers, progress)
         support, truth = read_held_out(self.model, images_or_features, labels, self.labels, reading)
-        check_unseen(support, self.count_seen(support.features, support.paths))
+        check_unseen(support, int(find_seen(self, support).sum()))
         logits = self._logits(support.features)
         self.calibration = calibrated(support, truth, logits, self.calibration, false_alarms)
         return self

@@ -46,6 +46,23 @@ def test_zero_shot_is_measured_on_all(classifier: ImageClassifier, few: Few) -> 
     assert "fitted on nothing" in report.estimate.sentence
 
 
+def test_zero_shot_that_was_kept_is_measured_on_the_images_of_the_others(
+    classifier: ImageClassifier, few: Few
+) -> None:
+    """`finetune(lora=2)` knows the images, of which a zero-shot head has seen none."""
+    expected = classifier.report(*few)
+    seen = classifier.fit(*few).provenance["images_seen"]
+    kept = ImageClassifier.zero_shot(classifier.model, NAMES)
+    kept.provenance |= {"images_seen": seen, "images": 22, "counts": [7, 5, 5, 5]}
+    assert kept.count_seen(few[0]) == 22
+    assert kept.report(*few) == expected
+    assert kept.suspects(*few, cut=1)
+    assert kept.calibrate(*few).calibration is not None
+    adapted, _ = kept.adapt(few[0], guard=False)
+    with pytest.raises(DataError, match="is adapted to a batch and was fitted on these images"):
+        adapted.report(*few)
+
+
 def test_other_images_are_held_out(classifier: ImageClassifier, few: Few) -> None:
     classifier.fit(*few, "gaussian")
     other = noisy(few, 1, 0.5)
