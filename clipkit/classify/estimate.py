@@ -5,7 +5,7 @@ without them; all others by the classifier itself.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
+from clipkit.classify.calibration import HELD_OUT, Calibration
 from clipkit.classify.cross_validation import CrossValidated, cross_validated
 from clipkit.classify.few_shot import METHODS
 from clipkit.classify.figures import Estimate
@@ -68,12 +69,14 @@ def report_of(
         DataError: as `judge_unseen`.
     """
     judged = judge_unseen(classifier, support, seed)
+    estimate = judged.estimate
+    clause = _calibration_clause(classifier.calibration, estimate.folds > 0)
     paths = paths_of(given, support)
     return make_report(
         classifier.labels,
         judged.probabilities,
         support.labels[judged.rows],
-        judged.estimate,
+        replace(estimate, sentence=estimate.sentence + clause),
         rows=judged.rows,
         paths=[paths[int(row)] for row in judged.rows],
         image_of=_images_of(given, support),
@@ -283,6 +286,28 @@ def _folds_sentence(
     if fitted > (1 + _MISSED) * given:
         sentence += f"; the classifier itself was fitted on more, {fitted:,} images"
     return sentence
+
+
+def _calibration_clause(calibration: Calibration | None, is_of_fit: bool) -> str:
+    """Return what is to be said of a calibration error; nothing where nothing speaks against it.
+
+    Args:
+        calibration: of the classifier.
+        is_of_fit: whether images of the fit are measured.
+    """
+    if calibration is None or not calibration.images:
+        return ""
+    if calibration.source == HELD_OUT:
+        return (
+            f"; probabilities are calibrated on {calibration.images:,} images: if these are among "
+            "them, the calibration error is a trifle too low"
+        )
+    if not is_of_fit:
+        return ""
+    return (
+        "; probabilities are calibrated on images of the fit, so the calibration error is a trifle "
+        "too low"
+    )
 
 
 def paths_of(given: LabeledInputs, support: SupportSet) -> list[str | None]:

@@ -11,10 +11,12 @@ from torch import Tensor
 
 from clipkit import CLIP, Features, ImageClassifier, extract_features, read_folder
 from clipkit.classify import estimate
+from clipkit.classify.calibration import Calibration
 from clipkit.classify.cross_validation import cross_validated
 from clipkit.classify.heads import CosineHead
 from clipkit.classify.metrics import accuracy
 from clipkit.errors import DataError
+from tests.helpers.held_out import held_out
 from tests.helpers.toy_classifier import NAMES, assert_close
 from tests.helpers.toy_data import color_folders
 
@@ -256,6 +258,27 @@ def test_a_calibration_is_used_on_logits_like_those_of_the_head(
     found = cross_validated(*few, start_of(classifier), method, {}, seed=0, like=classifier.head)
     soft = (found.logits / classifier.calibration.temperature).softmax(dim=1)
     assert_close(estimate.judge_unseen(classifier, support(few), 0).probabilities, soft)
+
+
+def test_a_calibration_on_the_same_images_is_told(classifier: ImageClassifier, few: Few) -> None:
+    others, more = held_out(classifier), held_out(classifier, seed=6)
+    assert "calibra" not in classifier.report(*others).estimate.sentence
+    classifier.calibrate(*others)
+    ending = (
+        "; probabilities are calibrated on 99 images: if these are among them, the calibration "
+        "error is a trifle too low"
+    )
+    assert classifier.report(*others).estimate.sentence.endswith(ending)
+    assert classifier.report(*more).estimate.sentence.endswith(ending)  # nobody knows
+    classifier.fit(*few, calibrate=True)
+    sentence = classifier.report(*few).estimate.sentence
+    assert sentence.endswith(
+        "on that part; probabilities are calibrated on images of the fit, so the calibration error "
+        "is a trifle too low"
+    )
+    assert "calibra" not in classifier.report(*others).estimate.sentence
+    classifier.calibration = Calibration(presence=None)
+    assert "calibra" not in classifier.report(*few).estimate.sentence
 
 
 def test_empty_input_is_refused(classifier: ImageClassifier) -> None:
