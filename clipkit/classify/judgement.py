@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import cast
 
 from torch import Tensor
 
@@ -99,5 +100,6 @@ def judge(
 
 def _ranked(labels: list[str], shares: Tensor, members: Tensor) -> list[str]:
     """Return the labels that are members, (C,) bool, those with the highest shares (C,) first."""
-    order = shares.argsort(descending=True, stable=True)
-    return [labels[int(place)] for place in order if members[place]]
+    places = members.nonzero().flatten()  # (labels that are members, 1) -> (those labels,)
+    order = shares[places].argsort(descending=True, stable=True)
+    return [labels[place] for place in cast("list[int]", places[order].tolist())]
