@@ -8,6 +8,7 @@ from pathlib import Path
 
 from clipkit import Features, ImageClassifier, extract_features, sample_shots
 from clipkit.classify.few_shot import METHODS, check_method
+from clipkit.classify.fitting import FOLDS
 from clipkit.classify.report_text import interval_in_words, obtained
 from clipkit.classify.words import calibration_in_words, choices_in_words
 from clipkit.columns import align
@@ -94,8 +95,10 @@ def fit(
     classifier = choose_classifier(None, name_ids(names), choice, templates, descriptors)
     found = embed_labelled(classifier, pairs.files, pairs.labels or [], workers)
     start = time.monotonic()
-    classifier.fit(found, found.labels, method, seed=seed, calibrate=calibrate).save(out)
-    seconds = time.monotonic() - start
+    classifier.fit(found, found.labels, method, seed=seed, calibrate=calibrate)
+    fits = 1 + FOLDS if calibrate else 1
+    seconds = (time.monotonic() - start) / fits
+    classifier.save(out)
     accuracy: dict[str, str] = {}
     if estimate:
         later = f"clipkit eval {typed(data)} --classifier {typed(out)}"
@@ -125,11 +128,12 @@ def _estimate(
         classifier: what was fitted.
         found: the features that it was fitted on.
         seed: of the folds.
-        seconds: how long the fit took.
+        seconds: how long a fit took, without the calibration.
         later: the command that estimates it where it would take too long now.
     """
     if seconds > _LONG:
-        return f"not estimated, which would take four times the {seconds:.0f} s of the fit: {later}"
+        words = f"not estimated, which would take about four times the {seconds:.0f} s of a fit"
+        return f"{words}: {later}"
     try:
         report = classifier.report(found, found.labels, seed=seed)
     except DataError as error:  # the classifier is fitted and saved all the same

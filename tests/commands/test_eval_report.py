@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,7 +34,9 @@ def test_a_page_is_written(toy: Path, fitted: list[str], capsys: Captured) -> No
     assert out.startswith("8 images, 4 classes\nHeld out: ")
     text = page.read_text("utf-8")
     assert "<title>unseen: how good the classifier is</title>" in text
-    assert "Held out: measured on 8 images that the classifier is not known to be fitted on." in text
+    assert (
+        "Held out: measured on 8 images that the classifier is not known to be fitted on." in text
+    )
 
 
 def test_images_of_the_fit_are_cross_validated(
@@ -125,5 +128,40 @@ def test_a_long_fit_is_not_done_again_unasked(
 ) -> None:
     monkeypatch.setattr(fit_command, "_LONG", -1)
     said = fit_and_read_accuracy(toy, capsys)
-    assert re.match(r"not estimated, which would take four times the \d+ s of the fit: ", said)
+    assert re.match(r"not estimated, which would take about four times the \d+ s of a fit: ", said)
     assert said.endswith(f"clipkit eval {toy / 'images'} --classifier {toy / 'out'}")
+
+
+class Clock:
+    """Tell the time of a machine on which a fit takes 40 s, and to save takes 90."""
+
+    now = 0.0
+
+    def monotonic(self) -> float:
+        return self.now
+
+
+def test_the_time_of_a_fit_is_that_of_one_fit(
+    toy: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It was that of the five of a calibration, and of saving."""
+    clock = Clock()
+    fit, save = ImageClassifier.fit, ImageClassifier.save
+
+    def slow_fit(self: ImageClassifier, *given: Any, **options: Any) -> ImageClassifier:
+        clock.now += 200 if options.get("calibrate") else 40
+        return fit(self, *given, **options)
+
+    def slow_save(self: ImageClassifier, folder: Path) -> None:
+        clock.now += 90
+        save(self, folder)
+
+    monkeypatch.setattr(fit_command, "time", clock)
+    monkeypatch.setattr(ImageClassifier, "fit", slow_fit)
+    monkeypatch.setattr(ImageClassifier, "save", slow_save)
+    assert "cross-validated in 4 folds" in fit_and_read_accuracy(toy, capsys)
+    assert "cross-validated in 4 folds" in fit_and_read_accuracy(toy, capsys, "--calibrate")
+    monkeypatch.setattr(fit_command, "_LONG", 39)
+    for options in ([], ["--calibrate"]):
+        said = fit_and_read_accuracy(toy, capsys, *options)
+        assert said.startswith("not estimated, which would take about four times the 40 s of a fit")
