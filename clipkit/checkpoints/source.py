@@ -108,11 +108,12 @@ def resolve(
         CheckpointNotFoundError: if there is no such path, repository, revision or file.
         DownloadError: if the network fails or access is refused.
         UnsupportedCheckpointError, ConfigError, CorruptCheckpointError: if the JSON is of another
-            model, contradictory or damaged.
+            model, contradictory or damaged; or if a revision is given for what lies here.
     """
     _check_arguments(name, revision, cache_dir, token)
     local = _find_local(name, ignore_config)
     if local is not None:
+        refuse_revision(name, revision)
         return local
     spelled = os.fspath(name)
     repo = spelled.removeprefix("hf-hub:")
@@ -153,6 +154,15 @@ def hub_id_of(name: str | os.PathLike[str]) -> str | None:
     repo = os.fspath(name).removeprefix("hf-hub:")
     row = registry.find(repo)
     return repo if row is None else row.hub
+
+
+def refuse_revision(name: str | os.PathLike[str], revision: str | None) -> None:
+    """Raise `ConfigError` if a revision was given for what lies here, which has none."""
+    if revision is not None:
+        raise ConfigError(
+            f"revision={revision!r:.60} is of hub repositories, and {os.fspath(name)!r} lies here: "
+            "leave it out"
+        )
 
 
 def _check_arguments(name: object, revision: object, cache_dir: object, token: object) -> None:

@@ -9,7 +9,7 @@ from typing import Any, cast
 from clipkit.checkpoints.card import card, describe_tower, plain, use
 from clipkit.checkpoints.documents import CONFIG, MERGES
 from clipkit.checkpoints.hub import MissingFilesError, fetch_hub
-from clipkit.checkpoints.source import is_hub_id
+from clipkit.checkpoints.source import is_hub_id, refuse_revision
 from clipkit.classify.folder import HEAD, MODEL, WEIGHTS, ZERO_SHOT
 from clipkit.classify.words import choices_in_words
 from clipkit.config import CLIPConfig
@@ -36,8 +36,10 @@ def find_folder(
     Raises:
         CheckpointNotFoundError: if the hub has no such repository, or it holds no classifier.
         DownloadError: if the network fails or access is refused.
+        ConfigError: if a revision is given for a local folder.
     """
     if not is_hub_id(name) or os.path.exists(name):
+        refuse_revision(name, revision)
         return name
     repo_id = os.fspath(name)
     fetch = partial(

@@ -42,6 +42,8 @@ def check_options(
         head_only, epochs, batch_size, blocks, lr, alpha, lora, guard, config: as in `finetune`.
     """
     decide_alpha(alpha, lora)
+    if not guard and lora is None:
+        raise ConfigError("guard=False would be ignored without lora=: leave it out")
     if head_only:
         given = {"epochs": epochs, "batch_size": batch_size, "blocks": blocks, "lr": lr}
         refuse_given("head_only=True trains no tower", **given, lora=lora, config=config)
@@ -52,8 +54,6 @@ def check_options(
         check_model(model, lora)
         plan_low_rank(pairs, epochs=epochs, batch_size=batch_size, lr=lr, config=config)
         return
-    if not guard:
-        raise ConfigError("guard=False would be ignored without lora=: leave it out")
     size = decide_batch_size(batch_size, pairs)
     if size < 2 and not pairs.class_names:
         raise DataError(ONE_PAIR)

@@ -9,7 +9,8 @@ import torch
 from PIL import Image
 
 import clipkit
-from clipkit import CLIP
+from clipkit import CLIP, ImageClassifier
+from clipkit.checkpoints.source import EMBEDDED
 from clipkit.encode import embed
 from clipkit.errors import (
     ClipkitError,
@@ -103,6 +104,15 @@ def test_tensors_of_images_of_another_form_name_theirs(vit: CLIP, images: torch.
 def test_a_model_is_named_by_a_string_or_a_path(name: Any) -> None:
     with pytest.raises(UnknownModelError, match=r"by a string or a path, not \w+ .*list_models"):
         clipkit.load(name)
+
+
+def test_a_revision_of_what_lies_here_is_refused(tmp_path: Path) -> None:
+    """It was ignored."""
+    for name in ("tiny", EMBEDDED):
+        with pytest.raises(ConfigError, match="revision='v2' is of hub .* lies here: leave it out"):
+            CLIP.from_pretrained(name, revision="v2")
+    with pytest.raises(ConfigError, match="revision='v2' is of hub .* lies here: leave it out"):
+        ImageClassifier.load(tmp_path, revision="v2")
 
 
 @pytest.mark.parametrize(

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from clipkit import CLIP, read_pairs
-from clipkit.errors import ClipkitError
+from clipkit import CLIP, finetune, read_folder, read_pairs
+from clipkit.errors import ClipkitError, ConfigError
 from clipkit.training.run import finetune_from
 
 
@@ -27,3 +27,10 @@ def test_impossible_options_are_told_before_the_work(
     monkeypatch.setattr(CLIP, "encode_image", lambda *_: pytest.fail("encoded in vain"))
     with pytest.raises(ClipkitError, match=message):
         finetune_from(read_pairs(place / "images"), place / "out", toy, **options)
+
+
+def test_a_guard_that_would_be_ignored_is_refused(place: Path, toy: CLIP) -> None:
+    pairs = read_folder(place / "images")
+    for head_only in (False, True):
+        with pytest.raises(ConfigError, match="guard=False would be ignored without lora=: leave"):
+            finetune(toy, pairs, place / "out", head_only=head_only, guard=False)
