@@ -286,6 +286,24 @@ def test_broken_images_are_left_out(model: CLIP, colors: Pairs, tmp_path: Path) 
     assert kept.provenance["lora"]["held_out"]["images"] == 31
 
 
+@pytest.mark.parametrize("kept", ["zero_shot", "anchored", "low_rank"])
+def test_the_images_are_known_again(
+    model: CLIP,
+    colors: Pairs,
+    unseen: Pairs,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    kept: str,
+) -> None:
+    choice(monkeypatch, kept)
+    tuned = finetune(model, colors, tmp_path, lora=2, config=replace(QUICK, lr=0.1))
+    loaded = ImageClassifier.load(tmp_path, device="cpu")
+    for pairs, count in ((colors, 32), (unseen, 0)):
+        found = clipkit.extract_features(tuned.model, pairs.files)
+        assert tuned.count_seen(found.features, found.paths) == count
+        assert loaded.count_seen(found.features, found.paths) == count
+
+
 # Options
 
 
