@@ -15,10 +15,11 @@ import math
 import torch.nn.functional as F
 from torch import Tensor
 
+from clipkit.classify.metric_inputs import is_number
 from clipkit.errors import ConfigError
 
 # Products such as 0.29 * 100 lie next to the whole number that they stand for.
-_ROUNDING = 1e-9
+ROUNDING = 1e-9
 
 
 def nonconformity(logits: Tensor) -> Tensor:
@@ -50,9 +51,9 @@ def conformal_quantile(scores: Tensor, coverage: float) -> float:
     """
     check_share("coverage", coverage)
     count = len(scores)
-    place = math.ceil((count + 1) * coverage - _ROUNDING)
+    place = math.ceil((count + 1) * coverage - ROUNDING)
     if place > count:
-        needed = math.ceil(coverage / (1 - coverage) - _ROUNDING)
+        needed = math.ceil(coverage / (1 - coverage) - ROUNDING)
         raise ConfigError(
             f"coverage of {coverage} needs {needed:,} calibration images at least, and there are "
             f"{count:,}: ask for a coverage of at most {_rounded_down(count / (count + 1))}, or "
@@ -77,7 +78,7 @@ def label_sets(scores: Tensor, quantile: float) -> Tensor:
 
 def check_share(name: str, share: float) -> None:
     """Raise `ConfigError` unless `share` is a number between 0 and 1."""
-    if not isinstance(share, int | float) or not 0 < share < 1:
+    if not is_number(share) or not 0 < share < 1:
         raise ConfigError(f"{name} must be a number between 0 and 1, not {share!r:.60}")
 
 

@@ -28,9 +28,15 @@ def as_tensor(name: str, given: Numbers) -> Tensor:
         ) from error
 
 
+def is_number(value: object) -> bool:
+    """Return whether `value` is a number of Python's or NumPy's, and no bool."""
+    return isinstance(value, int | float | np.integer | np.floating) and not isinstance(value, bool)
+
+
 def is_count(value: object) -> bool:
     """Return whether `value` is an integer of at least 1."""
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
+    return is_integer and bool(value >= 1)
 
 
 def check_count(name: str, what: str, value: int, most: float = math.inf) -> None:

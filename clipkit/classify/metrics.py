@@ -21,6 +21,7 @@ from clipkit.classify.metric_inputs import (
     as_tensor,
     check_count,
     is_count,
+    is_number,
     read_classes,
     read_scores,
 )
@@ -241,9 +242,10 @@ def wilson_interval(hits: int, images: int, level: float = 0.95) -> tuple[float,
     check_count("wilson_interval", "images", images)
     if hits != 0 and (not is_count(hits) or hits > images):
         raise ConfigError(f"wilson_interval needs hits of 0 to {images}, not {hits!r}")
-    if not 0 < level < 1:
+    if not is_number(level) or not 0 < level < 1:
         raise ConfigError(f"wilson_interval needs a level between 0 and 1, not {level!r}")
-    z = NormalDist().inv_cdf((1 + level) / 2)
+    hits, images = int(hits), int(images)
+    z = NormalDist().inv_cdf((1 + float(level)) / 2)
     share, excess = hits / images, z * z / images
     middle = (share + excess / 2) / (1 + excess)
     half = math.sqrt(share * (1 - share) * excess + excess * excess / 4) / (1 + excess)

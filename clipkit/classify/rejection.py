@@ -4,10 +4,8 @@ import math
 
 from torch import Tensor
 
-from clipkit.classify.conformal import check_share
+from clipkit.classify.conformal import ROUNDING, check_share
 from clipkit.errors import ConfigError
-
-_ROUNDING = 1e-9  # products such as 0.29 * 100 lie next to the whole number that they stand for
 
 
 def rejection_threshold(confidences: Tensor, false_alarms: float) -> float:
@@ -30,9 +28,9 @@ def rejection_threshold(confidences: Tensor, false_alarms: float) -> float:
     """
     check_share("false_alarms", false_alarms)
     count = len(confidences)
-    place = math.floor((count + 1) * false_alarms + _ROUNDING)
+    place = math.floor((count + 1) * false_alarms + ROUNDING)
     if place < 1:
-        needed = math.ceil(1 / false_alarms - _ROUNDING) - 1
+        needed = math.ceil(1 / false_alarms - ROUNDING) - 1
         raise ConfigError(
             f"false_alarms of {false_alarms} need {needed:,} calibration images at least, and "
             f"there are {count:,}: calibrate on more images, or with false_alarms of at least "

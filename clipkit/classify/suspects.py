@@ -10,6 +10,7 @@ from typing import cast
 
 from torch import Tensor
 
+from clipkit.classify.metric_inputs import is_number
 from clipkit.errors import ConfigError
 
 # By examples/suspects.py: from 0.03 to 0.01 precision and recall together change little.
@@ -86,5 +87,5 @@ def find_suspects(
 
 def check_cut(cut: float) -> None:
     """Raise `ConfigError` unless this is a number above 0, at most 1."""
-    if isinstance(cut, bool) or not isinstance(cut, int | float) or not 0 < cut <= 1:
+    if not is_number(cut) or not 0 < cut <= 1:
         raise ConfigError(f"cut must be a number above 0, at most 1, not {cut!r:.60}")

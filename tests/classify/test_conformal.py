@@ -9,7 +9,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipkit.classify.conformal import conformal_quantile, label_sets, nonconformity
+from clipkit.classify.conformal import (
+    check_share,
+    conformal_quantile,
+    label_sets,
+    nonconformity,
+)
+from clipkit.classify.suspects import check_cut
 from clipkit.errors import ConfigError
 
 COVERAGES = [0.01, 0.07, 0.1, 0.29, 0.5, 0.55, 0.57, 0.7, 0.8, 0.9, 0.95]
@@ -91,3 +97,14 @@ def test_coverage_in_a_simulation(coverage: float) -> None:
     assert abs(share - exact) < 4 * error + 0.003
     assert share > coverage - 4 * error
     assert error < 0.006  # else this would prove little
+
+
+def test_shares_may_be_numbers_of_numpy() -> None:
+    shares: list[Any] = [np.float32(0.5), np.float64(0.5)]
+    for share in shares:
+        check_share("coverage", share)
+        check_cut(share)
+    refused: list[Any] = [True, np.True_, "0.5", None, np.float32(0), float("nan")]
+    for wrong in refused:
+        with pytest.raises(ConfigError, match="coverage must be a number between 0 and 1, not "):
+            check_share("coverage", wrong)

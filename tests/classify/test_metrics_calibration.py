@@ -234,3 +234,15 @@ def test_impossible_intervals_are_refused(
 ) -> None:
     with pytest.raises(ConfigError, match=message):
         wilson_interval(hits, images, level)
+
+
+def test_intervals_take_numbers_of_numpy() -> None:
+    counts: list[Any] = [np.int64(5), np.int64(9)]
+    found = wilson_interval(*counts)
+    assert found == wilson_interval(5, 9)
+    assert type(found[0]) is float
+    assert wilson_interval(5, 9, np.float64(0.9)) == wilson_interval(5, 9, 0.9)
+    wrong: list[Any] = ["x", True, None]
+    for level in wrong:
+        with pytest.raises(ConfigError, match="needs a level between 0 and 1, not "):
+            wilson_interval(5, 9, level)
