@@ -2,6 +2,7 @@
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -9,7 +10,7 @@ from clipkit import distributed, read_pairs
 from clipkit.classify.folder import load_parts
 from clipkit.columns import align
 from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
-from clipkit.commands.display import tell, tell_skipped, typed
+from clipkit.commands.display import count, tell, tell_skipped, typed
 from clipkit.commands.folders import (
     check_result_folder,
     print_classifier,
@@ -136,6 +137,8 @@ def _tell_result(out: Path, figures: dict[str, tuple[float, float]], head_only: 
     if head_only:  # a run of training tells of them itself
         _tell_skipped(out)
     _print_before_and_after(figures)
+    if "accuracy" in figures:
+        _print_what_was_kept(load_parts(out).provenance.get("lora"))
     tell_size(out)
     _print_way_on(out, is_classifier="accuracy" in figures)
 
@@ -152,6 +155,26 @@ def _print_before_and_after(figures: dict[str, tuple[float, float]]) -> None:
         rows.append([name, f"{before:.1%}", f"{after:.1%}"])
     for row in align(rows, right=(1, 2)):
         print("  ".join(row))
+
+
+def _print_what_was_kept(about: dict[str, Any] | None) -> None:
+    """Print which of zero-shot, head and low-rank changes was kept, and what spoke for it.
+
+    Args:
+        about: what provenance says of low-rank changes; None if none were trained.
+    """
+    if about is None:
+        return
+    print(f"kept: {about['chosen']} (--lora {about['rank']})")
+    held_out = dict(about.get("held_out", {}))
+    images = held_out.pop("images", 0)
+    if not images:
+        print("  no class has two images, so that none were held out to decide on the changes")
+        return
+    print(f"  accuracy on {count(images, 'training image')}, held out in turn to decide:")
+    rows = [[name, f"{figures['accuracy']:.1%}"] for name, figures in held_out.items()]
+    for row in align(rows, right=(1,)):
+        print("  " + "  ".join(row))
 
 
 def _print_way_on(out: Path, is_classifier: bool) -> None:

@@ -312,9 +312,10 @@ def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
     is_share = isinstance(share, int | float) and 0 <= share <= 1
     count = round(len(pairs) * share) if is_share else 0
     if not 0 < count < len(pairs):
+        remedy = "pass held_out=0.5, or add images" if len(pairs) > 1 else "add images"
         raise DataError(
             "held_out must be a share that leaves some images to train on and some to measure on, "
-            f"but is {share} of {len(pairs)}"
+            f"but is {share} of {len(pairs)} images: {remedy}"
         )
     return pairs.split(count)
 

@@ -92,8 +92,9 @@ def test_finetune_on_captions_prints_recall_both_ways(
         (["finetune", "{}/images", "--model", "ViT-B/23"], "ViT-B/23"),
         (
             ["finetune", "{}/images", "--held-out", "1"],
-            "--held-out must be a share .* is 1.0 of 20",
+            "--held-out must be a share .* is 1.0 of 20 images: .* --held-out 0.5",
         ),
+        (["finetune", "{}/images", "--held-out", "0"], "0.0 of 20 images: .* --held-out 0.5"),
         (["finetune", "{}/images", "--alpha", "2"], "alpha must be .* not 2.0"),
         (["finetune", "{}/captioned", "--alpha", "-1"], "alpha must be .* not -1.0"),
         (["finetune", "{}/images", "--batch-size", "0"], "--batch-size 0"),
@@ -122,10 +123,17 @@ def test_what_cannot_be_trained_exits_with_2_and_one_line(
     assert not (toy / "out" / "model").exists()
 
 
-def test_finetune_of_low_rank_changes_tells_what_was_kept(toy: Path, start: list[str]) -> None:
+def test_finetune_of_low_rank_changes_tells_what_was_kept(
+    toy: Path, start: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
     options = [*start, "--held-out", "0.2", "--lora", "2", "--epochs", "1", "--batch-size", "8"]
     assert main(["finetune", str(toy / "images"), "-o", str(toy / "out"), *options]) == 0
     about = ImageClassifier.load(toy / "out", device="cpu").provenance["lora"]
     assert about["rank"] == 2
     assert about["held_out"]["images"] == 16
     assert about["held_out"].keys() == {"images", "zero_shot", "anchored", "low_rank"}
+    lines = capsys.readouterr().out.splitlines()
+    place = lines.index(f"kept: {about['chosen']} (--lora 2)")
+    assert lines[place + 1] == "  accuracy on 16 training images, held out in turn to decide:"
+    for line, name in zip(lines[place + 2 :], ("zero_shot", "anchored", "low_rank"), strict=False):
+        assert line.split() == [name, f"{about['held_out'][name]['accuracy']:.1%}"]
