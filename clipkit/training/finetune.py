@@ -7,6 +7,7 @@ from typing import Any
 
 from clipkit import distributed
 from clipkit.classify.classifier import ImageClassifier
+from clipkit.classify.encoder import as_model
 from clipkit.classify.heads import LinearHead
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
@@ -32,7 +33,7 @@ from clipkit.training.tasks import ONE_PAIR, ClassificationTask
 
 
 def finetune(
-    model: CLIP,
+    model: CLIP | str | os.PathLike[str],
     pairs: Pairs,
     out: str | os.PathLike[str],
     *,
@@ -65,7 +66,7 @@ def finetune(
     another.
 
     Args:
-        model: to start from; it is not changed.
+        model: to start from, or the name of one; it is not changed.
         pairs: images with labels, as `read_folder` gives them.
         out: folder for the classifier, which `ImageClassifier.load` reads, and in `run` for what
             `Trainer` leaves.
@@ -104,6 +105,7 @@ def finetune(
     check_pairs(pairs)
     check_output(out, "folder")
     names = check_names(pairs, class_names)
+    model = as_model(model)
     options: dict[str, Any] = {"epochs": epochs, "batch_size": batch_size, "lr": lr, "alpha": alpha}
     options |= {"config": config}
     check_options(

@@ -29,6 +29,15 @@ def test_impossible_options_are_told_before_the_work(
         finetune_from(read_pairs(place / "images"), place / "out", toy, **options)
 
 
+def test_a_model_may_be_named(place: Path, toy: CLIP) -> None:
+    toy.save_pretrained(place / "model")
+    pairs = read_folder(place / "images")
+    named = finetune(str(place / "model"), pairs, place / "a", head_only=True)
+    assert named.labels == finetune(toy, pairs, place / "b", head_only=True).labels
+    with pytest.raises(ClipkitError, match="no-such-model"):
+        finetune("no-such-model", pairs, place / "c", lora=2)
+
+
 def test_a_guard_that_would_be_ignored_is_refused(place: Path, toy: CLIP) -> None:
     pairs = read_folder(place / "images")
     for head_only in (False, True):
