@@ -2,7 +2,7 @@
 
 import logging
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -114,6 +114,11 @@ def _features(model: CLIP, images: Inputs, reading: Reading) -> Tensor:
 
 def _count_templates(classifier: ImageClassifier) -> int:
     """Return how many templates a classifier has, or raise `ConfigError` if it cannot be used."""
+    if not isinstance(cast("object", classifier), ImageClassifier):
+        raise ConfigError(
+            f"weigh_templates takes a classifier and then images, not {classifier!r:.60} first: "
+            "weigh_templates(classifier, images)"
+        )
     if classifier.provenance.get("method") != "zero_shot" or "adapted" in classifier.provenance:
         raise ConfigError(
             "weigh_templates takes a zero-shot classifier, and this one is "

@@ -103,6 +103,12 @@ def test_templates_must_be_shared_and_several(toy: CLIP, templates: Any) -> None
         clipkit.weigh_templates(classifier, unit(3, 32, seed=0))
 
 
+def test_swapped_arguments_are_told(toy: CLIP) -> None:
+    classifier: Any = ImageClassifier.zero_shot(toy, ["cat", "dog"], ["a {}", "one {}"])
+    with pytest.raises(ConfigError, match=r"not \['a.png'\] first: weigh_templates\(classifier"):
+        clipkit.weigh_templates(["a.png"], classifier)  # type: ignore[arg-type]
+
+
 def test_a_fit_is_not_thrown_away(toy: CLIP, few: Any) -> None:
     classifier = ImageClassifier.zero_shot(toy, RAGGED, TEMPLATES).fit(*few)
     with pytest.raises(ConfigError, match="this one is anchored: weigh first"):
