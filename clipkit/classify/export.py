@@ -120,7 +120,8 @@ def export(
     check_output(path)
     images = _random_images(5, resolution)
     prepare = _module_of(preprocess, images)
-    deployed = _Deployed(prepare, visual, head, calibration).eval()
+    # A program that is loaded again would make outputs with gradients, which `.numpy()` refuses.
+    deployed = _Deployed(prepare, visual, head, calibration).eval().requires_grad_(False)
     about = _describe(labels, preprocess, resolution, calibration)
     if path.suffix == ".pt2":
         with replacing(path) as partial, torch.no_grad():

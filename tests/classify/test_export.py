@@ -149,6 +149,14 @@ def test_a_program_is_made_of_plain_operations(exported: Export) -> None:
     assert not any(isinstance(target, torch._ops.HigherOrderOperator) for target in calls)
 
 
+def test_what_a_program_returns_has_no_gradients(exported: Export) -> None:
+    classifier, path = exported("vit, other preprocess", "linear", ".pt2")
+    images = pixels(2, classifier.model)
+    outputs = torch.export.load(path).module()(images)
+    np.testing.assert_allclose(outputs.numpy(), eager(classifier, images).numpy(), atol=2e-5)
+    assert any(weight.requires_grad for weight in classifier.parameters())
+
+
 # Preprocessing
 
 
