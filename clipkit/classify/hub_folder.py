@@ -123,7 +123,7 @@ def _how(provenance: Mapping[str, Any]) -> str:
     if method == "zero_shot":
         return "Of the names of its classes alone, without images (zero-shot)."
     counts = provenance.get("counts")
-    made = f"The head was fitted by the method `{method}`"
+    made = f"The head was fitted by the method {plain(method)}"
     if isinstance(counts, list) and counts:
         numbers = cast("list[int]", counts)
         made += f" on {sum(numbers):,} images, {min(numbers):,} to {max(numbers):,} a class"

@@ -123,7 +123,8 @@ class StoredClassifier(Predictor):
         Args:
             repo_id, private, token, commit_message, update: see `clipkit.checkpoints.upload.push`.
             license: of the weights, as the hub calls it, such as "mit". It is for you to know.
-            base_model: the hub id of the CLIP; the model's `hub_id` if not given.
+            base_model: the hub id of the CLIP; the model's `hub_id` if not given. It is on the
+                card, so that all who see the card see it, also the id of a private repository.
 
         Raises:
             ConfigError: as `save`, or if an argument is impossible.

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard, constants
 from torch import Tensor
 
 from clipkit import ImageClassifier
+from clipkit.classify.hub_folder import classifier_card
 from clipkit.errors import (
     CheckpointNotFoundError,
     ConfigError,
@@ -20,6 +21,7 @@ from clipkit.errors import (
 )
 from tests.helpers.hub_server import HubServer
 from tests.helpers.toy_classifier import NAMES, fitted, state_of
+from tests.helpers.toy_data import toy_config
 
 # The client itself calls its own client library in a way that is out of use.
 pytestmark = pytest.mark.filterwarnings("ignore:Use 'content=:DeprecationWarning")
@@ -172,7 +174,7 @@ def test_the_card_is_true(
     assert card.data.pipeline_tag == "image-classification"
     assert card.data.library_name == "clipkit"
     assert card.data.tags == ["clip", "image-classification"]
-    assert "by the method `anchored` on 22 images, 5 to 7 a class (strength " in card.text
+    assert "by the method anchored on 22 images, 5 to 7 a class (strength " in card.text
     assert "## Labels\n\n- blue\n- dark red\n- green\n- white\n" in card.text
     (code,) = re.findall(r"^```python\n(.*?)^```", card.text, re.M | re.S)
     assert len(code.splitlines()) == 3
@@ -212,3 +214,10 @@ def test_uploads_are_refused_as_those_of_models(
     with pytest.raises(ConfigError, match="upload the classifier of the model it is of"):
         fast.push_to_hub("me/other", token=hub.writer)
     assert list(hub.repos) == [REPO]
+
+
+def test_a_method_on_a_card_is_no_markdown() -> None:
+    """Provenance comes from files that anybody can write."""
+    told = {"method": "`<b>x</b> [a](b)"}
+    text = classifier_card(toy_config(), ["cat"], told, "me/pets", None, None)
+    assert r"by the method \`\<b\>x\</b\> \[a\]\(b\)." in text
