@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipkit.classify.calibration import SOURCES, Calibration
 from clipkit.classify.presence import Presence
+from clipkit.errors import ConfigError
 
 PREFIX = "calibration."  # of the tensors' names in the file
 
@@ -16,7 +17,11 @@ _PRESENCE = ("slopes", "offsets", "thresholds")
 
 
 def calibration_parts(calibration: Calibration) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Return a calibration as tensors, by names that begin with `PREFIX`, and as JSON."""
+    """Return a calibration as tensors, by names that begin with `PREFIX`, and as JSON.
+
+    Raises:
+        ConfigError: if it comes from no images, as one that was made by hand.
+    """
     tensors = {"scores": calibration.scores, "confidences": calibration.confidences}
     values: dict[str, Any] = {
         "temperature": calibration.temperature,
@@ -30,6 +35,11 @@ def calibration_parts(calibration: Calibration) -> tuple[dict[str, Tensor], dict
         values["several"] = presence.images
     # An empty tensor cannot be told from a missing one by all readers of the format.
     kept = {f"{PREFIX}{name}": tensor for name, tensor in tensors.items() if tensor.numel()}
+    if not kept:
+        raise ConfigError(
+            "the calibration comes from no images, so there is nothing to save: call "
+            "classifier.calibrate(images, labels), or set classifier.calibration = None"
+        )
     return kept, values
 
 

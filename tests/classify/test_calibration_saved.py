@@ -13,7 +13,7 @@ from clipkit.classify.calibration import Calibration, calibrate_several
 from clipkit.classify.calibration_file import calibration_parts, read_calibration, take_calibration
 from clipkit.classify.head_files import read_head_file, write_head_file
 from clipkit.classify.saved_heads import load_head
-from clipkit.errors import CorruptCheckpointError
+from clipkit.errors import ConfigError, CorruptCheckpointError
 from tests.helpers.held_out import held_out
 from tests.helpers.toy_classifier import NAMES, head_logits
 
@@ -161,3 +161,12 @@ def read_head_file_of(classifier: ImageClassifier, folder: Path) -> head_files.H
     """Save a classifier, and return the file of its head."""
     classifier.save(folder)
     return read_head_file(folder / HEAD)
+
+
+def test_a_calibration_that_holds_nothing_is_not_saved(toy: CLIP, tmp_path: Path) -> None:
+    """It was saved, and refused as damaged when it was loaded."""
+    classifier = ImageClassifier.zero_shot(toy, NAMES)
+    classifier.calibration = Calibration(temperature=2.0)
+    with pytest.raises(ConfigError, match="calibration comes from no images, .* = None"):
+        classifier.save(tmp_path / "new")
+    assert not (tmp_path / "new").exists()
