@@ -22,7 +22,7 @@ from clipkit.classify.estimator_inputs import (
     find_names,
     read_inputs,
 )
-from clipkit.classify.few_shot import Method, check_method, check_options
+from clipkit.classify.few_shot import METHODS, Method, check_options
 from clipkit.classify.inputs import Inputs, Reading, features_and_paths
 from clipkit.classify.plain_features import Rows, check_count, fit_rows, read_classes, read_rows
 from clipkit.clip import CLIP
@@ -114,8 +114,8 @@ class CLIPClassifier(Estimator):
         """Fit the head on images or features, and return the classifier.
 
         Args:
-            X: see the class. A list of images that cannot be read goes on without them, and a
-                warning says so.
+            X: see the class. A list with images that cannot be read goes on without them, and a
+                warning says so; but they are an error where there is no `classifier_`.
             y: N labels: texts, integers, booleans or whole floats, in a list, an array, a tensor
                 or a column of a table.
 
@@ -149,7 +149,11 @@ class CLIPClassifier(Estimator):
         return self.classes_[places]
 
     def predict_proba(self, X: Inputs) -> Rows:
-        """Return the probabilities (N, C) float64, in the order of `classes_`."""
+        """Return the probabilities (N, C) float64, in the order of `classes_`.
+
+        They are the head's own: a calibration that was given to `classifier_` is not applied, since
+        scikit-learn's tools calibrate by themselves. `classifier_.probabilities` applies it.
+        """
         logits = self._logits(X)
         powers = np.exp(logits - logits.max(axis=1, keepdims=True))
         return powers / powers.sum(axis=1, keepdims=True)
@@ -195,8 +199,9 @@ class CLIPClassifier(Estimator):
         """Return the method and its options, or raise `ConfigError` before any work."""
         method = self.method or (_PLAIN if self.model is None else "anchored")
         options = {name: getattr(self, name) for name in _OPTIONS}
-        if method != _ZERO_SHOT:
-            check_method(method)
+        known = (*METHODS, _ZERO_SHOT)
+        if method not in known:
+            raise ConfigError(f"method must be one of {', '.join(known)}, not {method!r:.60}")
         if self.model is None and method != _PLAIN:
             raise ConfigError(
                 f"{method} starts from class names, which need a model: pass model=, or "
