@@ -51,13 +51,16 @@ def read_descriptors(
     if sentences is None:
         every = [text for own in texts.values() for text in own]
         sentences = 2 * sum(text.endswith(_ENDS) for text in every) > len(every)
-    found = {_key(name): own for name, own in texts.items() if own}
+    found: dict[str, list[str]] = {}
+    for name, own in texts.items():
+        if own:  # "Cat" and "cat" are one class, with the texts of both
+            found[_key(name)] = found.get(_key(name), []) + own
     missing = [label for label, own in names.items() if _find(found, own) is None]
     if missing:
         raise DataError(
             f"{shown} has no texts for {', '.join(map(repr, missing[:_SHOWN]))}"
             f"{f' and {len(missing) - _SHOWN} more' if len(missing) > _SHOWN else ''}: add a list "
-            "of texts for each to the file, or leave the classes out"
+            "of texts for each to the file, or name the other classes by class_names="
         )
     prompts: dict[str, list[str]] = {}
     for label, own in names.items():

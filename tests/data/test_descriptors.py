@@ -109,3 +109,13 @@ def test_arguments_are_checked(write: Any, tmp_path: Path) -> None:
         read_descriptors(3)  # pyright: ignore[reportArgumentType]
     with pytest.raises(ConfigError, match="class_names"):
         read_descriptors(write(DCLIP), [])
+
+
+def test_names_that_differ_in_case_have_the_texts_of_both(tmp_path: Path) -> None:
+    """The last one won in silence."""
+    file = tmp_path / "texts.json"
+    file.write_text('{"Cat": ["fur"], "cat": ["whiskers"], "dog": []}')
+    prompts = read_descriptors(file, ["cat"])
+    assert prompts == {"cat": ["cat, which has fur", "cat, which has whiskers"]}
+    with pytest.raises(DataError, match="has no texts for 'dog'.* the other classes by class_na"):
+        read_descriptors(file)
