@@ -62,16 +62,17 @@ def expected_lines(
     return rows + [f"{one}, {other} {iou:.2%}" for one, other, iou in confused]
 
 
+@pytest.fixture
+def near(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tell images of one color apart, which models of random weights hardly do."""
+    monkeypatch.setattr("clipkit.classify.seen._NEAR", 0.005)
+
+
+@pytest.mark.usefixtures("near")
 @pytest.mark.parametrize("method", ["zero_shot", "gaussian"])
 def test_the_figures_of_a_classifier(
-    toy: Path,
-    start: list[str],
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-    method: str,
+    toy: Path, start: list[str], capsys: pytest.CaptureFixture[str], method: str
 ) -> None:
-    # To a model of random weights images of a color are more alike than to any that was trained.
-    monkeypatch.setattr("clipkit.classify.seen._NEAR", 0.005)
     unseen = color_folders(toy / "unseen", each=3, seed=700)
     pairs = read_folder(unseen)
     classifier = zero_shot(toy, pairs.class_names)
