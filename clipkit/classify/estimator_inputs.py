@@ -104,10 +104,18 @@ def find_names(
         unknown = [str(label) for label in np.setdiff1d(classes, labels)]
         if unknown:
             raise DataError(
-                f"y has labels without a name: {show(unknown)}; class_names has "
-                f"{show([str(label) for label in labels])}"
+                f"y has labels without a name: {show(unknown)}; class_names "
+                f"{_describe_names(classes, class_names)}"
             )
     return labels, names
+
+
+def _describe_names(classes: NDArray[Any], class_names: ClassNamesByLabel) -> str:
+    """Return in words for which labels there are names."""
+    if isinstance(class_names, Mapping) or _are_texts(classes):
+        return f"has {show([str(label) for label in class_names])}"
+    last = len(class_names) - 1
+    return f"{show(class_names)} are names of the labels 0 to {last}: add others, or pass a dict"
 
 
 def _all_names(

@@ -261,14 +261,19 @@ def check_lengths(features: Tensor) -> None:
     """Raise `DataError` unless all features (N, D) are finite and of unit length."""
     lengths = features.detach().float().square().sum(dim=1).sqrt()  # (N,)
     if not lengths.isfinite().all():
-        raise DataError("some features are not finite")
+        row = int((~lengths.isfinite()).nonzero()[0])
+        raise DataError(
+            f"some features are not finite, first those of row {row} of {len(lengths)}: leave such "
+            "rows out, or make their features again"
+        )
     wrong = ((lengths - 1).abs() > LENGTH_TOLERANCE).nonzero().flatten()  # (rows that are,)
     if len(wrong):
         row = int(wrong[0])
         raise DataError(
             f"features must be of unit length, but {len(wrong)} of {len(lengths)} are not; row "
             f"{row} has length {lengths[row].item():.4g}: pass "
-            "torch.nn.functional.normalize(features, dim=-1)"
+            "torch.nn.functional.normalize(features, dim=-1); in a Pipeline put scikit-learn's "
+            "Normalizer() before the classifier"
         )
 
 

@@ -23,6 +23,8 @@ _RESHAPE = (
     "Reshape your data: array.reshape(1, -1) for one row, array.reshape(-1, 1) for one number"
 )
 
+_NEEDS_MODEL = "Images need a model: CLIPClassifier('tiny'), or another such as 'ViT-B/32'"
+
 
 class _WrongTypeError(DataError, TypeError):
     """Report values that are no numbers. What converts numbers raises TypeError for them."""
@@ -58,7 +60,8 @@ def read_rows(given: object, caller: str, width: int | None = None) -> Rows:
     rows = _as_numbers(given)
     if rows.ndim != 2:
         raise DataError(
-            f"features must be rows of numbers (N, D), not of shape {rows.shape}. {_RESHAPE}"
+            f"features must be rows of numbers (N, D), not of shape {rows.shape}. {_RESHAPE}. "
+            f"{_NEEDS_MODEL}"
         )
     count, columns = rows.shape
     if count == 0:
@@ -66,8 +69,10 @@ def read_rows(given: object, caller: str, width: int | None = None) -> Rows:
     if columns == 0:
         raise DataError(f"0 feature(s) (shape={rows.shape}) while a minimum of 1 is required.")
     if not np.isfinite(rows).all():
+        row = int(np.flatnonzero(~np.isfinite(rows).all(axis=1))[0])
         raise DataError(
-            "features contain NaN or inf: fill them, by sklearn.impute.SimpleImputer for instance"
+            f"features contain NaN or inf, first in row {row}: fill them, by "
+            "sklearn.impute.SimpleImputer for instance"
         )
     if width is not None and columns != width:
         raise DataError(
@@ -93,11 +98,9 @@ def _as_numbers(given: Any) -> Rows:
     try:
         return np.array(array, dtype=np.float64)
     except TypeError as error:
-        raise _WrongTypeError(f"features must be numbers: {error}") from error
+        raise _WrongTypeError(f"features must be numbers: {error}. {_NEEDS_MODEL}") from error
     except ValueError as error:
-        raise DataError(
-            f"features must be numbers: {error}. Images need a model: CLIPClassifier('ViT-B/32')"
-        ) from error
+        raise DataError(f"features must be numbers: {error}. {_NEEDS_MODEL}") from error
 
 
 def read_classes(labels: object) -> tuple[NDArray[Any], NDArray[np.int64]]:

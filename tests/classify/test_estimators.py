@@ -4,6 +4,7 @@ import pickle
 import subprocess
 import sys
 import warnings
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -188,7 +189,7 @@ def test_parameters_are_kept_as_they_are() -> None:
             r"anchored starts from class names.*pass model=, or method='linea",
         ),
         ({"method": "zero_shot"}, "zero_shot starts from class names"),
-        ({"method": "anchor"}, "method must be one of anchored, "),
+        ({"method": "zeroshot"}, "method must be one of anchored, .*, zero_shot, not 'zeroshot'"),
         ({"class_names": ["a", "b"]}, "class_names mean nothing without a model"),
         ({"C": -1.0}, "C must be above 0"),
         ({"strength": 1.0}, "linear_probe takes no strength"),
@@ -212,8 +213,16 @@ def test_what_is_not_fitted_says_so() -> None:
 
 
 def test_images_need_a_model() -> None:
-    with pytest.raises(DataError, match=r"Images need a model: CLIPClassifier\('ViT-B/32'\)"):
-        CLIPClassifier().fit([["a.jpg"], ["b.jpg"]], [0, 1])
+    message = r"Images need a model: CLIPClassifier\('tiny'\)"
+    images: Any = [["a.jpg"], ["b.jpg"]], ["a.jpg", "b.jpg"], [Path("a.jpg"), Path("b.jpg")]
+    for own in (*images, np.zeros((2, 8, 8, 3), np.uint8)):
+        with pytest.raises(DataError, match=message):
+            CLIPClassifier().fit(own, [0, 1])
+
+
+def test_the_first_row_that_is_not_finite_is_named() -> None:
+    with pytest.raises(DataError, match="NaN or inf, first in row 1: fill them"):
+        CLIPClassifier().fit([[0.0], [float("nan")], [1.0], [float("inf")]], [0, 1, 0, 1])
 
 
 # Tools

@@ -86,12 +86,21 @@ def test_features_do_as_well_as_images(toy: CLIP, files: list[str], labels: list
         on_features: Any = clone(classifier)
         on_features.fit(form, labels)
         np.testing.assert_allclose(on_features.predict_proba(form), expected, atol=1e-6)
-    with pytest.raises(DataError, match="features must be of unit length"):
+    with pytest.raises(DataError, match=r"must be of unit length.* scikit-learn's Normalizer\(\)"):
         classifier.predict(3 * features)
     for verb in (classifier.predict, lambda X: CLIPClassifier(toy).fit(X, labels)):
         for narrow in (features[:, :31], torch.from_numpy(features)[:, :31]):
             with pytest.raises(ConfigError, match="X has 31 features, but CLIPClassifier is expec"):
                 verb(narrow)
+
+
+def test_labels_beyond_a_list_of_names_are_told(toy: CLIP, files: list[str]) -> None:
+    classifier = CLIPClassifier(toy, class_names=["cat", "dog"])
+    message = (
+        "labels without a name: '2', '3'; class_names 'cat', 'dog' are names of .* 0 to 1: add"
+    )
+    with pytest.raises(DataError, match=message):
+        classifier.fit(files[:4], [0, 1, 2, 3])
 
 
 def test_an_image_that_cannot_be_read_is_named(
@@ -158,7 +167,7 @@ def test_a_linear_probe_needs_no_names(toy: CLIP, files: list[str], labels: list
 def test_labels_without_names_are_refused(toy: CLIP, files: list[str]) -> None:
     with pytest.raises(ConfigError, match=r"pass class_names=\{label: .*, or method='linear_probe"):
         CLIPClassifier(toy).fit(files, range(8))
-    with pytest.raises(DataError, match="y has labels without a name: '7'; class_names has '0', '"):
+    with pytest.raises(DataError, match="y has labels without a name: '7'; class_names 'blue', "):
         CLIPClassifier(toy, class_names=NAMES).fit(files, [0, 1, 2, 3, 0, 1, 2, 7])
     with pytest.raises(DataError, match="requires y to be passed"):
         CLIPClassifier(toy, class_names=NAMES).fit(files)

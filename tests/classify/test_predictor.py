@@ -177,7 +177,7 @@ def test_features_that_are_not_finite_are_refused(
 ) -> None:
     features = torch.eye(8, 32)
     features[3, 5] = value
-    with pytest.raises(DataError, match="some features are not finite"):
+    with pytest.raises(DataError, match="not finite, first those of row 3 of 8"):
         classifier.probabilities(features)
 
 
