@@ -203,5 +203,6 @@ def _upload_error(repo_id: str, error: Exception) -> UploadError:
     return UploadError(
         f"{repo_id!r} was not uploaded: {_answer(error)}. Nothing counts on the hub before its "
         "commit, so try again where there is a network, with update=True if the repository is "
-        "there by now; or save to a folder, and upload that later with `hf upload`"
+        "there by now; or save to a folder, and upload that later with "
+        f"`hf upload {repo_id} FOLDER`"
     )

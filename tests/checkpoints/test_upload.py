@@ -151,6 +151,8 @@ def test_no_network(hub: HubServer, vit: CLIP, monkeypatch: pytest.MonkeyPatch) 
     hub.stop()
     with pytest.raises(UploadError, match="try again where there is a network, with update=True"):
         vit.push_to_hub(REPO, token=hub.writer)
+    with pytest.raises(UploadError, match=f"later with `hf upload {REPO} FOLDER`"):
+        vit.push_to_hub(REPO, token=hub.writer)
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     with pytest.raises(UploadError, match="HF_HUB_OFFLINE forbids the network: unset it"):
         vit.push_to_hub(REPO, token=hub.writer)
