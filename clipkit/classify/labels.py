@@ -2,6 +2,7 @@
 
 from collections.abc import Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
+from difflib import get_close_matches
 from numbers import Integral
 from typing import Any, TypeAlias, cast
 
@@ -104,9 +105,19 @@ def find_classes(names: Iterable[str], class_names: Sequence[str]) -> dict[str, 
     if unknown:
         raise DataError(
             f"no class of this classifier is called {show(sorted(unknown))}; its classes are "
-            f"{show(class_names)}"
+            f"{show(class_names)}{_nearest(unknown, class_names)}"
         )
     return found
+
+
+def _nearest(unknown: Iterable[str], class_names: Sequence[str]) -> str:
+    """Return the end of a message: the classes that are spelled most like unknown names, if any."""
+    near = [
+        one
+        for name in sorted(unknown)[:_SHOWN]
+        for one in get_close_matches(name, class_names, n=1)
+    ]
+    return f". Did you mean {show(list(dict.fromkeys(near)))}?" if near else ""
 
 
 def show(names: Sequence[str]) -> str:

@@ -5,7 +5,8 @@ import logging
 import pytest
 
 from clipkit import ImageClassifier
-from clipkit.errors import ConfigError
+from clipkit.classify.labels import find_classes
+from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import render
 
 
@@ -32,6 +33,14 @@ def test_a_name_beside_its_wordnet_id_is_told(
         render(names)
     assert "zero-shot cannot tell them apart" in caplog.text
     assert repr(names[0]) in caplog.text
+
+
+def test_the_nearest_class_is_named() -> None:
+    message = r"called 'coffe'; its classes are 'coffee', 'tea'\. Did you mean 'coffee'\?$"
+    with pytest.raises(DataError, match=message):
+        find_classes(["coffe", "tea"], ["coffee", "tea"])
+    with pytest.raises(DataError, match="its classes are 'coffee', 'tea'$"):
+        find_classes(["zebra"], ["coffee", "tea"])
 
 
 def test_names_that_differ_are_told_of_by_nothing(caplog: pytest.LogCaptureFixture) -> None:
