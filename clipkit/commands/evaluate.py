@@ -78,6 +78,8 @@ def evaluate(
         raise ConfigError(f"--suspects must be at least 1, not {suspects}")
     if html is not None:
         check_output(html)  # before many images are encoded
+        if html.suffix.lower() not in (".html", ".htm"):
+            raise ConfigError(f"--html writes a page, so its file ends in .html, not {html.name!r}")
     pairs = read_class_folders(data)
     folders = pairs.class_names or []
     chosen = choose_classifier(classifier, name_ids(folders), choice, templates, descriptors)

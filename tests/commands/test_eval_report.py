@@ -59,6 +59,8 @@ def test_a_page_that_cannot_be_written_is_told_before_the_work(
     monkeypatch.setattr("clipkit.commands.evaluate.embed_labelled", lambda *_: pytest.fail("work"))
     assert main(["eval", str(toy / "images"), *fitted, "--html", str(toy)]) == 2
     assert "a folder of that name is in the way" in capsys.readouterr().err
+    assert main(["eval", str(toy / "images"), *fitted, "--html", str(toy / "page.pdf")]) == 2
+    assert "its file ends in .html, not 'page.pdf'" in capsys.readouterr().err
 
 
 @pytest.fixture
