@@ -29,9 +29,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from feature_sets import read_feature_sets
 from torch import Tensor
 from tqdm import tqdm
 from trust_rivals import rivals_of_contrast, rivals_of_lac, several_labels
@@ -85,19 +84,9 @@ class Task:
 
 def read_features(folder: Path) -> Iterator[Task]:
     """Yield a task for each `.npz` of a folder, by name."""
-    for path in sorted(folder.glob("*.npz")):
-        with np.load(path) as arrays:
-            rows = {
-                name: F.normalize(torch.from_numpy(arrays[name].astype(np.float32)), dim=1)
-                for name in ("pool", "test", "w")
-            }
-            labels = {
-                name: torch.from_numpy(arrays[name].astype(np.int64))
-                for name in ("pool_labels", "test_labels")
-            }
-            scale = torch.tensor(float(arrays["logit_scale"])).log()
-        head = clipkit.CosineHead(rows["w"], scale)
-        yield Task(path.stem, rows["pool"], test=rows["test"], zero_shot=head, **labels)
+    for part in read_feature_sets(folder):
+        pool, test = (part.pool, part.pool_labels), (part.test, part.test_labels)
+        yield Task(part.name, *pool, *test, part.zero_shot)
 
 
 def read_images(model: clipkit.CLIP, folder: Path, templates: str) -> Task:
