@@ -56,7 +56,8 @@ def anchored(
     if len(labels) > MANY:
         folds = _one_fold(folds)
     if strength is None and folds:
-        choice = _cross_validate(features, labels, zero_shot, folds, usual)
+        with_singles = _with_singles(folds, labels)
+        choice = _cross_validate(features, labels, zero_shot, with_singles, usual)
     weight, bias = experts.layer(choice.both)
     if math.isfinite(choice.strength):
         iterations = 50 if len(labels) > MANY else 100
@@ -132,7 +133,7 @@ def _cross_validate(
     start = _Choice(math.inf, both=False, factor=factor)
     results = {start: losses}
     iterations = 10 if len(labels) > MANY else 30
-    for strength in STRENGTHS:
+    for strength in _strengths(labels, usual):
         for part in parts:
             part.fit(strength, iterations, rounds=1)
         latest: list[float] = []
@@ -144,6 +145,33 @@ def _cross_validate(
             break
     best = _nearest(results, usual)
     return best if _is_clearly_lower(results[best], results[start]) else start
+
+
+def _strengths(labels: Tensor, usual: float) -> list[float]:
+    """Return the strengths to compare, the strongest first.
+
+    Where a quarter of the classes have a single image, held-out images tell too little of them to
+    pull them less than usual.
+    """
+    counts = labels.bincount()
+    if (counts == 1).sum() * 4 < (counts > 0).sum():
+        return list(STRENGTHS)
+    return [strength for strength in STRENGTHS if strength > usual] + [usual]
+
+
+def _with_singles(folds: Folds, labels: Tensor) -> Folds:
+    """Return folds that hold out the image of a class that has only one, too.
+
+    The class is known by its text alone, then. That is less than what it will have, but without it
+    the best would be what knows the other classes only.
+    """
+    single = labels.bincount()[labels] == 1  # (N,)
+    turn = single.cumsum(dim=0) - 1  # (N,), the number of a single image among them
+    found: Folds = []
+    for number, (_, out) in enumerate(folds):
+        held = out | (single & (turn % len(folds) == number))
+        found.append((~held, held))
+    return found
 
 
 def _one_fold(folds: Folds) -> Folds:

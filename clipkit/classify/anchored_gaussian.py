@@ -96,8 +96,9 @@ class GaussianExpert:
     def _make_layer(self, predicted: Tensor) -> None:
         """Set the linear layer of the Gaussians' logits.
 
-        The square of a mean that images corrected is longer, so classes without images would seem
-        likelier than they are: they lose what the others lose on average. Terms that are the same
+        The square of a mean that images corrected is longer, by chance the more the fewer they are,
+        and chance is taken off. What remains is how far classes lie off their texts. Classes
+        without images do too, so they lose what the others lose on average. Terms that are the same
         for all classes are left out, so the weights of a class of which nothing is known but its
         text are t w. Its bias is not zero: a long mean takes likelihood away.
 
@@ -106,7 +107,7 @@ class GaussianExpert:
         """
         vectors = self.spectrum.vectors
         weight = ((self.means @ vectors) / self.spectrum.values) @ vectors.T  # (C, d)
-        squares = (weight * self.means).sum(dim=1) / 2  # (C,)
+        squares = (weight * self.means).sum(dim=1) / 2 - self.spectrum.noise / 2  # (C,)
         before = self.scale * (self.texts * predicted).sum(dim=1) / 2  # (C,), by the text alone
         longer = (squares - before)[self.present].mean()
         squares = torch.where(self.present, squares, before + longer)
@@ -128,6 +129,7 @@ class _Spectrum:
     Attributes:
         values: (d,), the variances.
         vectors: (d, d), the directions, in columns.
+        noise: how much longer chance makes the square of each class's mean, (C,), in units of S.
     """
 
     def __init__(self, width: int) -> None:
@@ -176,6 +178,8 @@ class _Spectrum:
 
         gains = share(self.values)  # (C, d)
         beyond = share(self.values.new_tensor([self.beyond]))  # (C, 1)
+        chance = gains.square().sum(dim=1) + others * beyond.square()[:, 0]  # (C,)
+        self.noise = chance / counts.clamp(min=1)
         self.fitted = gains.sum(dim=0) / self.count
         self.fitted_beyond = beyond.sum().item() / self.count
         total = self.fitted.sum().item() + others * self.fitted_beyond

@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -35,8 +35,9 @@ def is_number(value: object) -> bool:
 
 def is_count(value: object) -> bool:
     """Return whether `value` is an integer of at least 1."""
-    is_integer = isinstance(value, int | np.integer) and not isinstance(value, bool)
-    return is_integer and bool(value >= 1)
+    if isinstance(value, bool) or not isinstance(value, int | np.integer):
+        return False
+    return cast("int", value) >= 1
 
 
 def check_count(name: str, what: str, value: int, most: float = math.inf) -> None:

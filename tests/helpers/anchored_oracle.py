@@ -154,6 +154,9 @@ class GaussianOracle:
         )
         weight = np.linalg.solve(s, means.T).T
         squares = np.einsum("cd,cd->c", weight, means) / 2
+        # Of n images the mean is off by S / n, of which the gain lets its square through.
+        through = np.array([np.trace(gain @ gain) for gain in self.gain])
+        squares -= through / np.maximum(one.counts, 1) / 2
         by_text_alone = np.einsum("cd,cd->c", texts, by_text) / 2
         absent = one.counts == 0
         longer = (squares - by_text_alone)[~absent].mean()
