@@ -285,7 +285,8 @@ def main() -> None:
             print(f"{table(result)}\n")
             if args.plot:
                 plot(result, args.out / f"few_shot_{result['set']}.png")
-    print(f"{overview(found)}\n\n{summary(found)}")
+    if found:
+        print(f"{overview(found)}\n\n{summary(found)}")
 
 
 if __name__ == "__main__":
