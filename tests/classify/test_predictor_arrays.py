@@ -28,7 +28,9 @@ def open_file(file: Path) -> io.BytesIO:
     return io.BytesIO(file.read_bytes())
 
 
-@pytest.mark.parametrize("make", [pixels, Path.read_bytes, open_file], ids=str)
+@pytest.mark.parametrize(
+    "make", [pixels, Path.read_bytes, open_file], ids=["pixels", "bytes", "file"]
+)
 def test_one_image_of_every_form(classifier: ImageClassifier, files: list[Path], make: Any) -> None:
     expected = classifier.predict(files[3])
     prediction = classifier.predict(make(files[3]))
