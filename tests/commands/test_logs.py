@@ -99,4 +99,4 @@ def test_a_fitted_head_tells_what_it_was_not_fitted_on(
     assert main(["finetune", str(toy / "images"), "-o", out, *options]) == 0
     assert re.search("^clipkit: skipped: .*blue/01.png", capsys.readouterr().err, re.M)
     assert main(["eval", str(toy / "images"), "--classifier", out, "--device", "cpu"]) == 0
-    assert "was fitted on 17 of these 19 images" in capsys.readouterr().err
+    assert "was fitted on 17 of these 19 images" in capsys.readouterr().out

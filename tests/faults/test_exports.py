@@ -89,7 +89,7 @@ def stand_in(
     monkeypatch.setattr(source, "LARGEST_ONNX", 1000)
     monkeypatch.setattr(source, "_write_onnx", write_onnx)
     monkeypatch.setattr(
-        source, "_open_onnx", lambda path: lambda images: factor * modules[0](images)
+        source, "_open_onnx", lambda path: lambda images: [factor * modules[0](images)]
     )
 
 

@@ -113,7 +113,7 @@ def test_merged_is_what_was_trained(model: CLIP, colors: Pairs, tmp_path: Path) 
             (m.encode_image(images) for m in (tuned, unmerged, model)),
             (m.encode_text(tokens) for m in (tuned, unmerged, model)),
         ):
-            assert (found - expected).abs().max() < 2e-6
+            assert (found - expected).abs().max() < 1e-5
             assert (found - start).abs().max() > 1e-4
 
 
