@@ -30,22 +30,6 @@ def accuracy(head: clipkit.Head, features: Tensor, labels: Tensor) -> float:
         return 100 * (head(features).argmax(dim=1) == labels).float().mean().item()
 
 
-def only(found: FeatureSet, classes: Tensor) -> FeatureSet:
-    """Return the set of some of the classes, (K,), renumbered."""
-    numbers = torch.full((found.zero_shot.classes,), -1)
-    numbers[classes] = torch.arange(len(classes))
-    pool, test = numbers[found.pool_labels], numbers[found.test_labels]
-    head = clipkit.CosineHead(found.zero_shot.weight[classes], found.zero_shot.logit_scale)
-    return FeatureSet(
-        found.name,
-        found.pool[pool >= 0],
-        pool[pool >= 0],
-        found.test[test >= 0],
-        test[test >= 0],
-        head,
-    )
-
-
 def measure(found: FeatureSet, seed: int) -> Row:
     """Return the accuracy of every strength on one draw of one image a class."""
     support = clipkit.sample_shots(found.pool_labels, 1, seed=seed)
@@ -63,7 +47,7 @@ def pairs_of(found: FeatureSet, draws: int) -> list[FeatureSet]:
     generator = torch.Generator().manual_seed(0)
     classes = found.zero_shot.classes
     drawn = [torch.randperm(classes, generator=generator)[:2] for _ in range(PAIRS * draws)]
-    return [only(found, pair) for pair in drawn]
+    return [found.only(pair) for pair in drawn]
 
 
 def mean(rows: list[Row]) -> Row:

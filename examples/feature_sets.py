@@ -6,7 +6,7 @@ the factor of the cosines. `kind`, if it is there, says what they are, such as "
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -28,6 +28,25 @@ class FeatureSet:
     test_labels: Tensor
     zero_shot: clipkit.CosineHead
     kind: str = ""
+
+    def only(self, classes: Tensor) -> "FeatureSet":
+        """Return the set of some of the classes, (K,), renumbered."""
+        numbers = torch.full((self.zero_shot.classes,), -1)
+        numbers[classes] = torch.arange(len(classes))
+        pool, test = numbers[self.pool_labels], numbers[self.test_labels]
+        head = clipkit.CosineHead(self.zero_shot.weight[classes], self.zero_shot.logit_scale)
+        return replace(
+            self,
+            pool=self.pool[pool >= 0],
+            pool_labels=pool[pool >= 0],
+            test=self.test[test >= 0],
+            test_labels=test[test >= 0],
+            zero_shot=head,
+        )
+
+    def images_of_others(self, classes: Tensor) -> Tensor:
+        """Return the test images of all other classes."""
+        return self.test[~torch.isin(self.test_labels, classes)]
 
 
 def read_feature_set(path: Path) -> FeatureSet:

@@ -3,12 +3,11 @@
     python examples/suspects.py --features DIR [--only whu_RN50 semi_dtd] [--draws 10]
                                 [--method anchored] [--out examples/results/suspects.json]
 
-DIR holds `.npz` files of image features: `pool` (N, D), `pool_labels` (N,), the class prototypes
-`w` (C, D) and `logit_scale`, the factor itself or its logarithm. In each draw 5 % of the labels of
-a pool become other ones at random; heads are fitted on these labels, fold by fold, each without the
-images that it judges; and images are listed whose own label is less than `cut` times as probable as
-the likeliest one. Precision: how many of those that are listed have a wrong label. Recall: how many
-wrong labels are listed.
+DIR has a `.npz` for each set of images, as `examples/feature_sets.py` says. In each draw 5 % of the
+labels of a pool become other ones at random; heads are fitted on these labels, fold by fold, each
+without the images that it judges; and images are listed whose own label is less than `cut` times as
+probable as the likeliest one. Precision: how many of those that are listed have a wrong label.
+Recall: how many wrong labels are listed.
 
 A JSON with the means over draws at several cuts goes to `--out` after every set; a table is
 printed. Cost: half a minute to a minute a draw on one core. Expected at the default cut, 0.02:
@@ -23,9 +22,8 @@ import time
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
+from feature_sets import read_feature_set
 from torch import Tensor
 
 import clipkit
@@ -34,20 +32,7 @@ from clipkit.classify.suspects import CUT, find_suspects
 
 FLIPPED = 0.05
 CUTS = (0.3, 0.1, 0.05, 0.03, CUT, 0.01)
-LARGEST_LOGARITHM = 20  # a larger `logit_scale` is the factor itself
 Row = dict[str, float]
-
-
-def read_pool(file: Path) -> tuple[Tensor, Tensor, clipkit.CosineHead]:
-    """Return features (N, D), labels (N,) and the zero-shot head of a file."""
-    with np.load(file) as values:
-        features = F.normalize(torch.tensor(values["pool"]).float(), dim=1)
-        prototypes = F.normalize(torch.tensor(values["w"]).float(), dim=1)
-        labels = torch.tensor(values["pool_labels"]).long()
-        scale = torch.tensor(float(values["logit_scale"]))
-    if scale > LARGEST_LOGARITHM:
-        scale = scale.log()
-    return features, labels, clipkit.CosineHead(prototypes, scale)
 
 
 def flip(labels: Tensor, classes: int, seed: int) -> Tensor:
@@ -115,7 +100,8 @@ def main() -> None:
     results: dict[str, Any] = {"method": options.method, "flipped": FLIPPED, "cut": CUT, "sets": {}}
     print(f"{'set':22} accuracy  precision, recall at cuts {', '.join(map(str, CUTS))}")
     for name in names:
-        features, labels, zero_shot = read_pool(options.features / f"{name}.npz")
+        found = read_feature_set(options.features / f"{name}.npz")
+        features, labels, zero_shot = found.pool, found.pool_labels, found.zero_shot
         start = time.monotonic()
         draws: list[dict[str, Row]] = []
         for seed in range(options.draws):

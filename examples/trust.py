@@ -25,12 +25,12 @@ import argparse
 import json
 import statistics
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from feature_sets import read_feature_sets
+from feature_sets import FeatureSet, read_feature_sets
 from torch import Tensor
 from tqdm import tqdm
 from trust_rivals import rivals_of_contrast, rivals_of_lac, several_labels
@@ -51,45 +51,7 @@ UNKNOWN = 4  # one class of so many is held out
 Figures = dict[str, float]
 
 
-@dataclass(frozen=True)
-class Task:
-    """Hold a set of images: features of unit length, labels, and the head of the class texts."""
-
-    name: str
-    pool: Tensor
-    pool_labels: Tensor
-    test: Tensor
-    test_labels: Tensor
-    zero_shot: clipkit.CosineHead
-
-    def only(self, classes: Tensor) -> "Task":
-        """Return the task of some of the classes, (K,), renumbered."""
-        numbers = torch.full((self.zero_shot.classes,), -1)
-        numbers[classes] = torch.arange(len(classes))
-        pool, test = numbers[self.pool_labels], numbers[self.test_labels]
-        head = clipkit.CosineHead(self.zero_shot.weight[classes], self.zero_shot.logit_scale)
-        return replace(
-            self,
-            pool=self.pool[pool >= 0],
-            pool_labels=pool[pool >= 0],
-            test=self.test[test >= 0],
-            test_labels=test[test >= 0],
-            zero_shot=head,
-        )
-
-    def images_of_others(self, classes: Tensor) -> Tensor:
-        """Return the test images of all other classes."""
-        return self.test[~torch.isin(self.test_labels, classes)]
-
-
-def read_features(folder: Path) -> Iterator[Task]:
-    """Yield a task for each `.npz` of a folder, by name."""
-    for part in read_feature_sets(folder):
-        pool, test = (part.pool, part.pool_labels), (part.test, part.test_labels)
-        yield Task(part.name, *pool, *test, part.zero_shot)
-
-
-def read_images(model: clipkit.CLIP, folder: Path, templates: str) -> Task:
+def read_images(model: clipkit.CLIP, folder: Path, templates: str) -> FeatureSet:
     """Return a task made from class folders, of which every second image goes into the pool."""
     pairs = clipkit.read_folder(folder)
     names, labels = pairs.class_names or [], torch.tensor(pairs.labels)
@@ -101,7 +63,7 @@ def read_images(model: clipkit.CLIP, folder: Path, templates: str) -> Task:
     order = found.labels.argsort(stable=True)
     pool, test = order[::2], order[1::2]
     features, labels = found.features, found.labels
-    return Task(folder.name, features[pool], labels[pool], features[test], labels[test], head)
+    return FeatureSet(folder.name, features[pool], labels[pool], features[test], labels[test], head)
 
 
 @dataclass(frozen=True)
@@ -138,7 +100,7 @@ def measure(trial: Trial, calibration: Calibration) -> Figures:
     return figures
 
 
-def trials_of(task: Task, shots: int, seed: int) -> Iterator[tuple[str, Trial, Calibration]]:
+def trials_of(task: FeatureSet, shots: int, seed: int) -> Iterator[tuple[str, Trial, Calibration]]:
     """Yield the name, the logits and the calibration of each way, for one draw."""
     random = torch.Generator().manual_seed(seed)
     classes = torch.randperm(task.zero_shot.classes, generator=random)
@@ -174,7 +136,7 @@ def compare(trial: Trial, calibration: Calibration) -> dict[str, Figures]:
     }
 
 
-def run(task: Task, draws: int, shots: int, comparing: bool) -> dict[str, Any]:
+def run(task: FeatureSet, draws: int, shots: int, comparing: bool) -> dict[str, Any]:
     """Return means and standard deviations over all draws of a task."""
     results: dict[str, list[Figures]] = {}
     for seed in tqdm(range(draws), desc=task.name):
@@ -218,10 +180,10 @@ def _cell(name: str, mean: float, spread: float) -> str:
     return f"{100 * mean:.1f} ± {100 * spread:.1f}"
 
 
-def tasks_of(arguments: argparse.Namespace) -> Iterator[Task]:
+def tasks_of(arguments: argparse.Namespace) -> Iterator[FeatureSet]:
     """Yield the tasks of the command line."""
     if arguments.features is not None:
-        yield from read_features(arguments.features)
+        yield from read_feature_sets(arguments.features)
     if arguments.data:
         model = clipkit.CLIP.from_pretrained(arguments.model)
         for folder in arguments.data:

@@ -80,7 +80,7 @@ def test_a_table_is_printed_and_the_figures_are_written(
 
 
 def test_unknown_classes_are_in_no_part_of_a_trial(example: Any, features: Path) -> None:
-    (task,) = example.read_features(features)
+    (task,) = example.read_feature_sets(features)
     assert task.zero_shot.scale == pytest.approx(20)
     part = task.only(torch.tensor([1, 4, 6]))
     assert part.pool_labels.unique().tolist() == [0, 1, 2]

@@ -8,6 +8,7 @@ are those of Wang et al. (2402.04087) with a prior from the texts.
 
 import math
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,14 @@ from torch import Tensor
 from clipkit.classify.anchored_experts import Experts
 from clipkit.classify.anchored_gaussian import ROUNDS
 from clipkit.classify.anchored_missing import offset_of_missing
-from clipkit.classify.fitting import Fitted, Folds, calibrate, held_out, make_folds
+from clipkit.classify.fitting import (
+    Fitted,
+    Folds,
+    calibrate,
+    held_out,
+    is_clearly_lower,
+    make_folds,
+)
 from clipkit.classify.heads import CosineHead, LinearHead
 
 # 3 to 0.001 in half decades, the strongest first.
@@ -24,6 +32,9 @@ USUAL = 0.1  # the strength before anything is known of the support set
 FEW = 0.6  # over the number of images is the usual strength where that is more: six images
 MANY = 2000  # images, of which a part is held out once, not each once
 HELD_OUT = 1000  # of many images, at most
+
+# Half a standard error: a difference of losses below that is taken for chance.
+_is_clearly_lower = partial(is_clearly_lower, errors=0.5)
 
 # Past the minimum of the loss, weaker penalties only take longer: the sweep stops at so much more.
 STOP_ABOVE = 1.05
@@ -196,14 +207,3 @@ def _nearest(results: dict[_Choice, Tensor], usual: float) -> _Choice:
     alike = [choice for choice in results if choice.both == best.both]
     alike.sort(key=lambda choice: abs(math.log(choice.strength / usual)))
     return next(choice for choice in alike if not _is_clearly_lower(results[best], results[choice]))
-
-
-def _is_clearly_lower(losses: Tensor, others: Tensor) -> bool:
-    """Return whether the losses (N,) are lower on average by more than half a standard error.
-
-    That is false for a single image, which has no standard error.
-    """
-    gain = others - losses
-    if len(gain) < 2:
-        return False
-    return bool(gain.mean() > gain.std() / len(gain) ** 0.5 / 2)

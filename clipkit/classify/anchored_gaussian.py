@@ -1,13 +1,11 @@
 """One Gaussian for each class, around a mean that its text predicts and its images correct."""
 
-from typing import cast
-
 import torch
 from torch import Tensor
 
 from clipkit.classify.fitting import class_means
 from clipkit.classify.precision import as_float64, restored
-from clipkit.classify.scatter import SMALLEST, shrinkage, span
+from clipkit.classify.scatter import SMALLEST, shrunk_spectrum, span
 
 ROUNDS = 3  # of means and scatter, each computed from the other; more change nothing
 _FEWEST = 0.05  # of a direction's scatter is never thought to be hidden by the fitted means
@@ -149,17 +147,13 @@ class _Spectrum:
         count = len(rest)
         freedom = max(1.0, count * (1 - self.mean_fitted) - 1)
         covariance = rest.T @ rest / count
-        share = shrinkage(covariance, self.width, freedom)
-        level = covariance.trace() / self.width
-        identity = torch.eye(len(covariance), dtype=rest.dtype, device=rest.device)
-        shrunk = torch.lerp(covariance, identity * level, share)
-        values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(shrunk))
+        values, vectors, share, further = shrunk_spectrum(covariance, self.width, freedom)
         fitted, beyond = self.fitted, self.fitted_beyond
         if fitted is None or share == 1:
             fitted, beyond = torch.full_like(values, self.mean_fitted), self.mean_fitted
-        self.values = values.clamp(min=SMALLEST) / (1 - fitted).clamp(min=_FEWEST)
+        self.values = values / (1 - fitted).clamp(min=_FEWEST)
         self.vectors = vectors
-        self.beyond = max((level * share).item(), SMALLEST) / max(1 - beyond, _FEWEST)
+        self.beyond = max(further.item(), SMALLEST) / max(1 - beyond, _FEWEST)
         self.count = count
 
     def gains(self, counts: Tensor, distance: float) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from clipkit.classify.fitting import class_means, minimize
 from clipkit.classify.precision import as_float64, restored
-from clipkit.classify.scatter import SMALLEST, shrinkage, span
+from clipkit.classify.scatter import shrunk_spectrum, span
 
 
 class LogisticExpert:
@@ -88,11 +88,7 @@ def _metric(rows: Tensor, rest: Tensor, classes: int) -> Tensor:
     if freedom < 1:
         return restored(basis, rows)  # single images have no scatter
     covariance = inner.T @ inner / freedom
-    level = covariance.trace() / rows.shape[1]
-    share = shrinkage(covariance, rows.shape[1], freedom)
-    identity = torch.eye(len(covariance), dtype=exact.dtype, device=exact.device)
-    shrunk = torch.lerp(covariance, identity * level, share)
-    values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(shrunk))
-    metric = basis @ (vectors * values.clamp(min=SMALLEST).rsqrt()) @ vectors.T  # (D, n)
+    values, vectors, _, _ = shrunk_spectrum(covariance, rows.shape[1], freedom)
+    metric = basis @ (vectors * values.rsqrt()) @ vectors.T  # (D, n)
     kept = cast(Tensor, exact.norm()) / cast(Tensor, (exact @ metric).norm())
     return restored(metric * kept.nan_to_num(1.0), rows)  # 0 / 0 where all images are the same

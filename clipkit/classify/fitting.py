@@ -141,6 +141,21 @@ def temperature(logits: Tensor, labels: Tensor) -> float:
     )
 
 
+def is_clearly_lower(losses: Tensor, others: Tensor, errors: float) -> bool:
+    """Return whether losses (N,) are lower on average by more than so many standard errors.
+
+    That is false for a single image, which has no standard error.
+
+    Args:
+        losses, others: of the same images, (N,).
+        errors: how many standard errors of the mean difference.
+    """
+    gain = others - losses
+    if len(gain) < 2:
+        return False
+    return bool(gain.mean() > errors * gain.std() / len(gain) ** 0.5)
+
+
 def minimize(
     loss: Callable[[], Tensor], parameters: list[Tensor], iterations: int, tolerance: float = 1e-5
 ) -> None:

@@ -33,3 +33,23 @@ def shrinkage(covariance: Tensor, width: int, freedom: float) -> Tensor:
     below = (freedom + 1) * (squares - trace**2 / width)
     # 0 / 0 where images of one class are all the same, and nothing to shrink if they vary evenly.
     return (above / below).nan_to_num(1.0, posinf=1.0).clamp(0, 1)
+
+
+def shrunk_spectrum(
+    covariance: Tensor, width: int, freedom: float
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the spectrum of a covariance that is shrunk by `shrinkage`.
+
+    Args:
+        covariance, width, freedom: as in `shrinkage`.
+
+    Returns:
+        The variances (d,) in rising order, above 0; their directions (d, d), in columns; the
+        share () by which it was shrunk; and the variance () in all further directions.
+    """
+    share = shrinkage(covariance, width, freedom)
+    level = covariance.trace() / width
+    identity = torch.eye(len(covariance), dtype=covariance.dtype, device=covariance.device)
+    shrunk = torch.lerp(covariance, identity * level, share)
+    values, vectors = cast("tuple[Tensor, Tensor]", torch.linalg.eigh(shrunk))
+    return values.clamp(min=SMALLEST), vectors, share, level * share

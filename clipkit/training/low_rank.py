@@ -15,7 +15,7 @@ from torch import Tensor
 from clipkit import distributed
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.few_shot import fit_head
-from clipkit.classify.fitting import Folds, calibrate, held_out, make_folds
+from clipkit.classify.fitting import Folds, calibrate, held_out, is_clearly_lower, make_folds
 from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.seen import SEEN
 from clipkit.classify.zero_shot import weights_of_prompts
@@ -35,7 +35,9 @@ from clipkit.training.tasks import PromptTask
 ZERO_SHOT, HEAD, LOW_RANK = "zero_shot", "anchored", "low_rank"  # what is chosen from
 
 _OF_IMAGES = ("images", "counts", "skipped", SEEN)  # what provenance says of them, not of a head
-_ERRORS = 2  # standard errors
+# Standard errors. One would not do: a single image that is right now, all others being as before,
+# is one.
+_ERRORS = 2
 _FOLDS = 2  # the changes are trained once for each, on the other images
 
 
@@ -258,17 +260,6 @@ def choose(logits: dict[str, Tensor], answers: Tensor) -> tuple[str, dict[str, A
     figures |= {name: {"loss": means[name], "accuracy": right[name]} for name in logits}
     kept = ZERO_SHOT if means[ZERO_SHOT] <= means[HEAD] else HEAD
     is_better = right[LOW_RANK] >= max(right[ZERO_SHOT], right[HEAD])
-    if is_better and _is_clearly_lower(losses[LOW_RANK], losses[kept]):
+    if is_better and is_clearly_lower(losses[LOW_RANK], losses[kept], _ERRORS):
         kept = LOW_RANK
     return kept, figures
-
-
-def _is_clearly_lower(losses: Tensor, others: Tensor) -> bool:
-    """Return whether losses (M,) are lower on average by more than two standard errors.
-
-    One would not do: a single image that is right now, all others being as before, is one.
-    """
-    gain = others - losses
-    if len(gain) < 2:
-        return False  # nothing says how much of it is chance
-    return bool(gain.mean() > _ERRORS * gain.std() / len(gain) ** 0.5)
