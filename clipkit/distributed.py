@@ -1,7 +1,10 @@
 """Join the other processes that `torchrun` started, and exchange values with them."""
 
 import atexit
+import gc
+import importlib
 import os
+import sys
 from collections.abc import Callable
 from typing import Any, TypeVar, cast
 
@@ -42,6 +45,8 @@ def start(device: torch.device) -> None:
     """
     if not is_launched() or dist.is_initialized():
         return
+    # Functions of this module hold the group that is there as it is imported, for ever.
+    importlib.import_module("torch.distributed.nn.functional")
     if device.type == "cuda":
         card = local_card(device)
         if card == ANY_CARD:  # a launcher without LOCAL_RANK shows each process one card alone
@@ -50,9 +55,20 @@ def start(device: torch.device) -> None:
         dist.init_process_group("nccl", device_id=card)
     else:
         dist.init_process_group("gloo")
-    # A process that ends while threads of the group still listen is killed at times, when its work
-    # is done.
-    atexit.register(stop)
+    atexit.register(_end)
+
+
+def _end() -> None:
+    """Leave the other processes as Python ends, and let go of all that holds the group.
+
+    A thread of the group that is there yet, and asks for Python, aborts the process at times.
+    """
+    stop()
+    # The error that ended the program holds the frames that it went through, and what is in them.
+    for name in ("last_exc", "last_type", "last_value", "last_traceback"):
+        if hasattr(sys, name):
+            delattr(sys, name)
+    gc.collect()
 
 
 def stop() -> None:

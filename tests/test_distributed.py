@@ -1,6 +1,8 @@
 """Several processes must compute what one computes: losses, gradients, whole training curves."""
 
 import copy
+import json
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -259,3 +261,41 @@ def test_processes_without_a_group_write_one_classifier(images: str, tmp_path: P
         assert torch.equal(second[name], value), name
     assert (tmp_path / "saved by 0").exists()
     assert not (tmp_path / "saved by 1").exists()
+
+
+ENDING = """
+import atexit, json, os, sys
+from pathlib import Path
+
+def print_threads():
+    tasks = Path("/proc/self/task").iterdir()
+    names = [(task / "comm").read_text().strip() for task in tasks]
+    Path(sys.argv[1], f"threads {os.environ['RANK']}").write_text(json.dumps(names))
+
+atexit.register(print_threads)  # the first to be registered is the last to be called
+from tests.helpers.training_worker import main
+main(*sys.argv[1:], leave=False)
+"""
+
+
+@pytest.mark.parametrize(
+    ("values", "signals", "code"),
+    [
+        pytest.param({}, [], 0, id="done"),
+        pytest.param({"steps": 100}, ["3", "SIGINT"], -signal.SIGINT, id="Ctrl-C"),
+        pytest.param({"steps": 20, "lr": 1e30}, [], 1, id="error"),
+    ],
+)
+@pytest.mark.skipif(not Path("/proc/self/task").exists(), reason="reads the threads of Linux")
+def test_no_thread_of_the_group_is_left_when_python_ends(
+    values: dict[str, Any], signals: list[str], code: int, tmp_path: Path
+) -> None:
+    """One that asks for Python while it ends aborts the process, at times.
+
+    After FSDP some are left: caches of torch itself hold the group.
+    """
+    launch(2, ["-c", ENDING, str(tmp_path), json.dumps(values), *signals], code=code)
+    for rank in range(2):
+        names = json.loads((tmp_path / f"threads {rank}").read_text())
+        assert names
+        assert not [name for name in names if "gloo" in name or "tcpstore" in name]

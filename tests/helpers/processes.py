@@ -58,6 +58,6 @@ def launch(world: int, arguments: list[str], code: int = 0) -> None:
     """
     port = free_port()
     processes = [start(arguments, rank_variables(rank, world, port)) for rank in range(world)]
-    for process in processes:
-        error = process.communicate(timeout=300)[1]
+    errors = [process.communicate(timeout=300)[1] for process in processes]
+    for process, error in zip(processes, errors, strict=True):
         assert process.returncode == code, error

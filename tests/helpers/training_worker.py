@@ -100,13 +100,14 @@ def run(out: Path, batches: Batches = toy_batches, **values: Any) -> CLIP:
     return Trainer(toy_model(), batches, config, out, evaluate=evaluate, device="cpu").fit()
 
 
-def main(out: str, values: str, stop_at: str = "-1", *names: str) -> None:
-    """Train as the command line says."""
+def main(out: str, values: str, stop_at: str = "-1", *names: str, leave: bool = True) -> None:
+    """Train as the command line says, and leave the other processes unless that is said not to."""
     # Runs are the same to the bit only with as many threads.
     torch.set_num_threads(int(os.environ.get("THREADS", "1")))
     signals = [signal.Signals[name] for name in names]
     run(Path(out), lambda step: toy_batches(step, int(stop_at), signals), **json.loads(values))
-    distributed.stop()
+    if leave:
+        distributed.stop()
 
 
 if __name__ == "__main__":
