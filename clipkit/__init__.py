@@ -11,7 +11,7 @@ logits_per_image, logits_per_text = model(image, tokens)
 import typing
 
 import clipkit.moved as _moved
-from clipkit import errors
+from clipkit import errors, inspect
 from clipkit.checkpoints.registry import available_models, list_models
 from clipkit.classify.calibration import Calibration
 from clipkit.classify.classifier import ImageClassifier
@@ -96,6 +96,7 @@ __all__ = [
     "finetune",
     "finetune_captions",
     "fit_head",
+    "inspect",
     "interpolate_weights",
     "list_models",
     "load",

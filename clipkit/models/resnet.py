@@ -186,17 +186,33 @@ class ModifiedResNet(ImageTower):
             tokens = model.visual.tokens(images)  # (N, 49, 2048) of RN50
         """
         check_images(images, self.resolution, "visual.tokens")
+        weight = self.conv1.weight
+        x = self.run_to(images.to(weight.device, weight.dtype), stage)
+        return x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, HW, C)
+
+    def run_to(self, images: Tensor, stage: int) -> Tensor:
+        """Return the map after a stage, for images of any size.
+
+        Args:
+            images: (N, 3, H, W), on the tower's device and in its dtype.
+            stage: 0 to 3, or -1 to -4 counted from the last.
+
+        Returns:
+            (N, channels, rows, columns); after the last stage (N, 32 x width, H / 32, W / 32).
+
+        Raises:
+            ConfigError: if there is no such stage.
+        """
         if type(stage) is not int or not -4 <= stage <= 3:
             raise ConfigError(
                 f"there is no stage {stage!r} in a ResNet: pass 0 to 3, or -1 to -4 counted from "
                 "the last"
             )
-        weight = self.conv1.weight
-        x = self._stem(images.to(weight.device, weight.dtype))
+        x = self._stem(images)
         stages = (self.layer1, self.layer2, self.layer3, self.layer4)
         for module in stages[: stage % 4 + 1]:
             x = module(x)
-        return x.flatten(2).transpose(1, 2)  # (N, C, H, W) -> (N, HW, C)
+        return x
 
     def _encode(self, images: Tensor) -> Tensor:
         x = self._stem(images)  # (N, width, H / 4, W / 4)

@@ -1,0 +1,1 @@
+"""See inside a CLIP: dense maps, attention, explanations, and how robust a classifier is."""
