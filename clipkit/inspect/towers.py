@@ -198,12 +198,13 @@ def split_qkv(attention: nn.Module, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return split_heads(q, heads), split_heads(k, heads), split_heads(v, heads)
 
 
-def feature_map(visual: nn.Module, images: Tensor) -> Tensor:
-    """Return the map that a ResNet's attention pool takes, for images of any size.
+def feature_map(visual: nn.Module, images: Tensor, stage: int = -1) -> Tensor:
+    """Return the map after a stage of a ResNet, for images of any size.
 
     Args:
         visual: the image tower.
         images: preprocessed, (N, 3, H, W), any float dtype, any device.
+        stage: 0 to 3, or -1 for the last, which the attention pool takes.
 
     Returns:
         (N, C, rows, columns), on the tower's device and in its dtype.
@@ -211,12 +212,12 @@ def feature_map(visual: nn.Module, images: Tensor) -> Tensor:
     Raises:
         ImageError: for any other shape, an integer dtype, or images smaller than a place of the
             map.
-        ConfigError: if the tower is no ResNet.
+        ConfigError: if there is no such stage, or the tower is no ResNet.
     """
     resnet = resnet_of(visual)
     grid_of(resnet, images)
     weight = resnet.conv1.weight
-    return resnet.run_to(images.to(weight.device, weight.dtype), -1)
+    return resnet.run_to(images.to(weight.device, weight.dtype), stage)
 
 
 def pool_tokens(visual: nn.Module, features: Tensor) -> Tensor:
