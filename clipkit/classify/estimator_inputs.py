@@ -1,5 +1,6 @@
 """Read what scikit-learn's tools pass on: tables and columns of images, and labels as numbers."""
 
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any, TypeAlias, cast
 
@@ -17,7 +18,7 @@ Targets: TypeAlias = Labels | Iterable[float]  # whole floats count as integers
 
 # Label -> its name, or a list of its names; or C names, to which integers from 0 refer.
 ClassNamesByLabel: TypeAlias = Mapping[Any, "str | Sequence[str]"] | Sequence[str]
-Names: TypeAlias = dict[str, "str | Sequence[str]"]
+Names: TypeAlias = "list[str] | dict[str, str | Sequence[str]]"
 
 
 def read_images(given: Images) -> Images:
@@ -83,15 +84,18 @@ def find_names(
         needed: whether prompts will be made of the names.
 
     Returns:
-        None if there are no names and none are needed.
+        None if there are no names and none are needed. Otherwise the labels, of the type of those
+        that occur; and names as `ImageClassifier.zero_shot` takes them: a list, or label -> its
+        name or names.
 
     Raises:
-        ConfigError: if names are needed, and there are none.
+        ConfigError: if names are needed, and there are none; if a list has a name twice, or more or
+            fewer than two names for booleans; or if there are names of other labels than booleans.
         DataError: if a label has no name.
     """
     if class_names is None:
         if classes is not None and _are_texts(classes):
-            return classes, {str(label): str(label) for label in classes}
+            return classes, [str(label) for label in classes]
         if not needed:
             return None
         raise ConfigError(
@@ -100,20 +104,22 @@ def find_names(
             "texts into integers: pass class_names=[...], the names in sorted order"
         )
     labels, names = _all_names(classes, class_names)
-    if classes is not None:
-        unknown = [str(label) for label in np.setdiff1d(classes, labels)]
-        if unknown:
-            raise DataError(
-                f"y has labels without a name: {show(unknown)}; class_names "
-                f"{_describe_names(classes, class_names)}"
-            )
-    return labels, names
+    if classes is None:
+        return labels, names
+    known = set(labels.tolist())
+    unknown = [label for label in classes.tolist() if label not in known]
+    if unknown:
+        raise DataError(
+            f"y has labels without a name: {show(unknown)}; class_names "
+            f"{_describe_names(classes, class_names)}"
+        )
+    return _of_the_type_of(classes, labels), names
 
 
 def _describe_names(classes: NDArray[Any], class_names: ClassNamesByLabel) -> str:
     """Return in words for which labels there are names."""
     if isinstance(class_names, Mapping) or _are_texts(classes):
-        return f"has {show([str(label) for label in class_names])}"
+        return f"has names of {show(list(class_names))}: add these, of the type that they have in y"
     last = len(class_names) - 1
     return f"{show(class_names)} are names of the labels 0 to {last}: add others, or pass a dict"
 
@@ -128,14 +134,58 @@ def _all_names(
         )
     if isinstance(class_names, Mapping):
         named = {str(label): names for label, names in class_names.items()}
-        labels, _ = read_classes(list(class_names))
-    elif classes is None or _are_texts(classes):
-        named = {name: name for name in class_names}
-        labels, _ = read_classes(list(class_names))
-    else:
-        named = {str(place): name for place, name in enumerate(class_names)}
-        labels = np.arange(len(class_names))
-    return labels, {str(label): named[str(label)] for label in labels}
+        labels = _labels_of(list(class_names))
+        return labels, {str(label): named[str(label)] for label in labels}
+    _refuse_repeated(class_names)
+    if classes is None or _are_texts(classes):
+        labels = _labels_of(list(class_names))
+        return labels, [str(label) for label in labels]
+    labels = np.arange(len(class_names))
+    if classes.dtype.kind == "b":
+        if len(labels) != 2:
+            raise ConfigError(
+                f"y holds booleans, so class_names must have two names, those of False and True, "
+                f"not {len(labels)}: {show(class_names)}"
+            )
+        labels = np.array([False, True])
+    return labels, list(class_names)
+
+
+def _labels_of(named: list[Any]) -> NDArray[Any]:
+    """Return the labels that have names, sorted."""
+    try:
+        return read_classes(named)[0]
+    except DataError as error:
+        raise ConfigError(
+            f"the labels in class_names must be of one type, texts or integers or booleans, not "
+            f"{show(named)}"
+        ) from error
+
+
+def _refuse_repeated(class_names: Sequence[str]) -> None:
+    """Raise `ConfigError` if a name comes twice in a list, where it would be two classes."""
+    repeated = [name for name, count in Counter(map(repr, class_names)).items() if count > 1]
+    if repeated:
+        raise ConfigError(
+            f"class_names has {', '.join(repeated)} more than once, and their texts could not tell "
+            "such classes apart: give each class a name of its own. If two labels are to share a "
+            "name, pass a dict of labels to names"
+        )
+
+
+def _of_the_type_of(classes: NDArray[Any], labels: NDArray[Any]) -> NDArray[Any]:
+    """Return all labels (C,) in the type of those that occur, where it can hold them."""
+    if _are_texts(classes):
+        return labels
+    cast_labels = labels.astype(classes.dtype)
+    if np.array_equal(cast_labels, labels):
+        return cast_labels
+    if classes.dtype.kind != "b":
+        return labels
+    raise ConfigError(
+        f"y holds booleans, and class_names has names of {show(labels.tolist())}: pass the names "
+        "of False and True alone, or integers as labels: y.astype(int)"
+    )
 
 
 def _are_texts(classes: NDArray[Any]) -> bool:

@@ -24,6 +24,7 @@ from clipkit.classify.estimator_inputs import (
 )
 from clipkit.classify.few_shot import METHODS, Method, check_options
 from clipkit.classify.inputs import Inputs, Reading, features_and_paths
+from clipkit.classify.labels import show
 from clipkit.classify.plain_features import Rows, check_count, fit_rows, read_classes, read_rows
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError
@@ -56,8 +57,8 @@ class CLIPClassifier(Estimator):
     Args:
         model: a CLIP, or the name of one, which each `fit` loads; or None. Clones share the CLIP.
         class_names: names for the labels, if these are no names themselves: label -> a name or a
-            list of names; or C names, to which integers from 0 refer. These are all classes then,
-            also those that do not occur in y.
+            list of names; or C names that differ, to which integers from 0 refer, or two names, of
+            False and True. These are all classes then, also those that do not occur in y.
         templates: of the prompts; see `ImageClassifier.zero_shot`.
         method: one of `fit_head`'s; or "zero_shot", for which y may be None. By default "anchored"
             with a model, and without one "linear_probe", the only one.
@@ -67,7 +68,7 @@ class CLIPClassifier(Estimator):
         batch_size, workers: as in `CLIPEncoder`.
 
     Attributes:
-        classes_: (C,), the labels, sorted.
+        classes_: (C,), the labels, sorted, of the type that they have in y.
         n_features_in_: D, the width of the features, also those that are made of images.
         classifier_: the fitted `ImageClassifier`, which can be saved and exported; None without a
             model, or where `method` is "linear_probe" and integers have no names.
@@ -121,8 +122,8 @@ class CLIPClassifier(Estimator):
 
         Raises:
             DataError: if labels do not fit X or the class names, or X cannot be used.
-            ConfigError: if a parameter is impossible, or a label has no name that a text can be
-                made of.
+            ConfigError: if a parameter is impossible, class names do not differ, or a label has no
+                name that a text can be made of.
         """
         method, options = self._checked_method()
         if self.model is None:
@@ -176,9 +177,17 @@ class CLIPClassifier(Estimator):
             X: as in `predict`.
             y: N labels.
             sample_weight: (N,), how much each counts; all the same if not given.
+
+        Raises:
+            DataError: if y holds texts where the classes are numbers, or the other way round.
         """
         predicted = self.predict(X)
         classes, places = read_classes(y)
+        if (classes.dtype.kind == "U") != (self.classes_.dtype.kind == "U"):
+            raise DataError(
+                f"y holds {show(classes.tolist())}, and the classes are "
+                f"{show(self.classes_.tolist())}: pass labels of the type that was fitted"
+            )
         check_count(len(predicted), len(places))
         right: NDArray[np.bool_] = np.asarray(predicted == classes[places])  # (N,)
         weights = None if sample_weight is None else np.asarray(sample_weight, dtype=np.float64)

@@ -120,8 +120,8 @@ def _nearest(unknown: Iterable[str], class_names: Sequence[str]) -> str:
     return f". Did you mean {show(list(dict.fromkeys(near)))}?" if near else ""
 
 
-def show(names: Sequence[str]) -> str:
-    """Return names in quotes for a message, with the number of those that are too many to show."""
+def show(names: Sequence[Any]) -> str:
+    """Return labels for a message, names in quotes, with the number of those too many to show."""
     shown = ", ".join(f"{name!r:.60}" for name in names[:_SHOWN])
     return shown if len(names) <= _SHOWN else f"{shown} and {len(names) - _SHOWN} more"
 

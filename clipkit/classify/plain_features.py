@@ -23,6 +23,8 @@ _RESHAPE = (
     "Reshape your data: array.reshape(1, -1) for one row, array.reshape(-1, 1) for one number"
 )
 
+_PLURALS = {"bool": "booleans", "int": "integers"}
+
 _NEEDS_MODEL = "Images need a model: CLIPClassifier('tiny'), or another such as 'ViT-B/32'"
 
 
@@ -151,9 +153,10 @@ def _check_labels(array: NDArray[Any]) -> None:
     if array.dtype.kind in "OcSVmM":
         kinds = {type(value).__name__ for value in array}
         if not kinds <= {"str", "str_"}:
+            kind = "bool" if kinds <= {"bool", "bool_"} else "int"
             raise DataError(
                 f"Unknown label type: y holds {', '.join(sorted(kinds))}. Pass texts alone, or an "
-                "array of integers: y.astype(int)"
+                f"array of {_PLURALS[kind]}: y.astype({kind})"
             )
 
 

@@ -151,6 +151,7 @@ def test_booleans_are_labels() -> None:
     [
         ([0, "a"], r"y holds int, str\. Pass texts alone"),
         (["a", None], r"y holds NoneType, str"),
+        (np.array([True, False], object), r"y holds bool\. .*of booleans: y\.astype\(bool\)"),
         ([0.5, 1.0], "y must be classes"),
         ([[0, 1], [1, 0]], r"not of shape \(2, 2\): one-hot labels become integers by argmax\(1\)"),
         ([1, 1], "y holds one class alone"),
@@ -166,6 +167,15 @@ def test_weights_count_in_the_score() -> None:
     classifier = CLIPClassifier(C=100.0).fit([[0.0], [1.0]], ["a", "b"])
     assert classifier.score([[0.0], [1.0]], ["a", "a"]) == 0.5
     assert classifier.score([[0.0], [1.0]], ["a", "a"], sample_weight=[3, 1]) == 0.75
+
+
+def test_scores_of_labels_of_another_type_are_refused() -> None:
+    numbers = CLIPClassifier(C=1.0).fit([[0.0], [1.0]], [False, True])
+    with pytest.raises(DataError, match="y holds 'False', 'True', and the classes are False, True"):
+        numbers.score([[0.0], [1.0]], ["False", "True"])
+    texts = CLIPClassifier(C=1.0).fit([[0.0], [1.0]], ["a", "b"])
+    with pytest.raises(DataError, match="y holds 0, 1, and the classes are 'a', 'b': pass labels"):
+        texts.score([[0.0], [1.0]], [0, 1])
 
 
 # Parameters
