@@ -146,7 +146,7 @@ def support_set(
     if isinstance(given, Pairs):
         labels = _labels_of_pairs(given) if labels is None else labels
         given = given.files
-    indices = None if labels is None else _indices_of(labels, class_names, given)
+    indices = None if labels is None else indices_of(labels, class_names, given)
     features = given_features(given)
     if features is not None:
         return _support_of_features(given, features, indices, class_names)
@@ -186,7 +186,7 @@ def _labels_of_pairs(pairs: Pairs) -> list[str] | list[int] | None:
     return [pairs.class_names[label] for label in pairs.labels]
 
 
-def _indices_of(labels: Labels, class_names: Sequence[str], given: object) -> Tensor:
+def indices_of(labels: Labels, class_names: Sequence[str], given: object) -> Tensor:
     """Return labels as indices (N,), where it is clear to which classes integers refer.
 
     Raises:

@@ -1,0 +1,168 @@
+"""Make figures that look alike: on white, for the color-blind too, and with names as they are.
+
+Figures are made without pyplot, and no setting of matplotlib's is changed. Colors of text and lines
+are stated, so that a dark style of the caller's leaves a figure as it is.
+"""
+
+import functools
+import io
+import textwrap
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+from numpy.typing import NDArray
+
+from clipkit.data.decode import Readable, read_image
+from clipkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+    from matplotlib.text import Text
+
+INK = "#1a1a1a"
+MUTED = "#595959"
+LINE = "#bfbfbf"
+PLAIN = "#9a9a9a"  # of bars without a meaning of their own
+
+# Colors that the color-blind tell apart (Okabe and Ito, Color Universal Design, 2008), those that
+# stand out on white first.
+BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
+ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
+AREAS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
+
+# Shapes tell apart what colors do not: together there are 70 kinds of points.
+MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
+DASHES = ("-", "--", "-.", ":")
+
+SMALL, TEXT, TITLE = 8.0, 9.0, 10.0  # points
+_LONGEST = 1024  # pixels of the longer side of an image that is drawn
+
+
+def new_figure(width: float, height: float) -> "Figure":
+    """Return an empty figure of a size in inches, which shows itself in a notebook.
+
+    Raises:
+        ConfigError: if matplotlib is missing.
+    """
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'clipkit-torch[plots]'") from error
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
+    # Notebooks ask for it. They know figures by themselves only once pyplot was imported.
+    vars(figure)["_repr_png_"] = functools.partial(_png_of, figure)
+    return figure
+
+
+def _png_of(figure: "Figure") -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, format="png", facecolor="white", dpi=figure.dpi)
+    return file.getvalue()
+
+
+def add_axes(figure: "Figure", place: Any = 111) -> "Axes":
+    """Return new axes at a place of a figure, as `add_subplot` takes it, in the colors of all."""
+    axes = figure.add_subplot(place)
+    axes.set_facecolor("white")
+    for side, spine in axes.spines.items():
+        spine.set_visible(side in ("left", "bottom"))
+        spine.set_color(MUTED)
+        spine.set_linewidth(0.8)
+    axes.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL, which="both")
+    axes.set_axisbelow(True)
+    return axes
+
+
+def add_grid(axes: "Axes") -> None:
+    """Draw fine lines at the ticks of the vertical axis."""
+    axes.grid(True, axis="y", color=LINE, linewidth=0.6, linestyle="-", alpha=0.7)
+
+
+def in_percent(axes: "Axes") -> None:
+    """Show the vertical axis, which holds shares, in percent."""
+    from matplotlib.ticker import PercentFormatter
+
+    axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
+
+
+def set_title(axes: "Axes", text: str, **look: Any) -> "Text":
+    """Set a title with the text as it is: a dollar sign begins no formula."""
+    look = {"fontsize": TITLE, "color": INK, **look}
+    return axes.set_title(text, parse_math=False, **look)
+
+
+def set_labels(axes: "Axes", horizontal: str, vertical: str = "") -> None:
+    """Set what the axes hold."""
+    axes.set_xlabel(horizontal, fontsize=TEXT, color=INK, parse_math=False)
+    axes.set_ylabel(vertical, fontsize=TEXT, color=INK, parse_math=False)
+
+
+def write_text(axes: "Axes", x: float, y: float, text: str, **look: Any) -> "Text":
+    """Write a text as it is at a place."""
+    look = {"fontsize": SMALL, "color": INK, **look}
+    return axes.text(x, y, text, parse_math=False, **look)
+
+
+def add_legend(owner: Any, handles: Sequence[Any], names: Sequence[str], **look: Any) -> None:
+    """Add a legend to axes or a figure, with names as they are, such as those that begin with _."""
+    look = {"fontsize": SMALL, "frameon": False, "labelcolor": INK, **look}
+    legend = owner.legend(list(handles), [str(place) for place in range(len(names))], **look)
+    for text, name in zip(legend.get_texts(), names, strict=True):
+        text.set_parse_math(False)
+        text.set_text(name)
+
+
+def shorten(name: str, width: int, lines: int = 1) -> str:
+    """Return a name in a few lines of a width in letters; what has no room becomes an ellipsis.
+
+    Example:
+        >>> shorten("a golden retriever in the snow", 16, 2)
+        'a golden\\nretriever in the…'
+    """
+    parts = textwrap.wrap(" ".join(name.split()), width) or [name]
+    if len(parts) <= lines:
+        return "\n".join(parts)
+    last = parts[lines - 1][: width - 1].rstrip()
+    return "\n".join([*parts[: lines - 1], f"{last}\u2026"])
+
+
+def pixels_of(image: Readable) -> NDArray[np.uint8]:
+    """Return the pixels of an image, (h, w, 3), made smaller if it has more than 1,024 a side.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    found = read_image(image)
+    if max(found.size) > _LONGEST:
+        found = found.copy()  # the caller's own keeps its size
+        found.thumbnail((_LONGEST, _LONGEST))
+    return np.asarray(found.convert("RGB"))
+
+
+def show_pixels(axes: "Axes", pixels: NDArray[Any]) -> None:
+    """Show pixels (h, w, 3) without ticks, in a thin frame that ends white images."""
+    axes.imshow(pixels, interpolation="antialiased", aspect="equal")
+    axes.set_xticks([])
+    axes.set_yticks([])
+    for spine in axes.spines.values():
+        spine.set_visible(True)
+        spine.set_color(LINE)
+
+
+def area_color(place: int) -> str:
+    """Return the color of a class by its place; after seven the same ones come lighter, darker."""
+    from matplotlib.colors import to_hex, to_rgb
+
+    color = np.array(to_rgb(AREAS[place % len(AREAS)]))
+    shade = place // len(AREAS) % 3
+    mixed = [color, 0.5 + 0.5 * color, 0.55 * color][shade]
+    return to_hex(cast("tuple[float, float, float]", tuple(mixed.tolist())))
+
+
+def check_rows(name: str, given: Mapping[str, Any] | Sequence[Any]) -> None:
+    """Raise `ConfigError` if there is nothing to draw."""
+    if not len(given):
+        raise ConfigError(f"{name} has nothing to draw: it got an empty {type(given).__name__}")
