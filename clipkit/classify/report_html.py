@@ -67,7 +67,7 @@ def as_table(figures: Figures) -> str:
     for row in weakest_first(figures.classes)[:_FEW]:
         rows.append(_row(f"recall of {row.label}", in_percent(row.recall)))
     for pair in figures.confusions[:_FEW]:
-        rows.append(_row(f"{pair.true} taken for {pair.predicted}", f"{pair.count:,}"))
+        rows.append(_row(f"true {pair.true}, predicted {pair.predicted}", f"{pair.count:,}"))
     return f"<table><caption>Report</caption><tbody>{''.join(rows)}</tbody></table>"
 
 
@@ -138,8 +138,9 @@ def _confusions(figures: Figures) -> str:
     shown = f" The first {_CONFUSIONS} of {len(pairs):,} pairs." if len(pairs) > len(rows) else ""
     return _section(
         "Confusions",
-        f"Which class was taken for which, and how many of its images that is.{shown}",
-        _table(["label", "taken for"], ["images", "share"], rows, is_sortable=True),
+        "How many images of the true class, which their label says, the classifier predicted as "
+        f"another one, and which share of the true class that is.{shown}",
+        _table(["true", "predicted"], ["images", "share"], rows, is_sortable=True),
     )
 
 
@@ -168,8 +169,8 @@ def _mistakes(figures: Figures) -> str:
     shown = "All mistakes" if wrong == len(mistakes) else f"The {len(mistakes)} of {wrong:,}"
     return _section(
         "Worst mistakes",
-        f"{shown}, the surest first: the label, and below it what the image was taken for, with "
-        "their probabilities. If the label is what is wrong, mend it and fit again.",
+        f"{shown}, the surest first: the true class, which the label says, and the predicted one, "
+        "with their probabilities. If the label is what is wrong, mend it and fit again.",
         f'<ul class="images">{items}</ul>',
     )
 
@@ -181,9 +182,9 @@ def _mistake(mistake: Mistake, uri: str | None) -> str:
         name = _end_of(mistake.path)
     return (
         f"<li>{image}<div>"
-        f'<div class="said"><b>{_text(mistake.true)}</b>'
+        f'<div class="said"><i>true</i><b>{_text(mistake.true)}</b>'
         f"<span>{mistake.true_probability:.1%}</span></div>"
-        f'<div class="said wrong"><b>{_text(mistake.predicted)}</b>'
+        f'<div class="said wrong"><i>predicted</i><b>{_text(mistake.predicted)}</b>'
         f"<span>{mistake.predicted_probability:.1%}</span></div>"
         f'<div class="file">{_text(name)}</div></div></li>'
     )

@@ -43,6 +43,7 @@ section > p { max-width: 75ch; font-size: 0.9rem; }
   background: var(--right); border-radius: 2px; }
 .pair { display: grid; gap: 0 16px; grid-template-columns: repeat(auto-fit, minmax(310px, 1fr)); }
 .pair section { min-width: 0; }
+.pair th button, .pair td { padding-left: 5px; padding-right: 5px; }
 .scroll { overflow: auto; max-height: 34rem; }
 table { border-collapse: collapse; width: 100%; font-size: 0.92rem; }
 th { position: sticky; top: 0; background: var(--card); text-align: left; font-weight: 600;
@@ -73,7 +74,10 @@ svg .count { fill: var(--fill); }
   background: var(--page); }
 .images li > div { padding: 8px 10px 10px; font-size: 0.88rem; overflow-wrap: anywhere; }
 .images .file { color: var(--quiet); font-size: 0.75rem; line-height: 1.3; margin-top: 6px; }
-.said { display: flex; gap: 8px; justify-content: space-between; align-items: baseline; }
+.said { display: flex; flex-wrap: wrap; gap: 0 8px; justify-content: space-between;
+  align-items: baseline; }
+.said i { flex-basis: 100%; color: var(--quiet); font-size: 0.75rem; font-style: normal; }
+.said b { flex: 1; min-width: 0; }
 .said b { font-weight: 600; }
 .said span { white-space: nowrap; }
 .wrong b, .wrong span { color: var(--wrong); }

@@ -7,8 +7,10 @@ from clipkit.columns import align
 from clipkit.visible import visible
 
 _CLASSES = 20  # rows of each table
-_CONFUSIONS = 10
+MOST_CONFUSIONS = 10
 _MISTAKES = 10
+
+_CONFUSION_HEADER = ["true class", "predicted class", "images", "of the true class"]
 
 
 def as_line(figures: Figures) -> str:
@@ -33,7 +35,7 @@ def as_text(figures: Figures) -> str:
         "\n".join("  ".join(row) for row in main),
         visible(sentences(figures)),
         _class_table(figures.classes),
-        _confusion_table(figures),
+        confusion_table(figures),
         _bin_table(figures),
         _mistake_table(figures.mistakes),
     ]
@@ -92,10 +94,15 @@ def _class_table(classes: Sequence[ClassFigures]) -> str:
     return _table("classes, the weakest first", header, rows, _CLASSES, right=(1, 2, 3))
 
 
-def _confusion_table(figures: Figures) -> str:
-    rows = [[row.true, row.predicted, f"{row.count:,}"] for row in figures.confusions]
-    header = ["label", "taken for", "images"]
-    return _table("most often taken for another", header, rows, _CONFUSIONS, right=(2,))
+def confusion_table(figures: Figures) -> str:
+    """Return how many images of which class were predicted as which other; nothing without any."""
+    images = {row.label: row.images for row in figures.classes}
+    rows = [
+        [pair.true, pair.predicted, f"{pair.count:,}", f"{pair.count / images[pair.true]:.1%}"]
+        for pair in figures.confusions
+    ]
+    title = "most often taken for another class"
+    return _table(title, _CONFUSION_HEADER, rows, MOST_CONFUSIONS, right=(2, 3))
 
 
 def _bin_table(figures: Figures) -> str:
@@ -116,7 +123,8 @@ def _mistake_table(mistakes: Sequence[Mistake]) -> str:
         ]
         for mistake in mistakes
     ]
-    return _table("worst mistakes", ["image", "label", "taken for"], rows, _MISTAKES)
+    header = ["image", "true class", "predicted class"]
+    return _table("worst mistakes", header, rows, _MISTAKES)
 
 
 def name_of(mistake: Mistake) -> str:

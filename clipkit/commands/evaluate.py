@@ -7,12 +7,9 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
 from clipkit import Report, Suspect
-from clipkit.classify import metrics
 from clipkit.classify.labels import find_classes
-from clipkit.classify.report_text import sentences
+from clipkit.classify.report_text import MOST_CONFUSIONS, confusion_table, sentences
 from clipkit.columns import align
 from clipkit.commands.command import (
     DONE,
@@ -113,7 +110,7 @@ def _as_json(
         "estimate": asdict(report.estimate),
         **_figures(report),
         "top-1 interval": list(report.interval),
-        "most confused": _confused(report),
+        "confusions": _confusions(report),
     }
     return values | ({"suspects": [asdict(one) for one in suspects]} if has_suspects else {})
 
@@ -144,17 +141,13 @@ def _figures(report: Report) -> dict[str, float]:
     return {name: share for name, share in figures.items() if share is not None}
 
 
-def _confused(report: Report) -> list[tuple[str, str, float]]:
-    """Return the pairs of classes that are taken for each other most often."""
-    # Few of many classes occur among the images, and a matrix has a cell for each pair of classes.
-    places = {row.label: place for place, row in enumerate(report.classes)}
-    matrix = torch.zeros(len(places), len(places), device="cpu")
-    for row in report.classes:
-        matrix[places[row.label], places[row.label]] = row.right
-    for pair in report.confusions:
-        matrix[places[pair.true], places[pair.predicted]] = pair.count
-    names = list(places)
-    return [(names[i], names[j], share) for i, j, share in metrics.most_confused(matrix)]
+def _confusions(report: Report) -> list[dict[str, object]]:
+    """Return which class was most often predicted as which other, the most frequent first."""
+    images = {row.label: row.images for row in report.classes}
+    return [
+        {**asdict(pair), "share": pair.count / images[pair.true]}
+        for pair in report.confusions[:MOST_CONFUSIONS]
+    ]
 
 
 def _print_report(report: Report) -> None:
@@ -162,13 +155,9 @@ def _print_report(report: Report) -> None:
     print(style.dim(visible(sentences(report))))
     low, high = report.interval
     _print_shares(_figures(report), {_INTERVAL: f"{low:.2%} to {high:.2%}"})
-    confused = _confused(report)
-    if not confused:
-        return
-    print(style.dim("most confused (of the images of both classes, the share taken for the other)"))
-    _print_shares(
-        {f"{visible(first)}, {visible(second)}": share for first, second, share in confused}
-    )
+    if table := confusion_table(report):
+        title, *rows = table.splitlines()
+        print("\n".join([style.dim(title), *rows]))
 
 
 def _print_shares(shares: dict[str, float], more: dict[str, str] | None = None) -> None:

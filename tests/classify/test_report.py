@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 from typing import Any
 
@@ -151,8 +152,29 @@ def test_the_text_has_the_figures_and_the_weakest_rows(report: Report) -> None:
     weakest = min(report.classes, key=lambda row: row.recall or 0)
     row = text.splitlines()[text.splitlines().index("classes, the weakest first") + 2]
     assert row.split()[0] == weakest.label
-    assert f"most often taken for another (10 of {len(report.confusions)})" in text
+    assert f"most often taken for another class (10 of {len(report.confusions)})" in text
     assert max(map(len, text.splitlines())) < 100
+
+
+def test_it_is_plain_which_class_is_the_true_one(tmp_path: Path) -> None:
+    """Three ants of four are taken for bees, and no bee for an ant."""
+    predicted = torch.tensor([1, 1, 1, 0, 1])
+    probabilities = 0.2 + 0.6 * torch.nn.functional.one_hot(predicted, 2)
+    found = make_report(["ant", "bee"], probabilities, torch.tensor([0, 0, 0, 0, 1]), HOW)
+    lines = [" ".join(line.split()) for line in str(found).splitlines()]
+    place = lines.index("most often taken for another class")
+    assert lines[place + 1] == "true class predicted class images of the true class"
+    assert lines[place + 2 : place + 4] == ["ant bee 3 75.0%", ""]
+    place = lines.index("worst mistakes")
+    assert lines[place + 1] == "image true class predicted class"
+    assert lines[place + 2] == "image 0 ant 20.0% bee 80.0%"
+    assert ">true ant, predicted bee</th><td style='text-align: left'>3<" in found._repr_html_()
+    found.to_html(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text("utf-8")
+    words = re.sub(r"<[^>]*>", " ", page[page.index("<h2>Confusions") :])
+    assert re.search(r"true predicted images share ant bee 3 75.0%", " ".join(words.split()))
+    assert "<i>true</i><b>ant</b><span>20.0%</span>" in page
+    assert "<i>predicted</i><b>bee</b><span>80.0%</span>" in page
 
 
 def test_the_text_shows_what_would_act_on_a_terminal() -> None:

@@ -87,7 +87,7 @@ def test_the_command_counts_confusions_on_the_cpu(
     arguments = ["eval", str(images), "--classifier", str(tmp_path / "saved"), "--device", "cpu"]
     assert main(arguments) == 0
     expected = capsys.readouterr().out
-    assert "most confused" in expected
+    assert "most often taken for another class" in expected
     with default_device("meta"):
         assert main(arguments) == 0
     assert capsys.readouterr().out == expected
