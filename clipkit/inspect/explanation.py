@@ -1,0 +1,110 @@
+"""Hold an explanation, and bring its map to the size of an image."""
+
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from clipkit.errors import ConfigError
+from clipkit.inspect.towers import RESNET_STRIDE, grid_of, vit_of
+from clipkit.inspect.words import join_words
+from clipkit.models.resnet import ModifiedResNet
+
+Size = tuple[int, int]  # height and width in pixels
+
+
+@dataclass(frozen=True, eq=False, repr=False)
+class Explanation:
+    """Hold what `explain` found. All tensors are float32 on the CPU.
+
+    Attributes:
+        method: the one that was used.
+        similarity: the cosine of the image's and the text's features.
+        heat_map: (rows, columns) of the image tower's grid; of `rise`, of pixels. The higher, the
+            more a place speaks for the text. The unit is the method's own: maps of one method can
+            be compared, and those of two methods cannot. Only `rise` has negative values, where a
+            place speaks against the text.
+        size: (height, width) in pixels of the image as the tower saw it: after preprocessing, which
+            may have cropped it.
+        seen: (height, width) in pixels of the part of it, from the top left, that the map covers.
+        tokens: the strings of the text's tokens, without start and end; None where the method has
+            no values for them, or a feature was given in the place of a text.
+        token_values: (tokens,), how much each speaks for the image; None where `tokens` is.
+        ends_word: for each token whether a word ends with it; None where `tokens` is.
+    """
+
+    method: str
+    similarity: float
+    heat_map: Tensor
+    size: Size
+    seen: Size
+    tokens: list[str] | None = None
+    token_values: Tensor | None = None
+    ends_word: list[bool] | None = None
+
+    def upsample(self, size: Size | None = None) -> Tensor:
+        """Return the map at the size of the image, (H, W) float32, by linear interpolation.
+
+        Args:
+            size: (height, width) in pixels, over which the image as the tower saw it is spread;
+                `self.size` if not given. Pixels that the tower did not see get 0.
+
+        Raises:
+            ConfigError: if the size is impossible.
+        """
+        full = _enlarge(self.heat_map, self.seen)
+        height, width = self.size
+        full = full[:height, :width]
+        full = F.pad(full, (0, width - full.shape[1], 0, height - full.shape[0]))
+        if size is None:
+            return full
+        if len(size) != 2 or not all(type(side) is int and side > 0 for side in size):
+            raise ConfigError(f"size must be (height, width), two positive integers, not {size!r}")
+        return _enlarge(full, size)
+
+    @property
+    def words(self) -> list[tuple[str, float]] | None:
+        """The words of the text, each with the sum of its tokens' values; None if there are none.
+
+        Punctuation marks are words of their own.
+        """
+        if self.tokens is None or self.token_values is None or self.ends_word is None:
+            return None
+        return join_words(
+            self.tokens, [float(value) for value in self.token_values], self.ends_word
+        )
+
+    def __repr__(self) -> str:
+        rows, columns = self.heat_map.shape
+        return (
+            f"Explanation({self.method}, similarity={self.similarity:.4f}, "
+            f"heat_map: {rows} x {columns}, "
+            f"tokens: {'none' if self.tokens is None else len(self.tokens)})"
+        )
+
+
+def seen_size(visual: nn.Module, image: Tensor) -> Size:
+    """Return the (height, width) in pixels that the grid of an image tower covers.
+
+    A ResNet's grid may cover a pixel more than there is.
+
+    Args:
+        visual: the image tower.
+        image: (N, 3, H, W).
+    """
+    rows, columns = grid_of(visual, image)
+    if isinstance(visual, ModifiedResNet):
+        return rows * RESNET_STRIDE, columns * RESNET_STRIDE
+    conv1 = vit_of(visual).conv1
+    (patch, _), (stride, _) = conv1.kernel_size, conv1.stride
+    return (rows - 1) * stride + patch, (columns - 1) * stride + patch
+
+
+def _enlarge(heat_map: Tensor, size: Size) -> Tensor:
+    """Return a map of another size by linear interpolation: (h, w) -> (H, W)."""
+    if tuple(heat_map.shape) == size:
+        return heat_map
+    enlarged = F.interpolate(
+        heat_map[None, None], size, mode="bilinear", align_corners=False
+    )  # (h, w) -> (1, 1, H, W)
+    return enlarged[0, 0]
