@@ -94,6 +94,13 @@ def grid_of(visual: nn.Module, images: Tensor) -> Grid:
     return grid
 
 
+def cell_of(visual: nn.Module) -> int:
+    """Return the side in pixels of what one place of a tower's grid stands for."""
+    if isinstance(visual, ModifiedResNet):
+        return RESNET_STRIDE
+    return vit_of(visual).conv1.kernel_size[0]
+
+
 def embed_any_size(visual: nn.Module, images: Tensor) -> Tensor:
     """Return the tokens that the first block of a vision transformer takes, for any size.
 
