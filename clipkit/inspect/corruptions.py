@@ -148,7 +148,7 @@ class GaussianNoise:
     @property
     def unit(self) -> str:
         """What severities are."""
-        return "standard deviation, levels of 255"
+        return "standard deviation, of 255 levels"
 
     def __post_init__(self) -> None:
         check_severities(self.name, self.severities, 0)
@@ -184,7 +184,7 @@ class Blur:
     @property
     def unit(self) -> str:
         """What severities are."""
-        return "radius, share of the short side"
+        return "radius / short side"
 
     def __post_init__(self) -> None:
         check_severities(self.name, self.severities, 0, 1)

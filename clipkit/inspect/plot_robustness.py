@@ -54,9 +54,11 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
     handles: dict[str, Any] = {}
     for place, (name, own) in enumerate(groups.items()):
         axes = add_axes(figure, grid[place // columns, place % columns])
-        handles |= _draw(axes, own, result.accuracy)
+        handles |= _draw(axes, own)
         set_title(axes, shorten(name, 34))
-        set_labels(axes, shorten(own[0].unit, 40, 2), "" if place % columns else "share of images")
+        set_labels(
+            axes, shorten(own[0].unit, 36, 2), "" if place % columns else "accuracy, confidence"
+        )
     add_legend(
         figure,
         list(handles.values()),
@@ -67,7 +69,7 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
     return figure
 
 
-def _draw(axes: "Axes", rows: Sequence[RobustnessRow], clean: float) -> dict[str, Any]:
+def _draw(axes: "Axes", rows: Sequence[RobustnessRow]) -> dict[str, Any]:
     """Draw the lines of a corruption, and return what they are for a legend."""
     places = list(range(1, len(rows) + 1))
     accuracy = [row.accuracy for row in rows]
@@ -75,14 +77,8 @@ def _draw(axes: "Axes", rows: Sequence[RobustnessRow], clean: float) -> dict[str
         [row.accuracy - row.interval[0] for row in rows],
         [row.interval[1] - row.accuracy for row in rows],
     ]
-    before = [row.clean_accuracy for row in rows]
-    is_whole = all(abs(share - clean) < 1e-9 for share in before)
     (untouched,) = axes.plot(
-        [0, len(rows) + 0.4],
-        [clean if is_whole else before[0]] * 2,
-        color=MUTED,
-        linestyle=":",
-        lw=1.3,
+        [0, len(rows) + 1], [rows[0].clean_accuracy] * 2, color=MUTED, linestyle=":", lw=1.3
     )
     right = axes.errorbar(
         places,

@@ -8,13 +8,16 @@ import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from clipkit.data.decode import Readable, read_image
 from clipkit.errors import ConfigError
+
+Map: TypeAlias = Tensor | NDArray[Any]
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,6 +41,7 @@ MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
 DASHES = ("-", "--", "-.", ":")
 
 SMALL, TEXT, TITLE = 8.0, 9.0, 10.0  # points
+SIDE, _LEAST = 2.9, 1.1  # inches of the longer side of an image, and of the shorter one at least
 _LONGEST = 1024  # pixels of the longer side of an image that is drawn
 
 
@@ -166,3 +170,21 @@ def check_rows(name: str, given: Mapping[str, Any] | Sequence[Any]) -> None:
     """Raise `ConfigError` if there is nothing to draw."""
     if not len(given):
         raise ConfigError(f"{name} has nothing to draw: it got an empty {type(given).__name__}")
+
+
+def as_map(name: str, values: Map) -> NDArray[Any]:
+    """Return a tensor or an array as an array (h, w), or raise `ConfigError`."""
+    found = values.detach().cpu() if isinstance(values, Tensor) else values
+    if isinstance(found, Tensor):
+        found = (found.float() if found.is_floating_point() else found).numpy()
+    found = np.asarray(found)
+    if found.ndim != 2 or not found.size:
+        raise ConfigError(f"{name} needs a map (h, w), not {found.shape}")
+    return found
+
+
+def panel_size(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Return the width and the height of a panel in inches, in the proportions of an image."""
+    height, width = pixels.shape[:2]
+    scale = SIDE / max(height, width)
+    return max(_LEAST, width * scale), max(_LEAST, height * scale)

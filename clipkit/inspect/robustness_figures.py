@@ -80,23 +80,26 @@ def as_text(figures: RobustnessFigures) -> str:
         f"{high:.1%}), mean confidence {figures.confidence:.1%}",
         *_notes(figures),
     ]
-    header = ["severity", "accuracy", "change", "confidence", "fooled", "images"]
     for name, rows in figures.by_corruption().items():
-        cells = align([header, *map(_cells, rows)], right=range(len(header)))
-        lines += ["", f"{visible(name)} ({visible(rows[0].unit)})"]
-        lines += ["  " + "  ".join(row).rstrip() for row in cells]
+        title = f"{visible(name)} ({visible(rows[0].unit)})"
+        if rows[0].images < figures.images:
+            title += f", {rows[0].images:,} images"
+        cells = align(
+            [list(_cells(rows[0])), *(list(_cells(row).values()) for row in rows)], right=range(5)
+        )
+        lines += ["", title, *("  " + "  ".join(row).rstrip() for row in cells)]
     return "\n".join(lines)
 
 
-def _cells(row: RobustnessRow) -> list[str]:
-    return [
-        f"{row.severity:g}",
-        f"{row.accuracy:.1%}",
-        f"{100 * (row.accuracy - row.clean_accuracy):+.1f}",
-        f"{row.confidence:.1%}",
-        "-" if row.fooled is None else f"{row.fooled:.1%}",
-        f"{row.images:,}",
-    ]
+def _cells(row: RobustnessRow) -> dict[str, str]:
+    """Return the cells of a row by what they hold."""
+    cells = {
+        "severity": f"{row.severity:g}",
+        "accuracy": f"{row.accuracy:.1%}",
+        "change": f"{100 * (row.accuracy - row.clean_accuracy):+.1f}",
+        "confidence": f"{row.confidence:.1%}",
+    }
+    return cells if row.fooled is None else {**cells, "taken for it": f"{row.fooled:.1%}"}
 
 
 def _notes(figures: RobustnessFigures) -> list[str]:

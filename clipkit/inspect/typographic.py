@@ -74,7 +74,7 @@ class TypographicAttack:
     @property
     def unit(self) -> str:
         """What severities are."""
-        return "height of letters, share of the short side"
+        return "height of letters / short side"
 
     def __post_init__(self) -> None:
         check_severities(self.name, self.severities, 0, 1)

@@ -1,0 +1,107 @@
+"""Draw how accuracy grows with the images of a class."""
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from clipkit.errors import ConfigError
+from clipkit.inspect.plot_style import (
+    COLORS,
+    DASHES,
+    MARKERS,
+    MUTED,
+    add_axes,
+    add_grid,
+    add_legend,
+    check_rows,
+    in_percent,
+    new_figure,
+    set_labels,
+    set_title,
+    shorten,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+_SHIFT = 0.025  # between the points of two methods, as a share of the images, so that bars show
+
+
+def few_shot_curves(
+    results: Mapping[str, Mapping[int, Sequence[float]]],
+    *,
+    zero_shot: float | None = None,
+    title: str = "",
+) -> "Figure":
+    """Return the accuracy of methods over the number of images a class, with its spread.
+
+    Points are means over draws, and bars are standard deviations. The legend begins with the best.
+
+    Args:
+        results: for each method and each number of images a class, the accuracy of each draw, 0 to
+            1; one number where there is a single draw.
+        zero_shot: accuracy without any image, which is drawn as a line.
+        title: of the figure.
+
+    Raises:
+        ConfigError: if there is nothing to draw, a number of images is below 1, or matplotlib is
+            missing.
+
+    Example:
+        plots.few_shot_curves({"anchored": {1: [0.61, 0.64], 4: [0.72, 0.71]}}, zero_shot=0.58)
+    """
+    _check(results)
+    figure = new_figure(6.4, 4.0)
+    axes = add_axes(figure)
+    order = sorted(results, key=lambda name: -float(np.mean(results[name][max(results[name])])))
+    handles: list[object] = []
+    for place, name in enumerate(order):
+        ks = sorted(results[name])
+        shift = 1 + _SHIFT * (place - (len(order) - 1) / 2)
+        handles.append(
+            axes.errorbar(
+                [k * shift for k in ks],
+                [float(np.mean(results[name][k])) for k in ks],
+                [_spread(results[name][k]) for k in ks],
+                color=COLORS[place % len(COLORS)],
+                marker=MARKERS[place % len(MARKERS)],
+                linestyle=DASHES[place // len(COLORS) % len(DASHES)],
+                linewidth=1.6,
+                markersize=5,
+                elinewidth=1,
+                capsize=2.5,
+            )
+        )
+    names = [shorten(name, 26) for name in order]
+    if zero_shot is not None:
+        handles.append(axes.axhline(zero_shot, color=MUTED, linestyle=":", linewidth=1.4))
+        names.append("zero-shot")
+    add_legend(figure, handles, names, loc="outside right center")
+    every = sorted({k for one in results.values() for k in one})
+    axes.set_xscale("log", base=2)
+    axes.set_xticks(every, [str(k) for k in every], minor=False)
+    axes.minorticks_off()
+    in_percent(axes)
+    add_grid(axes)
+    set_labels(axes, "images of each class", "accuracy")
+    set_title(axes, title)
+    return figure
+
+
+def _check(results: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
+    """Raise `ConfigError` unless each method has draws of positive numbers of images."""
+    check_rows("few_shot_curves", results)
+    for name, own in results.items():
+        if not own or min(own) < 1:
+            raise ConfigError(
+                f"few_shot_curves needs numbers of images from 1 on, and {name!r:.60} has "
+                f"{sorted(own)}"
+            )
+        if empty := [k for k in own if not np.size(own[k])]:
+            raise ConfigError(f"few_shot_curves needs draws, and {name!r:.60} has none at {empty}")
+
+
+def _spread(draws: Sequence[float]) -> float:
+    """Return the standard deviation of draws, 0 of a single one."""
+    return float(np.std(draws, ddof=1)) if np.size(draws) > 1 else 0.0
