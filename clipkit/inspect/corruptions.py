@@ -38,7 +38,7 @@ class Sample:
         class_names: C names.
     """
 
-    random: np.random.Generator
+    random: "np.random.Generator"  # which NumPy imports when it is first asked for
     label: int
     class_names: Sequence[str]
 

@@ -12,6 +12,7 @@ from clipkit.inspect.plot_style import (
     MUTED,
     SMALL,
     TEXT,
+    Look,
     add_axes,
     check_rows,
     new_figure,
@@ -79,7 +80,7 @@ def confusion_pairs(
             axes = add_axes(figure, grid[row, column])
             show_pixels(axes, _square(pixels_of(image)))
             if row == 0 and column in titles:
-                set_title(axes, titles[column], fontsize=SMALL, color=MUTED)
+                set_title(axes, titles[column], size=SMALL, color=MUTED)
     return figure
 
 
@@ -89,10 +90,10 @@ def _write_pair(axes: "Axes", one: str, other: str, count: str) -> None:
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
     first, second = shorten(one, _LETTERS, 2), shorten(f"\u2192 {other}", _LETTERS, 2)
-    write_text(axes, 0, 0.57, first, va="bottom", fontsize=TEXT, weight="bold")
-    write_text(axes, 0, 0.53, second, va="top", fontsize=TEXT)
+    write_text(axes, 0, 0.57, first, Look(TEXT, bold=True, vertical="bottom"))
+    write_text(axes, 0, 0.53, second, Look(TEXT, vertical="top"))
     below = 0.53 - _LINE * len(second.splitlines()) - 0.03
-    write_text(axes, 0, below, count, va="top", color=MUTED)
+    write_text(axes, 0, below, count, Look(color=MUTED, vertical="top"))
 
 
 def _count(value: float, unit: str) -> str:

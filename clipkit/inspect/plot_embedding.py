@@ -112,7 +112,7 @@ def embedding_map(
     axes = add_axes(figure)
     handles = [_scatter(axes, points[classes == place], place) for place in present]
     shown = [shorten(texts[place], _LETTERS) for place in present]
-    add_legend(figure, handles, shown, loc="outside right center", ncols=columns)
+    add_legend(figure, handles, shown, columns=columns)
     axes.set_aspect("equal", adjustable="datalim")
     set_labels(axes, *axis_names)
     set_title(axes, title)

@@ -77,7 +77,7 @@ def few_shot_curves(
     if zero_shot is not None:
         handles.append(axes.axhline(zero_shot, color=MUTED, linestyle=":", linewidth=1.4))
         names.append("zero-shot")
-    add_legend(figure, handles, names, loc="outside right center")
+    add_legend(figure, handles, names)
     every = sorted({k for one in results.values() for k in one})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(k) for k in every], minor=False)

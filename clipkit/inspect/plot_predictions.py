@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 from clipkit.classify.prediction import Prediction
@@ -15,6 +15,7 @@ from clipkit.inspect.plot_style import (
     MUTED,
     PLAIN,
     VERMILION,
+    Look,
     add_axes,
     check_rows,
     new_figure,
@@ -135,14 +136,11 @@ def _draw(axes: "Axes", bars: Sequence[_Bar], rows: int) -> None:
         middle = place + 0.72
         axes.barh([middle], [1.0], _BOX, color="#efefef")
         axes.barh([middle], [bar.share], _BOX, color=bar.color)
-        weight = "bold" if bar.mark == _RIGHT else "normal"
         ink = INK if place == 0 or bar.mark else MUTED
-        start = 0.0
+        look = Look(color=ink, bold=bar.mark == _RIGHT)
+        line = place + 0.5
         if bar.mark:  # the font that comes with matplotlib has these signs
-            write_text(
-                axes, 0, place + 0.5, bar.mark, va="baseline", color=bar.color, family="DejaVu Sans"
-            )
-            start = 0.065
-        look = {"va": "baseline", "color": ink, "weight": weight}
-        write_text(axes, start, place + 0.5, shorten(bar.text, _LETTERS), **look)
-        write_text(axes, 1, place + 0.5, f"{bar.share:.1%}", ha="right", **look)
+            write_text(axes, 0, line, bar.mark, Look(color=bar.color, family="DejaVu Sans"))
+        start = 0.065 if bar.mark else 0.0
+        write_text(axes, start, line, shorten(bar.text, _LETTERS), look)
+        write_text(axes, 1, line, f"{bar.share:.1%}", replace(look, horizontal="right"))

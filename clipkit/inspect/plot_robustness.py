@@ -63,8 +63,8 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
         figure,
         list(handles.values()),
         list(handles),
-        loc="outside upper center",
-        ncols=len(handles),
+        above=True,
+        columns=len(handles),
     )
     return figure
 

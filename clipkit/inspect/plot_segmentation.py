@@ -11,6 +11,7 @@ from clipkit.errors import ConfigError
 from clipkit.inspect.plot_style import (
     INK,
     TEXT,
+    Look,
     Map,
     add_axes,
     add_legend,
@@ -143,10 +144,7 @@ def _write_numbers(axes: "Axes", indices: NDArray[np.int64], shown: Sequence[int
             step * (column + 0.5) - 0.5,
             step * (row + 0.5) - 0.5,
             str(number),
-            ha="center",
-            va="center",
-            fontsize=TEXT,
-            weight="bold",
+            Look(TEXT, bold=True, horizontal="center", vertical="center"),
         )
         text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
 
@@ -183,4 +181,4 @@ def _add_legend(
         for number, place in enumerate(shown, start=1)
     ]
     columns = -(-len(shown) // _IN_A_COLUMN)
-    add_legend(figure, handles, lines, loc="outside right center", ncols=columns)
+    add_legend(figure, handles, lines, columns=columns)

@@ -8,7 +8,8 @@ import functools
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, TypeAlias, cast
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +23,7 @@ Map: TypeAlias = Tensor | NDArray[Any]
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.gridspec import SubplotSpec
     from matplotlib.text import Text
 
 INK = "#1a1a1a"
@@ -67,7 +69,7 @@ def _png_of(figure: "Figure") -> bytes:
     return file.getvalue()
 
 
-def add_axes(figure: "Figure", place: Any = 111) -> "Axes":
+def add_axes(figure: "Figure", place: "SubplotSpec | int" = 111) -> "Axes":
     """Return new axes at a place of a figure, as `add_subplot` takes it, in the colors of all."""
     axes = figure.add_subplot(place)
     axes.set_facecolor("white")
@@ -92,10 +94,9 @@ def in_percent(axes: "Axes") -> None:
     axes.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0))
 
 
-def set_title(axes: "Axes", text: str, **look: Any) -> "Text":
+def set_title(axes: "Axes", text: str, *, size: float = TITLE, color: str = INK) -> "Text":
     """Set a title with the text as it is: a dollar sign begins no formula."""
-    look = {"fontsize": TITLE, "color": INK, **look}
-    return axes.set_title(text, parse_math=False, **look)
+    return axes.set_title(text, parse_math=False, fontsize=size, color=color)
 
 
 def set_labels(axes: "Axes", horizontal: str, vertical: str = "") -> None:
@@ -104,16 +105,53 @@ def set_labels(axes: "Axes", horizontal: str, vertical: str = "") -> None:
     axes.set_ylabel(vertical, fontsize=TEXT, color=INK, parse_math=False)
 
 
-def write_text(axes: "Axes", x: float, y: float, text: str, **look: Any) -> "Text":
+@dataclass(frozen=True)
+class Look:
+    """Hold how a text looks, in matplotlib's words."""
+
+    size: float = SMALL
+    color: str = INK
+    bold: bool = False
+    horizontal: Literal["left", "center", "right"] = "left"
+    vertical: Literal["top", "center", "baseline", "bottom"] = "baseline"
+    family: str | None = None
+
+
+def write_text(axes: "Axes", x: float, y: float, text: str, look: Look) -> "Text":
     """Write a text as it is at a place."""
-    look = {"fontsize": SMALL, "color": INK, **look}
-    return axes.text(x, y, text, parse_math=False, **look)
+    return axes.text(
+        x,
+        y,
+        text,
+        parse_math=False,
+        fontsize=look.size,
+        color=look.color,
+        weight="bold" if look.bold else "normal",
+        ha=look.horizontal,
+        va=look.vertical,
+        family=look.family,
+    )
 
 
-def add_legend(owner: Any, handles: Sequence[Any], names: Sequence[str], **look: Any) -> None:
-    """Add a legend to axes or a figure, with names as they are, such as those that begin with _."""
-    look = {"fontsize": SMALL, "frameon": False, "labelcolor": INK, **look}
-    legend = owner.legend(list(handles), [str(place) for place in range(len(names))], **look)
+def add_legend(
+    figure: "Figure",
+    handles: Sequence[object],
+    names: Sequence[str],
+    *,
+    above: bool = False,
+    columns: int = 1,
+) -> None:
+    """Add a legend outside of the axes, with names as they are, such as those that begin with _."""
+    place = "upper center" if above else "right center"
+    legend = figure.legend(
+        cast("list[Any]", list(handles)),
+        [str(place) for place in range(len(names))],
+        loc=cast("Any", f"outside {place}"),  # its type does not know these
+        ncols=columns,
+        fontsize=SMALL,
+        frameon=False,
+        labelcolor=INK,
+    )
     for text, name in zip(legend.get_texts(), names, strict=True):
         text.set_parse_math(False)
         text.set_text(name)
