@@ -1,7 +1,7 @@
 """Time the fit of every head on cached features, and one logistic regression beside scikit-learn's.
 
     python tests/benchmarks/few_shot.py [--classes 100] [--shots 16] [--width 512] [--repeats 3]
-                                        [--threads 2] [--json FILE]
+                                        [--threads 2] [--methods NAME ...] [--json FILE]
 
 Features of unit length with the structure of classes are drawn at random; no model is needed. Runs
 on the CPU, with scikit-learn. Cost with the defaults: about two minutes on two quiet cores.
@@ -12,8 +12,11 @@ on the CPU, with scikit-learn. Cost with the defaults: about two minutes on two 
   loads late, is not counted.
 - Top-1 accuracy on other features, so that it is seen that something was fitted, and what the
   method chose.
+- Memory: by how much the first fit raises the highest that the process has held. The methods come
+  one after the other, so a later one may find room that an earlier one has held and given back: for
+  the memory of one method give `--methods` it alone.
 - Logistic regression with one C: `linear_probe` against scikit-learn, both until converged, and by
-  how much their coefficients differ, relative to the largest.
+  how much their coefficients differ, relative to the largest. It is left out with `--methods`.
 
 Prints medians, lowest and highest; the file has all.
 """
@@ -22,6 +25,8 @@ import argparse
 import json
 import math
 import os
+import resource
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -101,6 +106,12 @@ def draw(classes: int, shots: int, width: int) -> Problem:
     return Problem(*support, *others, CosineHead(weights, torch.tensor(math.log(100))), prompts)
 
 
+def peak() -> float:
+    """Return the most memory that the process has held so far, in gigabytes."""
+    highest = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return highest / (2**30 if sys.platform == "darwin" else 2**20)  # bytes there, kilobytes here
+
+
 def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     """Return what `work` returns; and seconds by the clock and of processor time."""
     clock = time.perf_counter()
@@ -113,41 +124,65 @@ def timed(work: Callable[[], Any]) -> tuple[Any, dict[str, float]]:
     return result, seconds
 
 
-def take_turns(
-    work: dict[str, Callable[[], Any]], repeats: int
-) -> tuple[dict[str, Any], dict[str, dict[str, list[float]]]]:
-    """Return the last results and all seconds. The first turn is not counted."""
-    results: dict[str, Any] = {}
-    seconds: dict[str, dict[str, list[float]]] = {
-        name: {"clock": [], "processor": []} for name in work
-    }
+@dataclass(frozen=True)
+class Turns:
+    """Hold what several turns gave, by the name of the work.
+
+    Attributes:
+        results: of the last turn.
+        seconds: by the clock and of processor time, of each turn but the first.
+        memory: gigabytes by which the first turn raised the peak of the process.
+    """
+
+    results: dict[str, Any]
+    seconds: dict[str, dict[str, list[float]]]
+    memory: dict[str, float]
+
+
+def take_turns(work: dict[str, Callable[[], Any]], repeats: int) -> Turns:
+    """Do all work in turns. The time of the first turn is not counted."""
+    turns = Turns({}, {name: {"clock": [], "processor": []} for name in work}, {})
     for turn in range(-1, repeats):
         for name in list(work)[:: 1 if turn % 2 else -1]:
-            results[name], spent = timed(work[name])
-            if turn >= 0:
-                for kind, value in spent.items():
-                    seconds[name][kind].append(value)
-    return results, seconds
+            before = peak()
+            turns.results[name], spent = timed(work[name])
+            if turn < 0:
+                turns.memory[name] = peak() - before
+                continue
+            for kind, value in spent.items():
+                turns.seconds[name][kind].append(value)
+    return turns
 
 
-def compare(problem: Problem, repeats: int) -> dict[str, Any]:
-    """Return seconds and accuracy of every method, and how far the two regressions are apart."""
+def compare(problem: Problem, repeats: int, methods: list[str] | None) -> dict[str, Any]:
+    """Return seconds, memory and accuracy of each method; and how far two regressions are apart.
+
+    Args:
+        problem: what is fitted.
+        repeats: turns that count.
+        methods: by default all, and the regressions.
+    """
     peer = LogisticRegression(C=FULL_C, tol=1e-6, max_iter=10000)
-    work: dict[str, Callable[[], Any]] = {name: partial(problem.fit, name) for name in METHODS}
-    work[OURS] = partial(problem.fit, "linear_probe", FULL_C)
-    work[THEIRS] = partial(problem.fit_peer, peer)
-    results, seconds = take_turns(work, repeats)
-    found: dict[str, dict[str, Any]] = {name: dict(spent) for name, spent in seconds.items()}
-    exact = torch.from_numpy(results.pop(THEIRS).coef_)
-    found[THEIRS]["accuracy"] = problem.score_peer(peer)
-    for name, (head, chosen) in results.items():
-        found[name] |= {"accuracy": problem.score(head), "chosen": chosen}
-    difference = results[OURS][0].weight.detach().double() - exact
-    return {
-        "zero-shot accuracy": problem.score(problem.zero_shot),
-        "coefficients differ by": (difference.abs().max() / exact.abs().max()).item(),
-        "seconds": found,
+    chosen = METHODS if methods is None else methods
+    work: dict[str, Callable[[], Any]] = {name: partial(problem.fit, name) for name in chosen}
+    if methods is None:
+        work[OURS] = partial(problem.fit, "linear_probe", FULL_C)
+        work[THEIRS] = partial(problem.fit_peer, peer)
+    turns = take_turns(work, repeats)
+    found: dict[str, dict[str, Any]] = {
+        name: dict(spent) | {"memory": turns.memory[name]} for name, spent in turns.seconds.items()
     }
+    results = dict(turns.results)
+    values: dict[str, Any] = {"zero-shot accuracy": problem.score(problem.zero_shot)}
+    if methods is None:
+        del results[THEIRS]
+        found[THEIRS]["accuracy"] = problem.score_peer(peer)
+        exact = torch.from_numpy(peer.coef_)
+        difference = results[OURS][0].weight.detach().double() - exact
+        values["coefficients differ by"] = (difference.abs().max() / exact.abs().max()).item()
+    for name, (head, settings) in results.items():
+        found[name] |= {"accuracy": problem.score(head), "chosen": settings}
+    return values | {"seconds": found}
 
 
 def span(values: list[float]) -> str:
@@ -158,10 +193,11 @@ def show(result: dict[str, Any]) -> None:
     """Print the settings and a line for each method."""
     plain = {key: value for key, value in result.items() if not isinstance(value, dict)}
     print("  ".join(f"{key} {value}" for key, value in plain.items()))
-    print(f"{'':24}{'seconds':>24}{'processor seconds':>24}{'top-1':>8}")
+    print(f"{'':24}{'seconds':>24}{'processor seconds':>24}{'GB':>8}{'top-1':>8}")
     for name, row in result["seconds"].items():
         top_1 = 100 * row["accuracy"]
-        print(f"{name:24}{span(row['clock']):>24}{span(row['processor']):>24}{top_1:8.1f}")
+        times = f"{span(row['clock']):>24}{span(row['processor']):>24}"
+        print(f"{name:24}{times}{row['memory']:8.2f}{top_1:8.1f}")
 
 
 def read_arguments() -> argparse.Namespace:
@@ -173,6 +209,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=512)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--methods", nargs="+", choices=METHODS, metavar="NAME")
     parser.add_argument("--json", type=Path)
     return parser.parse_args()
 
@@ -189,7 +226,7 @@ def main() -> None:
         "scikit-learn": sklearn.__version__,
         "load": os.getloadavg()[0],
     }
-    result |= compare(draw(args.classes, args.shots, args.width), args.repeats)
+    result |= compare(draw(args.classes, args.shots, args.width), args.repeats, args.methods)
     show(result)
     if args.json:
         args.json.write_text(json.dumps(result, indent=2) + "\n")
