@@ -17,8 +17,9 @@ from clipkit.classify.calibration import (
 from clipkit.classify.cross_validation import cross_validated
 from clipkit.classify.few_shot import Method
 from clipkit.classify.heads import CosineHead, Head
-from clipkit.classify.inputs import LabeledInputs, Reading, SupportSet, support_set
+from clipkit.classify.inputs import LabeledInputs, SupportSet, support_set
 from clipkit.classify.labels import Labels
+from clipkit.classify.reading import Reading
 from clipkit.classify.several import SeveralLabels, has_several, read_several
 from clipkit.errors import ConfigError, DataError
 
@@ -78,13 +79,35 @@ def calibrated(
     """
     if truth is None:
         found = calibrate_labels(logits, support.labels, false_alarms=false_alarms)
-        return found if before is None else replace(found, presence=before.presence)
+        presence = None if before is None else before.presence
+        return replace(found, presence=presence, views=_views_of(support, before, presence))
     if false_alarms != FALSE_ALARMS:
         raise ConfigError(
             f"false_alarms={false_alarms} would be ignored, since images with several labels each "
             "do not calibrate what rejects: leave it out"
         )
-    return calibrate_several(logits, truth, before)
+    found = calibrate_several(logits, truth, before)
+    return replace(found, views=_views_of(support, before, found.images))
+
+
+def kept_views(before: Calibration | None, labels: Labels | SeveralLabels | None) -> int | None:
+    """Return the views of the part of a calibration that another calibration leaves as it is.
+
+    Args:
+        before: the calibration so far.
+        labels: of the other one.
+    """
+    if before is None:
+        return None
+    is_several = labels is not None and has_several(labels)
+    return before.views if (before.images if is_several else before.presence) else None
+
+
+def _views_of(support: SupportSet, before: Calibration | None, kept: object) -> int | None:
+    """Return how often images were seen, of what is kept of a calibration where it is not known."""
+    if support.views is None and before is not None and kept:
+        return before.views
+    return support.views
 
 
 def check_unseen(support: SupportSet, seen: int) -> None:
@@ -124,4 +147,5 @@ def calibrated_by_folds(
     found = cross_validated(
         support.features, support.labels, start, method, options, seed=seed, like=head
     )
-    return calibrate_by_cross_validation(found, support.labels)
+    calibration = calibrate_by_cross_validation(found, support.labels)
+    return replace(calibration, views=support.views)

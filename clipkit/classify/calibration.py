@@ -40,6 +40,8 @@ class Calibration:
         pessimistic: whether it is by cross-validation where each class has a single image. Then
             sets are larger, and probabilities less sure, than they would have to be.
         presence: of labels of which an image can have several; None if it is not known.
+        views: how often each image was seen, and is from then on; None where that is not known,
+            since features were given.
     """
 
     temperature: float = 1.0
@@ -49,6 +51,7 @@ class Calibration:
     source: str = HELD_OUT
     pessimistic: bool = False
     presence: Presence | None = None
+    views: int | None = None
 
     @property
     def images(self) -> int:

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipkit.classify.calibration import SOURCES, Calibration
 from clipkit.classify.presence import Presence
+from clipkit.data.views import check_views
 from clipkit.errors import ConfigError
 
 PREFIX = "calibration."  # of the tensors' names in the file
@@ -29,6 +30,8 @@ def calibration_parts(calibration: Calibration) -> tuple[dict[str, Tensor], dict
         "source": calibration.source,
         "pessimistic": calibration.pessimistic,
     }
+    if calibration.views is not None:
+        values["views"] = calibration.views
     presence = calibration.presence
     if presence is not None:
         tensors |= {name: getattr(presence, name) for name in _PRESENCE}
@@ -77,6 +80,9 @@ def read_calibration(
         presence = Presence(**{name: tensors[name] for name in _PRESENCE}, images=int(several))
     if values["source"] not in SOURCES:
         raise ValueError(f"its calibration comes from {values['source']!r:.60}")
+    views = values.get("views")
+    if views is not None:
+        check_views(views)
     sorted_rows = {name: tensors[name].sort().values for name in scores}
     return Calibration(
         temperature=_positive(values, "temperature"),
@@ -84,6 +90,7 @@ def read_calibration(
         source=values["source"],
         pessimistic=bool(values["pessimistic"]),
         presence=presence,
+        views=None if views is None else int(views),
         **sorted_rows,
     )
 

@@ -16,13 +16,13 @@ from clipkit.classify.heads import CosineHead
 from clipkit.classify.inputs import (
     Inputs,
     LabeledInputs,
-    Reading,
     SupportSet,
     features_and_paths,
     support_set,
 )
 from clipkit.classify.labels import Labels
 from clipkit.classify.prediction import Prediction, make_predictions
+from clipkit.classify.reading import Reading
 from clipkit.classify.trusted import TrustedClassifier
 from clipkit.classify.words import made_by
 from clipkit.classify.zero_shot import embed_prompts, weights_of_prompts
@@ -251,7 +251,7 @@ class ImageClassifier(TrustedClassifier):
             ConfigError: if `anchor` is impossible, or the head is not linear in the features.
             ImageError, DataError, ConfigError: as in `probabilities`; one image is needed at least.
         """
-        reading = Reading(batch_size, workers, progress)
+        reading = self._reading(None, batch_size, workers, progress)
         features, paths = features_and_paths(self.model, unlabelled, reading)
         head, rows = adapted_head(self.head, self.zero_shot_head, features, anchor, guard=guard)
         adapted = ImageClassifier(

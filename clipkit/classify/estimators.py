@@ -23,9 +23,10 @@ from clipkit.classify.estimator_inputs import (
     read_inputs,
 )
 from clipkit.classify.few_shot import METHODS, Method, check_options
-from clipkit.classify.inputs import Inputs, Reading, features_and_paths
+from clipkit.classify.inputs import Inputs, features_and_paths
 from clipkit.classify.labels import show
 from clipkit.classify.plain_features import Rows, check_count, fit_rows, read_classes, read_rows
+from clipkit.classify.reading import Reading
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import TEMPLATES, Templates

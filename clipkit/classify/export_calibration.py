@@ -53,6 +53,16 @@ class Outputs(nn.Module):
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
+def check_exportable(calibration: Calibration | None) -> None:
+    """Raise `ConfigError` for a calibration on several views: a file sees each image once."""
+    views = None if calibration is None else calibration.views
+    if views not in (None, 1):
+        raise ConfigError(
+            f"the classifier is calibrated with views={views}, and an exported file sees each "
+            "image once: calibrate it anew with views=1, or set classifier.calibration = None"
+        )
+
+
 def describe_calibration(calibration: Calibration) -> dict[str, Any]:
     """Return as JSON what a program needs to use the outputs of a calibrated classifier.
 

@@ -4,7 +4,7 @@ import os
 import warnings
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeAlias, cast
 
 import numpy as np
@@ -21,15 +21,15 @@ from clipkit.classify.labels import (
     read_labels,
     translate,
 )
+from clipkit.classify.reading import Reading
 from clipkit.data.arrays import is_array, is_array_image, is_array_of_images
 from clipkit.data.classes import classes_of, is_part
 from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
-from clipkit.data.views import check_views
 from clipkit.encode.embed import Features, stream_features
 from clipkit.encode.store import extract_features
-from clipkit.errors import ConfigError, DataError, ImageError
+from clipkit.errors import DataError, ImageError
 
 FeatureRows: TypeAlias = Tensor | NDArray[np.floating[Any]] | Features
 Inputs: TypeAlias = "Images | FeatureRows"
@@ -38,21 +38,6 @@ LabeledInputs: TypeAlias = "Images | FeatureRows | Pairs"
 # Of the length of a feature. bfloat16 rounds each number by up to 0.4 %; the features of a CLIP
 # that nobody normalized are about ten times too long.
 LENGTH_TOLERANCE = 0.01
-
-
-@dataclass(frozen=True)
-class Reading:
-    """Hold how images are read: so many at once, in so many processes, with a bar or without.
-
-    Attributes:
-        batch_size, workers, progress: as in `clipkit.extract_features`.
-        views: as in `clipkit.embed_images`.
-    """
-
-    batch_size: int
-    workers: int
-    progress: bool
-    views: int = 1
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +49,14 @@ class SupportSet:
         labels: (M,) int64, one for each feature.
         paths: the path of each image; None, or its index, for one that has none.
         skipped: path or index of each image that could not be read, and why.
+        views: how often each image was seen; None for features, which do not tell.
     """
 
     features: Tensor
     labels: Tensor
     paths: Sequence[str | None]
     skipped: list[tuple[str, str]]
+    views: int | None = None
 
 
 def is_one_image(given: object) -> bool:
@@ -97,14 +84,9 @@ def features_and_paths(
         ConfigError: for features with `views` above 1, which would be ignored.
         ImageError: if an image cannot be read; it is named.
     """
-    check_views(reading.views)
     features = given_features(given)
     if features is not None:
-        if reading.views > 1:
-            raise ConfigError(
-                f"views={reading.views} would be ignored, for features are of images as they were "
-                "seen: pass views to embed, which makes them"
-            )
+        reading.check_features()
         if not isinstance(given, Features):
             return features, [None] * len(features)
         return features, [None if name.isdigit() else name for name in given.paths]
@@ -142,6 +124,7 @@ def support_set(
 
     Raises:
         DataError: if features or labels cannot be used, or no image can be read.
+        ConfigError: for features with `views` above 1, which would be ignored.
     """
     if isinstance(given, Pairs):
         labels = _labels_of_pairs(given) if labels is None else labels
@@ -149,6 +132,7 @@ def support_set(
     indices = None if labels is None else indices_of(labels, class_names, given)
     features = given_features(given)
     if features is not None:
+        reading.check_features()
         return _support_of_features(given, features, indices, class_names)
     check_path(given)
     images = cast("Images", given)
@@ -162,7 +146,7 @@ def support_set(
             f"be read and are left out; the first: {support.skipped[0][1]}",
             stacklevel=3,  # at the call of `ImageClassifier.fit`
         )
-    return support
+    return replace(support, views=reading.times)
 
 
 def labels_of_pairs(pairs: Pairs, class_names: Sequence[str]) -> Tensor:
@@ -284,7 +268,7 @@ def _stream(model: nn.Module, images: Images, reading: Reading) -> Generator[Fea
         batch_size=reading.batch_size,
         workers=reading.workers,
         progress=reading.progress,
-        views=reading.views,
+        views=reading.times,
     )
 
 
@@ -296,6 +280,7 @@ def _extract(model: nn.Module, images: Images, reading: Reading) -> Features:
         batch_size=reading.batch_size,
         workers=reading.workers,
         progress=reading.progress,
+        views=reading.times,
     )
 
 

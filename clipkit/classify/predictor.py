@@ -11,17 +11,18 @@ from torch import Tensor, nn
 
 from clipkit.classify.calibration import Calibration
 from clipkit.classify.export import export
+from clipkit.classify.export_calibration import check_exportable
 from clipkit.classify.folder import as_path
 from clipkit.classify.heads import Head
 from clipkit.classify.inputs import (
     Inputs,
-    Reading,
     check_path,
     features_and_paths,
     is_one_image,
 )
 from clipkit.classify.judgement import Wanted, check_wanted, judge, softened
 from clipkit.classify.prediction import Prediction
+from clipkit.classify.reading import Reading
 from clipkit.clip import CLIP
 from clipkit.data.pictures import Images
 from clipkit.encode.embed import embed_images
@@ -95,7 +96,7 @@ class Predictor(nn.Module):
         self,
         images_or_features: Inputs,
         *,
-        views: int = 1,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -105,19 +106,26 @@ class Predictor(nn.Module):
         Args:
             images_or_features: features (N, D) of unit length: a tensor, a NumPy array or what
                 `extract_features` returns; or images as `embed` takes them.
-            views, batch_size, workers, progress: as in `embed`, for images.
+            views: as in `embed`, for images; by default as those of a calibration are, or once.
+            batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             (N, C) float32 on the CPU; each row has the sum 1.
 
         Raises:
             DataError: for features that are not of unit length.
-            ConfigError: for other `views`, or for more than one with features.
+            ConfigError: for other `views`, also other ones than those of a calibration, or for more
+                than one with features.
             ImageError: if an image cannot be read; it is named.
         """
-        reading = Reading(batch_size, workers, progress, views)
+        reading = self._reading(views, batch_size, workers, progress)
         features, _ = features_and_paths(self.model, images_or_features, reading)
         return softened(self._logits(features), self.calibration).softmax(dim=-1).cpu()
+
+    @property
+    def views(self) -> int:
+        """How often an image is seen by default: as often as those of a calibration, or once."""
+        return self._reading(None, 1, 0, progress=False).times
 
     @overload
     def predict(
@@ -127,7 +135,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
-        views: int = 1,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -143,7 +151,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
-        views: int = 1,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -157,7 +165,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
-        views: int = 1,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -170,7 +178,7 @@ class Predictor(nn.Module):
         coverage: float | None = None,
         reject: bool = False,
         several: bool = False,
-        views: int = 1,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -195,14 +203,15 @@ class Predictor(nn.Module):
                 with the false alarms of the calibration.
             several: whether `Prediction.present` is to say which of the classes are in an image,
                 each by itself. It needs a calibration by images with several labels.
-            views, batch_size, workers, progress: as in `embed`, for images.
+            views: as in `embed`, for images; by default as those of a calibration are, or once.
+            batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
             One `Prediction` for one image; for many a list of them, each with its path.
 
         Raises:
             ConfigError: if the classifier is not calibrated for what is asked, or by too few
-                images for such a coverage.
+                images for such a coverage; or for `views` as `probabilities`.
             ImageError: if an image cannot be read; it is named.
             DataError: for features that are not of unit length.
         """
@@ -211,7 +220,7 @@ class Predictor(nn.Module):
         check_path(images)
         single = is_one_image(images)
         given = cast("Inputs", [images] if single else images)
-        reading = Reading(batch_size, workers, progress, views)
+        reading = self._reading(views, batch_size, workers, progress)
         features, paths = features_and_paths(self.model, given, reading)
         logits = self._logits(features)
         predictions = judge(self.labels, logits, paths, self.calibration, wanted)
@@ -238,12 +247,13 @@ class Predictor(nn.Module):
                 `torch.export.load`.
 
         Raises:
-            ConfigError: for another ending, a missing package, or a preprocessing that is another
-                function.
+            ConfigError: for another ending, a missing package, a preprocessing that is another
+                function, or a calibration on several views of each image.
             ExportError: if the file's probabilities differ by more than 1e-4.
             OutputError: if the file cannot be written.
         """
         self.model.check_original("export the classifier of")
+        check_exportable(self.calibration)
         export(
             as_path(path),
             visual=self.model.visual,
@@ -253,6 +263,11 @@ class Predictor(nn.Module):
             resolution=self.model.visual.resolution,
             calibration=self.calibration,
         )
+
+    def _reading(self, views: int | None, batch_size: int, workers: int, progress: bool) -> Reading:
+        """Return how images are read, as often as those of a calibration if `views` is None."""
+        calibrated = None if self.calibration is None else self.calibration.views
+        return Reading(batch_size, workers, progress, views, calibrated)
 
     def _logits(self, features: Tensor) -> Tensor:
         """Return the head's logits (N, C) float32 of features (N, D), on the model's device."""

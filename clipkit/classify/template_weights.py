@@ -10,7 +10,8 @@ from torch import Tensor
 
 from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.heads import CosineHead
-from clipkit.classify.inputs import Inputs, Reading, features_and_paths
+from clipkit.classify.inputs import Inputs, features_and_paths
+from clipkit.classify.reading import Reading
 from clipkit.classify.zero_shot import embed_prompts
 from clipkit.clip import CLIP
 from clipkit.errors import ConfigError, DataError

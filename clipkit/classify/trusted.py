@@ -3,11 +3,12 @@
 import logging
 from typing import TypeVar
 
-from clipkit.classify.calibrating import calibrated, check_unseen, read_held_out
+from clipkit.classify.calibrating import calibrated, check_unseen, kept_views, read_held_out
 from clipkit.classify.calibration import FALSE_ALARMS
 from clipkit.classify.estimate import find_seen, judge_each, paths_of, report_of
-from clipkit.classify.inputs import LabeledInputs, Reading, support_set
+from clipkit.classify.inputs import LabeledInputs, support_set
 from clipkit.classify.labels import Labels
+from clipkit.classify.reading import Reading
 from clipkit.classify.report import Report
 from clipkit.classify.several import SeveralLabels
 from clipkit.classify.stored import StoredClassifier
@@ -27,6 +28,7 @@ class TrustedClassifier(StoredClassifier):
         labels: Labels | SeveralLabels | None = None,
         *,
         false_alarms: float = FALSE_ALARMS,
+        views: int | None = None,
         batch_size: int = 64,
         workers: int = 0,
         progress: bool = False,
@@ -54,6 +56,9 @@ class TrustedClassifier(StoredClassifier):
                 image, which may be empty, or booleans (N, C).
             false_alarms: the share of images of the classes that may be taken for others, between
                 0 and 1. For images with one label each.
+            views: how often each image is seen, 1, 2 or 10, as in `embed`; once by default, or as
+                often as in the part of a calibration that is left as it is. From then on the
+                classifier sees images as often wherever `views` is not given, and refuses others.
             batch_size, workers, progress: as in `embed`, for images.
 
         Returns:
@@ -61,9 +66,11 @@ class TrustedClassifier(StoredClassifier):
 
         Raises:
             DataError: if labels or images cannot be used, or the head was fitted on some of them.
-            ConfigError: if `false_alarms` is impossible, or there is a single class.
+            ConfigError: if `false_alarms` or `views` is impossible, there is a single class, or
+                features come with views.
         """
-        reading = Reading(batch_size, workers, progress)
+        kept = kept_views(self.calibration, labels)
+        reading = Reading(batch_size, workers, progress, views, kept)
         support, truth = read_held_out(self.model, images_or_features, labels, self.labels, reading)
         check_unseen(support, int(find_seen(self, support).sum()))
         logits = self._logits(support.features)
@@ -93,7 +100,8 @@ class TrustedClassifier(StoredClassifier):
             report.to_html("report.html")
 
         Args:
-            images_or_features, labels: as in `fit`. Images that cannot be read are left out.
+            images_or_features, labels: as in `fit`. Images that cannot be read are left out. Each
+                is seen as often as those of a calibration, or once.
             seed: of what is drawn for cross-validation.
             batch_size, workers, progress: as in `embed`, for images.
 
@@ -101,7 +109,7 @@ class TrustedClassifier(StoredClassifier):
             DataError: if labels or images cannot be used, or the classifier was fitted on them in a
                 way that cannot be done again, as by `clipkit.finetune`.
         """
-        reading = Reading(batch_size, workers, progress)
+        reading = self._reading(None, batch_size, workers, progress)
         support = support_set(self.model, images_or_features, labels, self.labels, reading)
         return report_of(self, images_or_features, support, seed)
 
@@ -126,7 +134,7 @@ class TrustedClassifier(StoredClassifier):
                 print(suspect.path, suspect.label, suspect.likelier)
 
         Args:
-            images_or_features, labels: as in `fit`. Images that cannot be read are left out.
+            images_or_features, labels: as in `report`.
             cut: an image is listed if its own label is less than this times as probable as the
                 likeliest one; above 0, at most 1. Higher ones find more, and more that are right.
             seed: of what is drawn for cross-validation.
@@ -137,7 +145,7 @@ class TrustedClassifier(StoredClassifier):
             ConfigError: for an impossible `cut`.
         """
         check_cut(cut)
-        reading = Reading(batch_size, workers, progress)
+        reading = self._reading(None, batch_size, workers, progress)
         support = support_set(self.model, images_or_features, labels, self.labels, reading)
         judged = judge_each(self, support, seed)
         paths = paths_of(images_or_features, support)

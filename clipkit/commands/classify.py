@@ -236,7 +236,10 @@ def _encode(classifier: ImageClassifier, images: list[Path | bytes]) -> Iterator
     a line with it, and tell of the progress as well.
     """
     progress = len(images) > BATCH and is_terminal(sys.stderr) and not is_terminal(sys.stdout)
-    stream = stream_features(classifier.model, images, batch_size=BATCH, progress=progress)
+    views = classifier.views  # as often as those that it is calibrated on
+    stream = stream_features(
+        classifier.model, images, batch_size=BATCH, progress=progress, views=views
+    )
     with closing(stream):
         yield from stream
 

@@ -114,7 +114,9 @@ def embed_labelled(
     """Return the features of the images that can be read, with labels, and tell which cannot."""
     rows = list(zip(files, labels, strict=True))
     progress = is_terminal(sys.stderr)
-    found = extract_features(classifier.model, rows, workers=workers, progress=progress)
+    found = extract_features(
+        classifier.model, rows, workers=workers, progress=progress, views=classifier.views
+    )
     tell_skipped([problem for _, problem in found.skipped])
     return found
 

@@ -156,23 +156,14 @@ def stream_features(
         views: as in `embed_images`.
 
     Raises:
-        ConfigError: if there are no images, or the arguments cannot be used together.
-        DataError: if there is no such folder.
+        ConfigError, DataError: if there are no images, or no such folder, or arguments do not fit.
 
     Example:
         for part in stream_features(model, "photos"):
             print(part.paths, part.features.shape)
     """
-    check_views(views)
     encode = ImageEncoder(model, precision=precision, normalize=normalize)
-    image_set = prepare_images(model, images, transform, batch_size, workers)
-    if views > 1:
-        if image_set.transform is None:
-            raise ConfigError(
-                f"views={views} prepares images in several ways, and a DataLoader gives them "
-                "prepared: pass its data set, or leave views out"
-            )
-        image_set.transform = Views(image_set.transform, views)
+    image_set = prepare_images(model, images, transform, batch_size, workers, views)
     return encode_batches(encode, image_set, list(image_set.chunks), progress=progress)
 
 
@@ -232,15 +223,17 @@ def prepare_images(
     transform: Transform | None,
     batch_size: int,
     workers: int,
+    views: int = 1,
 ) -> ImageSet:
     """Return the images with a transform: the given one, or else the model's own preprocessing.
 
     A DataLoader prepares images by itself.
 
     Raises:
-        ConfigError: if there is no transform, or as `ImageSet`.
-        DataError: as `ImageSet`.
+        ConfigError: if there is no transform, or `views` is impossible.
+        ConfigError, DataError: as `ImageSet`.
     """
+    check_views(views)
     given: object = images
     if transform is None and not isinstance(given, DataLoader):
         transform = getattr(model, "preprocess", None)
@@ -248,7 +241,15 @@ def prepare_images(
             raise ConfigError(
                 f"{type(model).__name__} has no preprocessing of its own: give its transform"
             )
-    return ImageSet(images, transform, batch_size, workers)
+    image_set = ImageSet(images, transform, batch_size, workers)
+    if views > 1:
+        if image_set.transform is None:
+            raise ConfigError(
+                f"views={views} prepares images in several ways, and a DataLoader gives them "
+                "prepared: pass its data set, or leave views out"
+            )
+        image_set.transform = Views(image_set.transform, views)
+    return image_set
 
 
 def image_tower(model: ImageModel) -> nn.Module | None:

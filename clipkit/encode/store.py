@@ -43,6 +43,7 @@ def extract_features(
     normalize: bool = True,
     progress: bool = False,
     shared: bool = False,
+    views: int = 1,
 ) -> Features:
     """Return the features of images, without those that cannot be read.
 
@@ -71,6 +72,7 @@ def extract_features(
             All of them must call it alike, and all get the whole result. Shares differ in length,
             so a model that is sharded itself (FSDP) would wait for ever. Without it each process
             works by itself, and needs an `out` of its own.
+        views: how often each image is seen, 1, 2 or 10, as in `embed_images`.
 
     Returns:
         The features, with labels if there are any, and the path or index of each row.
@@ -90,7 +92,7 @@ def extract_features(
     # What fails in one process must end all, or the others would wait for it for ever.
     encode = processes.in_all(lambda: ImageEncoder(model, precision=precision, normalize=normalize))
     image_set = processes.in_all(
-        lambda: prepare_images(model, images, transform, batch_size, workers)
+        lambda: prepare_images(model, images, transform, batch_size, workers, views)
     )
     settings: dict[str, Any] = {"precision": precision, "normalize": normalize}
     if precision is None:
