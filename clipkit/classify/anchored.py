@@ -13,7 +13,7 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from clipkit.classify.anchored_experts import Experts
+from clipkit.classify.anchored_experts import CHOICES, Experts, Which
 from clipkit.classify.anchored_gaussian import ROUNDS
 from clipkit.classify.anchored_missing import offset_of_missing
 from clipkit.classify.fitting import (
@@ -57,32 +57,32 @@ def anchored(
             chosen by `_cross_validate`, and is the usual one where each class has a single image.
 
     Returns:
-        A `LinearHead`, the strength, and the experts: "both", or "logistic" where cross-validation
-        finds that better.
+        A `LinearHead`, the strength, and the experts: "both", or "logistic" or "gaussian" where
+        cross-validation finds one alone clearly better.
     """
     experts = Experts(features, labels, zero_shot)
     usual = _usual_strength(len(labels), experts.trust)
-    choice = _Choice(usual if strength is None else strength, both=True, factor=1.0)
+    choice = _Choice(usual if strength is None else strength, "both", factor=1.0)
     folds = make_folds(labels, generator)
     if len(labels) > MANY:
         folds = _one_fold(folds)
     if strength is None and folds:
         with_singles = _with_singles(folds, labels)
         choice = _cross_validate(features, labels, zero_shot, with_singles, usual)
-    weight, bias = experts.layer(choice.both)
+    weight, bias = experts.layer(choice.which)
     if math.isfinite(choice.strength):
         iterations = 50 if len(labels) > MANY else 100
         experts.fit(choice.strength, iterations, rounds=ROUNDS)
-        weight, bias = experts.layer(choice.both)
+        weight, bias = experts.layer(choice.which)
         bias = bias + offset_of_missing(
-            features, labels, zero_shot, folds, choice.strength, choice.both
+            features, labels, zero_shot, folds, choice.strength, choice.which
         )
     head = LinearHead(
         choice.factor * weight, choice.factor * bias, scale=choice.factor * experts.scale
     )
     return head, {
         "strength": choice.strength,
-        "experts": "both" if choice.both else "logistic",
+        "experts": choice.which,
     }
 
 
@@ -103,12 +103,12 @@ class _Choice:
 
     Attributes:
         strength: of the pull to zero-shot.
-        both: whether both experts are averaged, or the logistic one is alone.
+        which: the experts.
         factor: that makes the logits fit held-out images.
     """
 
     strength: float
-    both: bool
+    which: Which
     factor: float
 
 
@@ -134,23 +134,23 @@ def _cross_validate(
     rarity = 1 / answers.bincount()[answers].float()
     shares = rarity / rarity.mean()  # (M,), so that each class counts alike, as in the fits
 
-    def evaluate(both: bool) -> tuple[Tensor, float]:
+    def evaluate(which: Which) -> tuple[Tensor, float]:
         pairs = zip(parts, folds, strict=True)
-        logits = [part.logits(features[out], both) for part, (_, out) in pairs]
+        logits = [part.logits(features[out], which) for part, (_, out) in pairs]
         losses, factor = calibrate(torch.cat(logits), answers)
         return shares * losses, factor
 
-    losses, factor = evaluate(both=False)
-    start = _Choice(math.inf, both=False, factor=factor)
+    losses, factor = evaluate("logistic")  # before any fit each is zero-shot
+    start = _Choice(math.inf, "logistic", factor=factor)
     results = {start: losses}
     iterations = 10 if len(labels) > MANY else 30
     for strength in _strengths(labels, usual):
         for part in parts:
             part.fit(strength, iterations, rounds=1)
         latest: list[float] = []
-        for both in (False, True):
-            losses, factor = evaluate(both)
-            results[_Choice(strength, both, factor)] = losses
+        for which in CHOICES:
+            losses, factor = evaluate(which)
+            results[_Choice(strength, which, factor)] = losses
             latest.append(losses.mean().item())
         if min(latest) > STOP_ABOVE * min(one.mean().item() for one in results.values()):
             break
@@ -197,13 +197,18 @@ def _one_fold(folds: Folds) -> Folds:
 
 
 def _nearest(results: dict[_Choice, Tensor], usual: float) -> _Choice:
-    """Return the choice with the lowest loss, or one as good whose strength is nearer the usual.
+    """Return the choice with the lowest loss, or one as good that is nearer the usual.
+
+    Usual is the mean of both experts: one is alone only where that is clearly better.
 
     Args:
         results: the losses (M,) of each choice on the same images.
         usual: the strength to expect.
     """
-    best = min(results, key=lambda choice: results[choice].mean().item())
-    alike = [choice for choice in results if choice.both == best.both]
+    by_loss = sorted(results, key=lambda choice: results[choice].mean().item())
+    best = next(choice for choice in by_loss if choice.which == "both")
+    if _is_clearly_lower(results[by_loss[0]], results[best]):
+        best = by_loss[0]
+    alike = [choice for choice in results if choice.which == best.which]
     alike.sort(key=lambda choice: abs(math.log(choice.strength / usual)))
     return next(choice for choice in alike if not _is_clearly_lower(results[best], results[choice]))

@@ -1,5 +1,7 @@
 """The two classifiers that `anchored` averages, fitted to one support set with one strength."""
 
+from typing import Literal, TypeAlias, get_args
+
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -7,6 +9,10 @@ from clipkit.classify.anchored_gaussian import GaussianExpert
 from clipkit.classify.anchored_logistic import LogisticExpert
 from clipkit.classify.fitting import minimize
 from clipkit.classify.heads import CosineHead
+
+# The mean of both classifiers, or one alone.
+Which: TypeAlias = Literal["both", "logistic", "gaussian"]
+CHOICES: tuple[Which, ...] = get_args(Which)
 
 DISTANCE = 0.003  # the Gaussians' distance from their texts at a strength of 1
 
@@ -37,16 +43,18 @@ class Experts:
         self.logistic.fit(strength, iterations)
         self.gaussian.fit(DISTANCE / strength, rounds)
 
-    def layer(self, both: bool) -> tuple[Tensor, Tensor]:
+    def layer(self, which: Which) -> tuple[Tensor, Tensor]:
         """Return weights (C, D) and bias (C,) of the linear layer that computes the logits."""
         first, second = self.logistic, self.gaussian
-        if not both:
+        if which == "logistic":
             return first.weight, first.bias
+        if which == "gaussian":
+            return second.weight, second.bias
         return (first.weight + second.weight) / 2, (first.bias + second.bias) / 2
 
-    def logits(self, features: Tensor, both: bool) -> Tensor:
+    def logits(self, features: Tensor, which: Which) -> Tensor:
         """Return the logits (M, C) of any features (M, D)."""
-        weight, bias = self.layer(both)
+        weight, bias = self.layer(which)
         return F.linear(features, weight, bias)
 
 

@@ -4,7 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from clipkit.classify.anchored_experts import Experts
+from clipkit.classify.anchored_experts import Experts, Which
 from clipkit.classify.anchored_gaussian import ROUNDS
 from clipkit.classify.fitting import Folds, minimize
 from clipkit.classify.heads import CosineHead
@@ -18,7 +18,7 @@ def offset_of_missing(
     zero_shot: CosineHead,
     folds: Folds,
     strength: float,
-    both: bool,
+    which: Which,
 ) -> Tensor:
     """Return what to add to the logits of the classes without images, (C,); zeros for the others.
 
@@ -34,15 +34,15 @@ def offset_of_missing(
         zero_shot: where the fits start.
         folds: for held-out images. Without any the offset is zero, and so it is where a single
             class has images, which none can be left out beside.
-        strength, both: as in `anchored`.
+        strength, which: as in `anchored`.
     """
     present = labels.bincount(minlength=zero_shot.classes) > 0  # (C,)
     offset = zero_shot.weight.new_zeros(zero_shot.classes)
     if present.all() or present.sum() == 1 or not folds:
         return offset
-    known = [_play(features, labels, zero_shot, out, strength, both) for _, out in folds]
+    known = [_play(features, labels, zero_shot, out, strength, which) for _, out in folds]
     unknown = [
-        _play(features, labels, zero_shot, out, strength, both)
+        _play(features, labels, zero_shot, out, strength, which)
         for out in _left_out(labels, present)[: len(folds)]  # as many fits of either kind, at most
     ]
     share = 1 - present.float().mean().item()
@@ -65,13 +65,13 @@ def _play(
     zero_shot: CosineHead,
     out: Tensor,
     strength: float,
-    both: bool,
+    which: Which,
 ) -> Played:
     """Return the logits of images that are left out of a fit, and which classes it had none of."""
     experts = Experts(features[~out], labels[~out], zero_shot)
     experts.fit(strength, iterations=30, rounds=ROUNDS)
     missing = labels[~out].bincount(minlength=zero_shot.classes) == 0
-    return experts.logits(features[out], both), labels[out], missing
+    return experts.logits(features[out], which), labels[out], missing
 
 
 def _fit_offset(known: list[Played], unknown: list[Played], share: float) -> Tensor:

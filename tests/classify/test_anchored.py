@@ -10,6 +10,7 @@ from torch import Tensor
 
 from clipkit.classify import anchored as module
 from clipkit.classify.anchored import STRENGTHS, anchored
+from clipkit.classify.anchored_experts import Which
 from clipkit.classify.few_shot import fit_head
 from clipkit.classify.fitting import Folds, make_folds
 from clipkit.classify.heads import CosineHead, LinearHead
@@ -34,7 +35,7 @@ def usual_strength(oracle: Oracle) -> float:
     return max(0.1 * min(1.0, oracle.t / oracle.usual), 0.6 / len(oracle.y))
 
 
-Option = tuple[float, bool]  # a strength, and whether it is of both experts
+Option = tuple[float, str]  # a strength, and the experts
 
 
 def held_out_losses(
@@ -51,18 +52,22 @@ def held_out_losses(
         return factor, losses * rarity / rarity.mean()
 
     texts = [(pair.one.t * pair.one.w, np.zeros(len(pair.one.w))) for pair in pairs]
-    results = {(math.inf, False): evaluate(texts)}
+    results = {(math.inf, "logistic"): evaluate(texts)}
     for exponent in range(1, -7, -1):
         strength = 10.0 ** (exponent / 2)
         layers = [pair.layers(strength, rounds=1) for pair in pairs]
-        for both in (False, True):
-            results[strength, both] = evaluate([one[both] for one in layers])
+        for which in ("both", "logistic", "gaussian"):
+            results[strength, which] = evaluate([one[which] for one in layers])
     return results
 
 
 def chosen_of(results: dict[Option, tuple[float, Array]], usual: float) -> Option:
     """Return what the docstring says is chosen."""
-    best = min(results, key=lambda option: results[option][1].mean())
+    alone = min(results, key=lambda option: results[option][1].mean())
+    averaged = [option for option in results if option[1] == "both"]
+    best = min(averaged, key=lambda option: results[option][1].mean())
+    if half_errors(results[alone][1], results[best][1]) > 1:
+        best = alone
     losses = results[best][1]
     as_good = [
         option
@@ -70,7 +75,7 @@ def chosen_of(results: dict[Option, tuple[float, Array]], usual: float) -> Optio
         if option[1] == best[1] and half_errors(losses, results[option][1]) <= 1
     ]
     nearest = min(as_good, key=lambda option: abs(math.log(option[0] / usual)))
-    start = (math.inf, False)
+    start = (math.inf, "logistic")
     return nearest if half_errors(results[nearest][1], results[start][1]) > 1 else start
 
 
@@ -78,9 +83,10 @@ def chosen_of(results: dict[Option, tuple[float, Array]], usual: float) -> Optio
     "noise, gap, counts",
     [
         (1.5, 0.3, (4, 4, 3, 5, 4, 4)),  # zero-shot
-        (1.5, 0.3, (9, 2, 5, 1, 7, 3)),
-        (0.9, 9.9, (20, 2, 9)),
-        (2.5, 1.0, (20, 2, 9)),  # the logistic one alone
+        (1.5, 0.3, (9, 2, 5, 4, 7, 3)),
+        (1.5, 0.3, (12,) * 6),  # both
+        (0.9, 9.9, (20, 2, 9)),  # the Gaussians alone
+        (1.5, 1.0, (12,) * 6),  # the logistic one alone
     ],
 )
 def test_choice_against_an_oracle(noise: float, gap: float, counts: tuple[int, ...]) -> None:
@@ -92,14 +98,14 @@ def test_choice_against_an_oracle(noise: float, gap: float, counts: tuple[int, .
     folds = make_folds(labels, torch.Generator().manual_seed(3))
     results = held_out_losses(features, labels, world.zero_shot, folds)
     whole = Pair(features, labels, world.zero_shot)
-    strength, both = chosen_of(results, usual_strength(whole.one))
+    strength, which = chosen_of(results, usual_strength(whole.one))
     assert chosen["strength"] == pytest.approx(strength)
-    assert chosen["experts"] == ("both" if both else "logistic")
-    factor = results[strength, both][0]
+    assert chosen["experts"] == which
+    factor = results[strength, which][0]
     assert head.scale == pytest.approx(whole.one.t * factor, rel=1e-2)
     layer = (whole.one.t * whole.one.w, np.zeros(len(counts)))
     if math.isfinite(strength):
-        layer = whole.layers(strength, rounds=3)[both]
+        layer = whole.layers(strength, rounds=3)[which]
     expected = factor * logits(layer, others)
     found = head(others).detach().double().numpy()
     assert np.abs(found - expected).max() < 2e-2 * np.abs(expected).max()
@@ -129,8 +135,8 @@ def test_single_images_take_the_usual_strength(counts: tuple[int, ...]) -> None:
 # Losses by hand: the errors of the differences are 1 on average, of 4 images.
 
 
-def choice(strength: float, both: bool = True) -> Any:
-    return module._Choice(strength, both, factor=1.0)
+def choice(strength: float, which: Which = "both") -> Any:
+    return module._Choice(strength, which, factor=1.0)
 
 
 BASE = torch.tensor([1.0, 2.0, 3.0, 4.0])
@@ -149,21 +155,32 @@ def test_clearly_lower_is_half_a_standard_error() -> None:
 
 def test_the_nearest_to_the_usual_of_those_that_are_as_good() -> None:
     results = {
-        choice(math.inf, both=False): BASE + 5,
+        choice(math.inf, "logistic"): BASE + 5,
         choice(1.0): BASE + SPREAD + 0.26,  # clearly worse
         choice(0.3): BASE + SPREAD + 0.24,
         choice(0.1): BASE + SPREAD + 0.24,
         choice(0.03): BASE + SPREAD + 0.2,
         choice(0.001): BASE,
-        choice(1.0, both=False): BASE + 0.1 * SPREAD,  # as good, of the other kind
+        choice(1.0, "logistic"): BASE + 0.1 * SPREAD,  # as good, of one alone
     }
     for usual, expected in ((2.0, 0.3), (0.1, 0.1), (0.05, 0.03), (1e-4, 0.001), (0.18, 0.3)):
         assert module._nearest(results, usual).strength == expected, usual
-    assert module._nearest(results, 1.0).both
-    del results[choice(0.001)]
-    results[choice(0.001, both=False)] = BASE
-    assert module._nearest(results, 2.0) == choice(1.0, both=False)
-    assert module._nearest(results, 0.01) == choice(0.001, both=False)
+    assert module._nearest(results, 1.0).which == "both"
+
+
+@pytest.mark.parametrize("which", ["logistic", "gaussian"])
+def test_one_alone_only_where_that_is_clearly_better(which: Which) -> None:
+    results = {
+        choice(math.inf, "logistic"): BASE + 5,
+        choice(0.3): BASE + SPREAD + 0.26,
+        choice(0.1): BASE + SPREAD + 0.26,
+        choice(1.0, which): BASE + 0.1 * SPREAD + 0.01,
+        choice(0.001, which): BASE,
+    }
+    assert module._nearest(results, 2.0) == choice(1.0, which)
+    assert module._nearest(results, 0.01) == choice(0.001, which)
+    results[choice(0.1)] = BASE + SPREAD + 0.24
+    assert module._nearest(results, 0.01) == choice(0.1)
 
 
 def count_folds(monkeypatch: pytest.MonkeyPatch, images: int) -> list[int]:

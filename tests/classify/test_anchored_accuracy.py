@@ -83,7 +83,7 @@ def calibrations(shots: int, seed: int) -> list[float]:
         experts.fit(chosen["strength"], iterations=100, rounds=3)
     assert head.scale is not None
     ours = head(others).detach()
-    plain = experts.logits(others, both=chosen["experts"] == "both")
+    plain = experts.logits(others, chosen["experts"])
     torch.testing.assert_close(ours / head.scale, plain / experts.scale, rtol=1e-4, atol=1e-5)
     return [
         F.cross_entropy(ours, answers).item(),

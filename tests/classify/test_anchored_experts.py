@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from clipkit.classify.anchored_experts import DISTANCE, Experts, text_scale
+from clipkit.classify.anchored_experts import CHOICES, DISTANCE, Experts, text_scale
 from clipkit.classify.scatter import shrinkage, span
 from tests.helpers.anchored_oracle import Array, GaussianOracle, Oracle, oas
 from tests.helpers.worlds import World
@@ -101,17 +101,19 @@ def test_the_mean_of_both() -> None:
     world, features, labels = arranged((9, 2, 5, 1, 7, 3), 12)
     others, _ = world.draw((3,) * 6)
     experts = Experts(features, labels, world.zero_shot)
-    for part in experts.layer(both=True):  # before any fit both are zero-shot
-        assert part.equal(experts.layer(both=False)[0 if part.ndim == 2 else 1])
+    for which in CHOICES:  # before any fit all are zero-shot
+        for part, mean in zip(experts.layer(which), experts.layer("both"), strict=True):
+            assert part.equal(mean)
     torch.testing.assert_close(
-        experts.logits(others, both=True), experts.scale / 100 * world.zero_shot(others).detach()
+        experts.logits(others, "both"), experts.scale / 100 * world.zero_shot(others).detach()
     )
     experts.fit(0.1, iterations=100, rounds=3)
     one, two = experts.logistic, experts.gaussian
     first, second = (others @ part.weight.T + part.bias for part in (one, two))
-    torch.testing.assert_close(experts.logits(others, both=False), first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(experts.logits(others, "logistic"), first, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(experts.logits(others, "gaussian"), second, rtol=1e-4, atol=1e-4)
     torch.testing.assert_close(
-        experts.logits(others, both=True), (first + second) / 2, rtol=1e-4, atol=1e-4
+        experts.logits(others, "both"), (first + second) / 2, rtol=1e-4, atol=1e-4
     )
     alone = Experts(features, labels, world.zero_shot)
     alone.gaussian.fit(DISTANCE / 0.1, rounds=3)

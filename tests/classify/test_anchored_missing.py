@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from clipkit.classify import anchored_missing
+from clipkit.classify.anchored_experts import CHOICES, Which
 from clipkit.classify.anchored_missing import offset_of_missing
 from clipkit.classify.few_shot import fit_head
 from clipkit.classify.fitting import Folds, make_folds
@@ -17,7 +18,7 @@ from tests.helpers.worlds import World
 
 
 def played_offset(
-    features: Tensor, labels: Tensor, world: World, folds: Folds, strength: float, both: bool
+    features: Tensor, labels: Tensor, world: World, folds: Folds, strength: float, which: Which
 ) -> float:
     """Return the best offset by hand: leave images out, and whole classes, four groups of them."""
     classes = len(world.centers)
@@ -28,7 +29,7 @@ def played_offset(
 
     def play(out: Tensor) -> tuple[Array, Array, Array]:
         pair = Pair(features[~out], labels[~out], world.zero_shot)
-        rows = logits(pair.layers(strength, rounds=3)[both], features[out])
+        rows = logits(pair.layers(strength, rounds=3)[which], features[out])
         return rows, labels[out].numpy(), pair.one.counts == 0
 
     kinds = [
@@ -48,17 +49,17 @@ def played_offset(
     return float(found.x)
 
 
-@pytest.mark.parametrize("both", [True, False])
+@pytest.mark.parametrize("which", CHOICES)
 @pytest.mark.parametrize(
     "counts", [(4, 0, 3, 5, 0, 1, 2, 6), (8, 8, 0, 0, 0), (5, 0, 3, 3), (6, 2, 3, 2, 4, 2, 2, 3, 0)]
 )
 @pytest.mark.parametrize("strength", [1.0, 0.03])
-def test_offset_against_scipy(counts: tuple[int, ...], strength: float, both: bool) -> None:
+def test_offset_against_scipy(counts: tuple[int, ...], strength: float, which: Which) -> None:
     world = World(len(counts), 12, 1.2, 0.7, seed=1)
     features, labels = world.draw(counts)
     folds = make_folds(labels, torch.Generator().manual_seed(0))
-    offset = offset_of_missing(features, labels, world.zero_shot, folds, strength, both)
-    expected = played_offset(features, labels, world, folds, strength, both)
+    offset = offset_of_missing(features, labels, world.zero_shot, folds, strength, which)
+    expected = played_offset(features, labels, world, folds, strength, which)
     absent = torch.tensor(counts) == 0
     assert not offset[~absent].any()
     assert offset[absent].unique().numel() == 1
@@ -71,7 +72,7 @@ def test_no_offset_where_nothing_can_be_played(counts: tuple[int, ...]) -> None:
     world = World(3, 12, 1.2, 0.7)
     features, labels = world.draw(counts)
     folds = make_folds(labels, torch.Generator().manual_seed(0))
-    offset = offset_of_missing(features, labels, world.zero_shot, folds, 0.1, both=True)
+    offset = offset_of_missing(features, labels, world.zero_shot, folds, 0.1, "both")
     assert offset.equal(torch.zeros(3))
 
 
@@ -91,8 +92,8 @@ def test_the_offset_is_added_to_the_head() -> None:
     features, labels = world.draw((4, 0, 3, 5, 0, 1, 2, 6))
     folds = make_folds(labels, torch.Generator().manual_seed(0))
     head, _ = fit_head(features, labels, world.zero_shot, strength=0.03)
-    offset = offset_of_missing(features, labels, world.zero_shot, folds, 0.03, both=True)
-    bias, _ = Pair(features, labels, world.zero_shot).layers(0.03, rounds=3)[True][::-1]
+    offset = offset_of_missing(features, labels, world.zero_shot, folds, 0.03, "both")
+    bias, _ = Pair(features, labels, world.zero_shot).layers(0.03, rounds=3)["both"][::-1]
     found = head.to_linear().bias.detach().numpy()
     np.testing.assert_allclose(found, bias + offset.numpy(), atol=0.02)
     assert offset.abs().max() > 0.1

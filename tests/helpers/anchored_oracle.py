@@ -191,12 +191,12 @@ class Pair:
         self.one = Oracle(features, labels, zero_shot)
         self.two = GaussianOracle(self.one)
 
-    def layers(self, strength: float, rounds: int) -> dict[bool, tuple[Array, Array]]:
-        """Return the layer of both, under True, and of the logistic one alone, under False."""
+    def layers(self, strength: float, rounds: int) -> dict[str, tuple[Array, Array]]:
+        """Return the layer of both, and of each alone."""
         first = self.one.logistic(strength)
         second = self.two.fit(0.003 / strength, rounds)
         mean = tuple((a + b) / 2 for a, b in zip(first, second, strict=True))
-        return {True: (mean[0], mean[1]), False: first}
+        return {"both": (mean[0], mean[1]), "logistic": first, "gaussian": second}
 
 
 def logits(layer: tuple[Array, Array], features: Tensor) -> Array:
