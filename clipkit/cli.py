@@ -20,11 +20,12 @@ from clipkit.commands.fit import FIT
 from clipkit.commands.logs import told_logs
 from clipkit.commands.model_choice import take_model
 from clipkit.commands.models import MODELS_COMMAND, PROMPTS
+from clipkit.commands.segment import SEGMENT
 from clipkit.commands.train import TRAIN
 from clipkit.commands.wording import NO_OPTIONS, in_options
 from clipkit.errors import ClipkitError
 
-COMMANDS = (CLASSIFY, FIT, EVAL, FINETUNE, TRAIN, MODELS_COMMAND, PROMPTS)
+COMMANDS = (CLASSIFY, FIT, EVAL, SEGMENT, FINETUNE, TRAIN, MODELS_COMMAND, PROMPTS)
 EPILOG = """\
 examples:
   clipkit classify photo.jpg --labels cat dog "cup of coffee"
@@ -33,8 +34,8 @@ examples:
 
 exit codes:
   0  done
-  1  `classify` left some images out
-  2  the command could not run, or `classify` could read no image
+  1  `classify` or `segment` left some images out
+  2  the command could not run, or could read no image
   130  the command was interrupted by Ctrl-C"""
 
 
@@ -45,8 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `clipkit`; those of this process if not given.
 
     Returns:
-        0 if all was done, 1 if `classify` left some images out, 2 if the command could not run, 130
-        after Ctrl-C.
+        0 if all was done, 1 if `classify` or `segment` left some images out, 2 if the command could
+        not run, 130 after Ctrl-C.
 
     Raises:
         SystemExit: with 2 if the arguments cannot be read, with 0 after `--help` and `--version`.

@@ -96,9 +96,9 @@ def test_the_towers_own_size_decides_the_windows(
         return inspect.dense_features(model, images, *options, **more)
 
     monkeypatch.setattr(class_maps, "dense_features", seen)
-    class_map(tiny, some_photo((100, 100)), NAMES)
-    # Its shorter side becomes 144, in places of 32 pixels 128 or 160, and half a window 32.
-    assert sizes == [(4, 3, 96, 96)]
+    class_map(tiny, some_photo((100, 300)), NAMES)
+    # Its sides become 144 and 432, in places of 32 pixels 4 x 14. Half a window is one place.
+    assert sizes == [(8, 3, 96, 96)] * 3
 
 
 def test_several_names_count_by_their_best(tiny: CLIP) -> None:

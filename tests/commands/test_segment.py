@@ -1,0 +1,151 @@
+"""`clipkit segment`: what it writes and prints, what it leaves out, and its exit codes."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from clipkit import CLIP, inspect
+from clipkit.cli import main
+from clipkit.commands import segment
+from clipkit.inspect.overlay import color_of
+from tests.helpers.package import TESTS
+
+PHOTOS = TESTS.parent / "examples" / "photos"
+CAT = str(PHOTOS / "cat.jpg")
+MODEL = ["--model", "tiny", "--device", "cpu"]
+
+
+def test_paints_photos_as_the_library_does(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "new" / "painted"
+    arguments = ["--labels", "cat", "rocket", "--background", "wall", "sky"]
+    assert main(["segment", str(PHOTOS), *arguments, "--masks", "-o", str(out), *MODEL]) == 0
+    stdout, stderr = capsys.readouterr()
+    names = ["cat", "coffee", "rocket"]
+    expected = {f"{name}.{kind}.png" for name in names for kind in ("overlay", "mask")}
+    assert {path.name for path in out.iterdir()} == expected | {"labels.json"}
+    assert json.loads((out / "labels.json").read_text()) == ["cat", "rocket", "background"]
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    mapper = inspect.ClassMapper(model, ["cat", "rocket"], "imagenet", background=["wall", "sky"])
+    indices = mapper.indices(CAT)
+    mask = Image.open(out / "cat.mask.png")
+    assert mask.mode == "P"
+    assert np.array_equal(np.asarray(mask), indices.numpy())
+    assert np.asarray(mask.convert("RGB"))[0, 0].tolist() == list(color_of(int(indices[0, 0])))
+    assert stderr == ""
+    lines = stdout.splitlines()
+    assert len(lines) == 3
+    share = float((indices == 0).double().mean())
+    assert f"cat.jpg: cat {share:.1%}, " in lines[0]
+
+
+def test_without_masks_there_are_overlays_alone(tmp_path: Path) -> None:
+    assert main(["segment", CAT, "--labels", "cat", "dog", "-o", str(tmp_path), *MODEL]) == 0
+    assert [path.name for path in tmp_path.iterdir()] == ["cat.overlay.png"]
+    with Image.open(tmp_path / "cat.overlay.png") as drawn, Image.open(CAT) as photo:
+        assert drawn.width >= photo.width
+        assert drawn.height > photo.height
+
+
+def test_options_reach_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    taken: list[dict[str, Any]] = []
+
+    class Recorder(inspect.ClassMapper):
+        def __init__(self, model: CLIP, names: Any, templates: Any, **options: Any) -> None:
+            taken.append({"templates": templates, **options})
+            super().__init__(model, names, templates, **options)
+
+    monkeypatch.setattr(segment, "ClassMapper", Recorder)
+    expected: dict[str, Any] = {
+        "templates": "imagenet",
+        "background": None,
+        "method": "neighbors",
+        "window": None,
+        "stride": None,
+        "short_side": None,
+        "refine": False,
+    }
+    where = ["-o", str(tmp_path), *MODEL]
+    assert main(["segment", CAT, "--labels", "cat", "wall", *where]) == 0
+    given = "--method values --window 64 --stride 96 --short-side 224 --threshold 0.7 --refine"
+    options = [*given.split(), "--templates", "{}", "a {}"]
+    assert main(["segment", CAT, "--labels", "cat", "wall", *options, *where]) == 0
+    assert taken[0] == expected
+    assert taken[1] == {
+        "templates": ["{}", "a {}"],
+        "background": 0.7,
+        "method": "values",
+        "window": 64,
+        "stride": 96,
+        "short_side": 224,
+        "refine": True,
+    }
+
+
+def test_several_names_of_a_label_come_from_a_file(tmp_path: Path) -> None:
+    labels = tmp_path / "names.json"
+    labels.write_text(json.dumps({"pet": ["cat", "dog"], "wall": "wall"}))
+    options = ["--labels-file", str(labels), "--masks", "-o", str(tmp_path), *MODEL]
+    assert main(["segment", CAT, *options]) == 0
+    assert json.loads((tmp_path / "labels.json").read_text()) == ["pet", "wall"]
+
+
+def test_images_of_one_name_do_not_take_each_others_place(tmp_path: Path) -> None:
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        (tmp_path / folder / "cat.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    (tmp_path / "b" / "cat-2.jpg").write_bytes((PHOTOS / "rocket.jpg").read_bytes())
+    out = tmp_path / "out"
+    images = [str(tmp_path / "a"), str(tmp_path / "b")]
+    assert main(["segment", *images, "--labels", "cat", "dog", "-o", str(out), *MODEL]) == 0
+    assert len(list(out.iterdir())) == 3
+
+
+def test_what_cannot_be_read_is_left_out(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    images = [CAT, str(broken), str(tmp_path / "none.jpg")]
+    options = ["--labels", "cat", "dog", "-o", str(tmp_path / "out"), *MODEL]
+    assert main(["segment", *images, *options]) == 1
+    stderr = capsys.readouterr().err
+    assert stderr.count("skipped: ") == 2
+    assert "broken.jpg" in stderr
+    assert "none.jpg" in stderr
+    assert main(["segment", *images[1:], *options]) == 2
+    assert main(["segment", images[2], *options]) == 2
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ([CAT, "-o", "x"], "give --labels (or --labels-file)"),
+        (["--labels", "cat", "-o", "x"], "there is no image: clipkit segment IMAGE"),
+        (["--labels", "cat", CAT, "-o", "x"], "--labels takes all words behind it"),
+        ([CAT, "--labels", "a", "--background", "b", "--threshold", ".5", "-o", "x"], "both say"),
+        ([CAT, "--labels", "a", "--threshold", "2", "-o", "x"], "--threshold must be a probab"),
+        ([CAT, "--labels", "a", "--window", "3", "-o", "x"], "--window must be an integer from 32"),
+        ([CAT, "--labels", "a", "background", "--threshold", ".5", "-o", "x"], "'background'"),
+        ([CAT, "--labels", "a", "-o", CAT], "a file of that name is in the way"),
+    ],
+)
+def test_impossible_arguments_end_in_one_line(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["segment", *arguments, *MODEL]) == 2
+    stdout, stderr = capsys.readouterr()
+    assert stdout == ""
+    assert message in stderr
+    assert len(stderr.splitlines()) == 1
+    assert list(tmp_path.iterdir()) == []
