@@ -26,6 +26,7 @@ FLOORS = [
         "clipkit.fields",
         "clipkit.byte_pairs",
         "clipkit.words",
+        "clipkit.plurals",
         "clipkit.moved",
     },
     {"clipkit.config", "clipkit.tokenizer", "clipkit.prompts"},

@@ -18,6 +18,7 @@ from clipkit.errors import (
     StateDictMismatchError,
     UnsupportedCheckpointError,
 )
+from clipkit.plurals import number_of
 
 Layout = Literal["canonical", "openai", "transformers"]
 
@@ -313,7 +314,7 @@ def _describe_depths(expected: Iterable[str], found: Iterable[str]) -> list[str]
     for part, prefix in _DEPTHS.items():
         has, needs = count_parts(weights, prefix), count_parts(expected, prefix)
         if has != needs and has and needs:
-            lines.append(f"  ! {part} has {has} layers, the model {needs}")
+            lines.append(f"  ! {part} has {number_of(has, 'layer')}, the model {needs}")
     return lines
 
 

@@ -12,6 +12,7 @@ from clipkit.classify.fitting import temperature
 from clipkit.classify.presence import Presence, fit_presence
 from clipkit.classify.rejection import rejection_threshold
 from clipkit.errors import ConfigError
+from clipkit.plurals import number_of
 
 HELD_OUT = "held-out images"
 CROSS_VALIDATION = "cross-validation"
@@ -81,10 +82,12 @@ class Calibration:
     def __repr__(self) -> str:
         parts: list[str] = []
         if self.images:
-            by = self.source if self.source == HELD_OUT else f"images by {self.source}"
-            parts += [f"{self.images:,} {by}", f"temperature {self.temperature:.3g}"]
+            images = number_of(self.images, "held-out image")
+            if self.source != HELD_OUT:
+                images = f"{number_of(self.images, 'image')} by {self.source}"
+            parts += [images, f"temperature {self.temperature:.3g}"]
         if self.presence is not None:
-            parts.append(f"several labels from {self.presence.images:,} images")
+            parts.append(f"several labels from {number_of(self.presence.images, 'image')}")
         return f"Calibration({'; '.join(parts)})"
 
 

@@ -18,6 +18,7 @@ from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.labels import Labels, check_range, read_labels
 from clipkit.classify.metric_inputs import is_count
 from clipkit.errors import ConfigError, DataError
+from clipkit.plurals import number_of
 
 # They know nothing of a class without images, so such a class cannot be told from others by them.
 WITHOUT_TEXT = ("linear_probe", "random_linear")
@@ -138,7 +139,8 @@ def _checked_labels(features: Tensor, labels: Labels, classes: int) -> Tensor:
         )
     if len(indices) < 2:
         raise DataError(
-            f"nothing can be held out of {len(indices)} images: cross-validation needs two at least"
+            f"nothing can be held out of {number_of(len(indices), 'image')}: cross-validation "
+            "needs two at least"
         )
     check_range(indices, classes)
     return indices

@@ -29,6 +29,7 @@ from clipkit.classify.zero_shot import embed_prompts
 from clipkit.data.labelled import Pairs
 from clipkit.encode.embed import Features
 from clipkit.errors import DataError
+from clipkit.plurals import number_of
 
 # If no more than this share of images is not known from the fit, all are taken for those of it:
 # features that are computed in other batches have other last bits, and a few marks miss them.
@@ -202,7 +203,7 @@ def _left_out_sentence(count: int, total: int, hidden: float) -> str:
 
 
 def _held_out_sentence(classifier: StoredClassifier, total: int) -> str:
-    images = "1 image" if total == 1 else f"{total:,} images"
+    images = number_of(total, "image")
     if classifier.provenance.get("method") == "zero_shot":
         return f"measured on {images}; the classifier is made of class names, and fitted on nothing"
     if SEEN not in classifier.provenance:
@@ -299,8 +300,8 @@ def _calibration_clause(calibration: Calibration | None, is_of_fit: bool) -> str
         return ""
     if calibration.source == HELD_OUT:
         return (
-            f"; probabilities are calibrated on {calibration.images:,} images: if these are among "
-            "them, the calibration error is a trifle too low"
+            f"; probabilities are calibrated on {number_of(calibration.images, 'image')}: if "
+            "these are among them, the calibration error is a trifle too low"
         )
     if not is_of_fit:
         return ""

@@ -21,6 +21,7 @@ from clipkit.config import PreprocessConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, ExportError
 from clipkit.files import check_output, replacing, replacing_folder
+from clipkit.plurals import number_of
 
 TOLERANCE = 1e-4  # of probabilities; other kernels add up in another order
 ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -252,8 +253,8 @@ def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:
             unit = max(1.0, expected.abs().max().item())
             if not difference <= TOLERANCE * unit:  # written so that NaN raises too
                 raise ExportError(
-                    f"the exported file differs by {difference:.1e} for {count} images; it is not "
-                    "kept"
+                    f"the exported file differs by {difference:.1e} for "
+                    f"{number_of(count, 'image')}; it is not kept"
                 )
 
 

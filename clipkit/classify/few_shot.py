@@ -33,6 +33,7 @@ from clipkit.classify.proker import proker
 from clipkit.classify.prompt_weights import prompt_weights
 from clipkit.encode.embed import Features
 from clipkit.errors import ConfigError, DataError
+from clipkit.plurals import number_of
 
 _LOG = logging.getLogger("clipkit")
 
@@ -339,7 +340,7 @@ def _check_support(
     if len(indices) != len(rows) or len(indices) == 0:
         raise DataError(
             "there must be a label for each image, and one at least, not "
-            f"{tuple(indices.shape)} labels for {len(rows)} images"
+            f"{tuple(indices.shape)} labels for {number_of(len(rows), 'image')}"
         )
     check_range(indices, zero_shot.classes)
     found = given_features(features)

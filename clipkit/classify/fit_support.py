@@ -11,6 +11,7 @@ from clipkit.classify.heads import CosineHead, Head
 from clipkit.classify.inputs import SupportSet
 from clipkit.classify.labels import show
 from clipkit.classify.seen import SEEN, marks_of
+from clipkit.plurals import number_of_classes
 
 _LOG = logging.getLogger("clipkit")
 
@@ -43,7 +44,7 @@ def fit_support(
     counts = cast("list[int]", support.labels.bincount(minlength=len(labels)).tolist())
     empty = [label for label, count in zip(labels, counts, strict=True) if count == 0]
     if empty:
-        _LOG.warning("no image of %d classes to fit on: %s", len(empty), show(empty))
+        _LOG.warning("no image of %s to fit on: %s", number_of_classes(len(empty)), show(empty))
     provenance |= {"counts": counts, SEEN: marks_of(support.features, support.paths)}
     if given := _as_json(options):
         provenance[OPTIONS] = given

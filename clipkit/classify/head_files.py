@@ -24,6 +24,7 @@ from clipkit.classify.calibration_file import (
 )
 from clipkit.errors import ConfigError, CorruptCheckpointError
 from clipkit.files import parse_json, write_weights
+from clipkit.plurals import number_of, number_of_classes
 
 _ABOUT = "clipkit_head"  # the tensor that holds the JSON
 
@@ -117,7 +118,9 @@ def read_head_file(path: str | os.PathLike[str]) -> HeadFile:
     except (LookupError, ValueError, TypeError, AttributeError, OverflowError) as error:
         raise CorruptCheckpointError(f"{path} is no head that clipkit saved ({error})") from error
     if len(file.labels) != classes:
-        raise CorruptCheckpointError(f"{path} has {len(file.labels)} labels for {classes} classes")
+        raise CorruptCheckpointError(
+            f"{path} has {number_of(len(file.labels), 'label')} for {number_of_classes(classes)}"
+        )
     return file
 
 

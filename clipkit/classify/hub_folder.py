@@ -15,6 +15,7 @@ from clipkit.classify.words import choices_in_words
 from clipkit.config import CLIPConfig
 from clipkit.errors import CheckpointNotFoundError, CorruptCheckpointError, DownloadError
 from clipkit.files import read_json
+from clipkit.plurals import number_of, number_of_classes
 
 _SHOWN = 100  # labels on a card
 
@@ -106,7 +107,7 @@ def classifier_card(
         base_model=base_model,
         body=[
             f"A classifier of images: a CLIP with {describe_tower(config)}, and a head of "
-            f"{len(labels):,} classes on its features.",
+            f"{number_of_classes(len(labels))} on its features.",
             use(
                 f"classifier = clipkit.ImageClassifier.load({repo_id!r})",
                 'print(classifier.predict("photo.jpg").top(5))',
@@ -126,7 +127,9 @@ def _how(provenance: Mapping[str, Any]) -> str:
     made = f"The head was fitted by the method {plain(method)}"
     if isinstance(counts, list) and counts:
         numbers = cast("list[int]", counts)
-        made += f" on {sum(numbers):,} images, {min(numbers):,} to {max(numbers):,} a class"
+        made += (
+            f" on {number_of(sum(numbers), 'image')}, {min(numbers):,} to {max(numbers):,} a class"
+        )
     choices = [f"{name} {value}" for name, value in choices_in_words(provenance).items()]
     made += f" ({', '.join(choices)})." if choices else "."
     if "adapted" in provenance:

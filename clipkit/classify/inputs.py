@@ -30,6 +30,7 @@ from clipkit.data.pictures import Images, ImageSet
 from clipkit.encode.embed import Features, stream_features
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError, ImageError
+from clipkit.plurals import number_of
 
 FeatureRows: TypeAlias = Tensor | NDArray[np.floating[Any]] | Features
 Inputs: TypeAlias = "Images | FeatureRows"
@@ -343,16 +344,16 @@ def _extract_with_labels(
     _check_count(len(found.paths) + len(found.skipped), labels)
     if found.skipped:  # a DataLoader has an order of its own
         raise DataError(
-            f"{len(found.skipped)} images of the DataLoader cannot be read, and nothing says which "
-            f"of the labels are theirs: let its data set return (image, label); the first problem: "
-            f"{found.skipped[0][1]}"
+            f"{number_of(len(found.skipped), 'image')} of the DataLoader cannot be read, and "
+            "nothing says which of the labels are theirs: let its data set return (image, label); "
+            f"the first problem: {found.skipped[0][1]}"
         )
     return SupportSet(found.features, labels, found.paths, [])
 
 
 def _check_count(images: int, labels: Tensor) -> None:
     if len(labels) != images:
-        raise DataError(f"{images} images need as many labels, not {len(labels)}")
+        raise DataError(f"{number_of(images, 'image')} must have as many labels, not {len(labels)}")
 
 
 class _Numbered(Dataset[Any]):

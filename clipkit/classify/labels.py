@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.errors import ClipkitError, DataError
+from clipkit.plurals import number_of_classes
 from clipkit.prompts import as_words
 
 Labels: TypeAlias = Tensor | NDArray[Any] | Iterable[int] | Iterable[str]
@@ -147,7 +148,9 @@ def translate(
         raise DataError("the joined data sets name their classes in different ways")
     occurring = cast("list[int]", integers.unique().tolist())
     if nameless := [integer for integer in occurring if integer not in classes]:
-        raise DataError(f"the data set has names for {len(classes)} classes, none for {nameless}")
+        raise DataError(
+            f"the data set has names for {number_of_classes(len(classes))}, none for {nameless}"
+        )
     places = match_classes({integer: classes[integer] for integer in occurring}, class_names)
     return torch.tensor(
         [places[integer] for integer in cast("list[int]", integers.tolist())],

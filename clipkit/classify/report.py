@@ -14,6 +14,7 @@ from clipkit.classify.report_html import as_page, as_table
 from clipkit.classify.report_text import as_line, as_text
 from clipkit.errors import ConfigError
 from clipkit.files import replacing
+from clipkit.plurals import number_of_classes
 
 LEVEL = 0.95  # of the interval
 MOST_MISTAKES = 100  # kept, the worst ones
@@ -140,8 +141,8 @@ def make_report(
     """
     if probabilities.ndim != 2 or probabilities.shape[1] != len(class_names):
         raise ConfigError(
-            f"a report of {len(class_names)} classes needs probabilities (N, {len(class_names)}), "
-            f"not {tuple(probabilities.shape)}"
+            f"a report of {number_of_classes(len(class_names))} needs probabilities "
+            f"(N, {len(class_names)}), not {tuple(probabilities.shape)}"
         )
     probabilities, labels = probabilities.detach().cpu(), labels.cpu()
     bins = metrics.reliability_bins(probabilities, labels)  # it checks both

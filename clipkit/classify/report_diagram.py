@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 
 from clipkit.classify.metrics import ReliabilityBin, wilson_interval
+from clipkit.plurals import number_of
 
 _LEFT, _TOP, _SIDE = 52, 10, 300  # of the square, in units of the drawing
 _BARS = 48  # height of the bars that count images
@@ -19,7 +20,7 @@ def reliability_diagram(bins: Sequence[ReliabilityBin]) -> str:
     """
     most = max(part.images for part in bins)
     words = "; ".join(
-        f"{part.confidence:.0%} said, {part.accuracy:.0%} right, {part.images} images"
+        f"{part.confidence:.0%} said, {part.accuracy:.0%} right, {number_of(part.images, 'image')}"
         for part in bins
     )
     parts = [
@@ -69,7 +70,7 @@ def _bar(part: ReliabilityBin, most: int) -> str:
     height = max(1.0, _BARS * part.images / most)
     x, width = _x(part.low) + 1, _SIDE * (part.high - part.low) - 2
     y = _TOP + _SIDE + _GAP + _BARS - height
-    title = "1 image" if part.images == 1 else f"{part.images:,} images"
+    title = number_of(part.images, "image")
     return (
         f'<rect class="count" x="{x:.1f}" y="{y:.1f}" width="{width:.1f}" height="{height:.1f}">'
         f"<title>{title}</title></rect>"

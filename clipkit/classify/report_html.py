@@ -21,6 +21,7 @@ from clipkit.classify.report_text import (
     weakest_first,
 )
 from clipkit.classify.thumbnails import thumbnail
+from clipkit.plurals import number_of_classes
 from clipkit.visible import visible
 
 _CONFUSIONS = 30
@@ -99,8 +100,7 @@ def _cards(figures: Figures) -> str:
         f'{scale}<span class="more">{interval_in_words(figures)}</span></div>'
     ]
     cards += [_card(name, value) for name, value in values.items()]
-    classes = "1 class" if len(measured) == 1 else f"{len(measured):,} classes"
-    cards.append(_card("images", f"{figures.images:,}", f"of {classes}"))
+    cards.append(_card("images", f"{figures.images:,}", f"of {number_of_classes(len(measured))}"))
     return f'<div class="figures">{"".join(cards)}</div>'
 
 

@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from clipkit.classify.figures import ClassFigures, Figures, Mistake
 from clipkit.columns import align
+from clipkit.plurals import number_of
 from clipkit.visible import visible
 
 _CLASSES = 20  # rows of each table
@@ -22,7 +23,7 @@ def as_line(figures: Figures) -> str:
         'Report(9 images: accuracy 50.0%, 95% interval 25.0% to 75.0%; held out)'
     """
     return (
-        f"Report({figures.images:,} images: accuracy {figures.accuracy:.1%}, "
+        f"Report({number_of(figures.images, 'image')}: accuracy {figures.accuracy:.1%}, "
         f"{interval_in_words(figures)}; {obtained(figures)})"
     )
 
@@ -70,8 +71,7 @@ def sentences(figures: Figures) -> str:
     text = f"{figures.estimate.sentence}."
     skipped = figures.estimate.skipped
     if skipped:
-        images = "1 image" if len(skipped) == 1 else f"{len(skipped):,} images"
-        text += f" {images} could not be read; the first: {skipped[0][1]}"
+        text += f" {number_of(len(skipped), 'image')} could not be read; the first: {skipped[0][1]}"
     return text[:1].upper() + text[1:]
 
 

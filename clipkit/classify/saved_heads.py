@@ -9,6 +9,7 @@ from clipkit.classify.calibration import Calibration
 from clipkit.classify.head_files import HeadFile, read_head_file, write_head_file
 from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
 from clipkit.errors import ConfigError
+from clipkit.plurals import number_of_classes
 
 HEADS: dict[str, type[Head]] = {
     "LinearHead": LinearHead,
@@ -44,7 +45,7 @@ def save_head(
     """
     if len(labels) != head.classes:
         raise ConfigError(
-            f"a head of {head.classes} classes needs as many labels, not {len(labels)}"
+            f"a head of {number_of_classes(head.classes)} needs as many labels, not {len(labels)}"
         )
     file = HeadFile(
         kind=type(head).__name__,

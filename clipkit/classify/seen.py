@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from clipkit.errors import DataError
+from clipkit.plurals import number_of
 
 SEEN = "images_seen"  # the name in a classifier's provenance
 
@@ -69,7 +70,9 @@ def which_seen(features: Tensor, paths: Sequence[str | None], marks: object) -> 
     known = {mark for mark in cast("list[Any]", marks) if isinstance(mark, str) and mark}
     of_files = _marks_of_files(paths)
     if len(paths) != len(features):
-        raise DataError(f"{len(features)} images need as many paths, not {len(paths)}")
+        raise DataError(
+            f"{number_of(len(features), 'image')} must have as many paths, not {len(paths)}"
+        )
     by_file = [of_files.get(path) in known for path in paths]
     return torch.tensor(by_file, dtype=torch.bool, device="cpu") | _are_near(features, known)
 

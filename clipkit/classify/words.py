@@ -7,6 +7,7 @@ from typing import Any, cast
 
 from clipkit.classify.calibration import CROSS_VALIDATION, Calibration
 from clipkit.config import ResNetConfig, ViTConfig
+from clipkit.plurals import number_of, number_of_classes
 
 # What a method may choose by itself, in the order in which it is shown.
 CHOICES = ("strength", "C", "alpha", "beta", "lr", "epochs", "batch_size")
@@ -36,9 +37,9 @@ def choices_in_words(provenance: Mapping[str, Any]) -> dict[str, str]:
 def calibration_in_words(calibration: Calibration) -> str:
     """Return what a classifier is calibrated on, for people."""
     if calibration.source == CROSS_VALIDATION:
-        words = f"by cross-validation of {calibration.images:,} images"
+        words = f"by cross-validation of {number_of(calibration.images, 'image')}"
     else:
-        words = f"on {calibration.images:,} held-out images"
+        words = f"on {number_of(calibration.images, 'held-out image')}"
     return words + (", one a class: too careful" if calibration.pessimistic else "")
 
 
@@ -52,7 +53,8 @@ def describe(
     shown = [f"{label:.40}" for label in labels[:3]]
     shown += ["..."] if len(labels) > len(shown) else []
     made = _method(provenance) + ("" if calibration is None else ", calibrated")
-    return f"ImageClassifier({_classes(labels)}: {', '.join(shown)}; {made}; {_tower(vision)})"
+    classes = f"{number_of_classes(len(labels))}: {', '.join(shown)}"
+    return f"ImageClassifier({classes}; {made}; {_tower(vision)})"
 
 
 def describe_as_html(
@@ -66,7 +68,7 @@ def describe_as_html(
     if len(labels) > _SHOWN:
         shown += f" and {len(labels) - _SHOWN:,} more"
     rows = {
-        _classes(labels): shown,
+        number_of_classes(len(labels)): shown,
         "method": _method(provenance),
         **choices_in_words(provenance),
         "image tower": _tower(vision),
@@ -74,10 +76,12 @@ def describe_as_html(
     if calibration is not None and calibration.images:
         rows["calibrated"] = calibration_in_words(calibration)
     if calibration is not None and calibration.presence is not None:
-        rows["several labels"] = f"calibrated on {calibration.presence.images:,} images"
+        rows["several labels"] = f"calibrated on {number_of(calibration.presence.images, 'image')}"
     skipped = provenance.get("skipped")
     if isinstance(skipped, list) and skipped:
-        rows["left out"] = f"{len(cast('list[Any]', skipped)):,} images that cannot be read"
+        rows["left out"] = (
+            f"{number_of(len(cast('list[Any]', skipped)), 'image')} that cannot be read"
+        )
     cells = "".join(
         f"<tr><th style='text-align: left'>{escape(name)}</th>"
         f"<td style='text-align: left'>{escape(value)}</td></tr>"
@@ -86,17 +90,13 @@ def describe_as_html(
     return f"<table><caption>ImageClassifier</caption><tbody>{cells}</tbody></table>"
 
 
-def _classes(labels: Sequence[str]) -> str:
-    return "1 class" if len(labels) == 1 else f"{len(labels):,} classes"
-
-
 def _method(provenance: Mapping[str, Any]) -> str:
     """Return the method, and on how many images. Whatever else the provenance holds is ignored."""
     made = str(provenance.get("method")).replace("_", " ")
     counts = provenance.get("counts")
     if isinstance(counts, list):
         numbers = [count for count in cast("list[Any]", counts) if isinstance(count, int)]
-        made += f" on {sum(numbers):,} images"
+        made += f" on {number_of(sum(numbers), 'image')}"
     if provenance.get("strength") == math.inf:
         made += ", zero-shot kept"
     return made + (", adapted" if "adapted" in provenance else "")

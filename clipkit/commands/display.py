@@ -172,16 +172,6 @@ def typed(*words: object) -> str:
     return visible(shlex.join(str(word) for word in words))
 
 
-def count(number: int, noun: str, plural: str = "") -> str:
-    """Return a number with its noun.
-
-    Example:
-        >>> count(1, "image"), count(2, "class", "classes")
-        ('1 image', '2 classes')
-    """
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
-
-
 def size(number_of_bytes: float) -> str:
     """Return a size in words, with three digits.
 

@@ -21,12 +21,13 @@ from clipkit.commands.command import (
     add_workers,
     path_of,
 )
-from clipkit.commands.display import Style, count, tell
+from clipkit.commands.display import Style, tell
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
 from clipkit.errors import ConfigError
 from clipkit.files import check_output
+from clipkit.plurals import number_of, number_of_classes
 from clipkit.prompts import name_ids
 from clipkit.visible import visible
 
@@ -93,7 +94,7 @@ def evaluate(
     if as_json:
         print(json.dumps(_as_json(report, classes, listed[:suspects], suspects is not None)))
         return DONE
-    print(f"{count(report.images, 'image')}, {count(classes, 'class', 'classes')}")
+    print(f"{number_of(report.images, 'image')}, {number_of_classes(classes)}")
     _print_report(report)
     if suspects is not None:
         _print_suspects(listed, suspects)

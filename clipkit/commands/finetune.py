@@ -10,7 +10,7 @@ from clipkit import distributed, read_pairs
 from clipkit.classify.folder import load_parts
 from clipkit.columns import align
 from clipkit.commands.command import DONE, Command, add_out, add_workers, path_of
-from clipkit.commands.display import count, tell, tell_skipped, typed
+from clipkit.commands.display import tell, tell_skipped, typed
 from clipkit.commands.folders import (
     check_result_folder,
     print_classifier,
@@ -20,6 +20,7 @@ from clipkit.commands.folders import (
 )
 from clipkit.commands.model_choice import ModelChoice, add_model
 from clipkit.errors import DataError
+from clipkit.plurals import number_of
 from clipkit.training.run import finetune_from
 
 
@@ -171,7 +172,7 @@ def _print_what_was_kept(about: dict[str, Any] | None) -> None:
     if not images:
         print("  no class has two images, so that none were held out to decide on the changes")
         return
-    print(f"  accuracy on {count(images, 'training image')}, held out in turn to decide:")
+    print(f"  accuracy on {number_of(images, 'training image')}, held out in turn to decide:")
     rows = [[name, f"{figures['accuracy']:.1%}"] for name, figures in held_out.items()]
     for row in align(rows, right=(1,)):
         print("  " + "  ".join(row))

@@ -5,11 +5,12 @@ from pathlib import Path
 
 from clipkit import Pairs, distributed, read_folder
 from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
-from clipkit.commands.display import count, size, tell, typed, warn
+from clipkit.commands.display import size, tell, typed, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
 from clipkit.errors import DataError, OutputError
 from clipkit.files import check_output
+from clipkit.plurals import number_of
 from clipkit.training.state import CHECKPOINT
 from clipkit.visible import visible
 
@@ -110,5 +111,5 @@ def _list(names: list[str]) -> str:
     """Return names as a list for people, with the number of those that are too many to show."""
     shown = [visible(name) for name in names[:_SHOWN]]
     if len(names) > _SHOWN:
-        shown.append(f"and {count(len(names) - _SHOWN, 'other')}")
+        shown.append(f"and {number_of(len(names) - _SHOWN, 'other')}")
     return ", ".join(shown)

@@ -6,10 +6,11 @@ from pathlib import Path
 from clipkit import RunConfig, distributed
 from clipkit import train as train_model
 from clipkit.commands.command import DONE, Command, add_device, path_of
-from clipkit.commands.display import count, tell, typed
+from clipkit.commands.display import tell, typed
 from clipkit.commands.folders import tell_size, ways_to_load
 from clipkit.errors import ConfigError
 from clipkit.files import check_output
+from clipkit.plurals import number_of
 from clipkit.training.state import CHECKPOINT
 
 EXAMPLE = """\
@@ -72,7 +73,7 @@ def train(*, file: Path, device: str | None) -> int:
         out = Path(config.out)
         check_output(out, "folder")
         if distributed.is_first():
-            steps = count(config.train.steps, "step")
+            steps = number_of(config.train.steps, "step")
             begins = "Going on with the run of" if (out / CHECKPOINT).exists() else "Training for"
             tell(f"{begins} {steps} in {out}. Figures go to {out / 'log.jsonl'}.")
         _train(config, device)

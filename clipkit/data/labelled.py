@@ -15,6 +15,7 @@ import numpy as np
 from clipkit.data.folders import check_folder, is_hidden, list_images
 from clipkit.errors import ConfigError, DataError
 from clipkit.files import address_scheme, check_file, spell_path
+from clipkit.plurals import number_of, number_of_classes
 from clipkit.prompts import TEMPLATES, Templates, refuse_names_alike, render
 
 PATH_COLUMNS = ("path", "image", "filepath", "file_name", "filename", "image_path")
@@ -50,11 +51,16 @@ class Pairs:
     def __post_init__(self) -> None:
         count = len(self.files)
         if len(self.captions) != count:
-            raise DataError(f"{count} files need as many lists of captions: {len(self.captions)}")
+            raise DataError(
+                f"{number_of(count, 'file')} must have as many lists of captions, not "
+                f"{len(self.captions)}"
+            )
         if self.labels is None:
             return
         if len(self.labels) != count:
-            raise DataError(f"{count} files need as many labels, not {len(self.labels)}")
+            raise DataError(
+                f"{number_of(count, 'file')} must have as many labels, not {len(self.labels)}"
+            )
         if self.labels and self.class_names is not None:
             low, high = min(self.labels), max(self.labels)
             if low < 0 or high >= len(self.class_names):
@@ -69,9 +75,9 @@ class Pairs:
 
     def __repr__(self) -> str:
         captions = sum(map(len, self.captions))
-        parts = [f"{len(self)} images", f"{captions} captions"]
+        parts = [number_of(len(self), "image"), number_of(captions, "caption")]
         if self.labels is not None:
-            parts.append(f"{len(self.class_names or set(self.labels))} classes")
+            parts.append(number_of_classes(len(self.class_names or set(self.labels))))
         return f"Pairs({', '.join(parts)})"
 
     def select(self, indices: Sequence[int]) -> "Pairs":

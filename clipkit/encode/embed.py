@@ -14,6 +14,7 @@ from clipkit.data.pictures import ImageBatch, Images, ImageSet, Transform
 from clipkit.data.views import Views, check_views
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
+from clipkit.plurals import number_of_classes
 from clipkit.tokenizer import Tokenizer
 from clipkit.words import check_texts
 
@@ -79,7 +80,7 @@ class Features:
         parts = [" x ".join(map(str, self.features.shape))]
         if self.labels is not None:
             classes = cast("list[int]", self.labels.unique().tolist())
-            parts.append(f"labels: {len(classes)} classes")
+            parts.append(f"labels: {number_of_classes(len(classes))}")
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
         return f"Features({', '.join(parts)})"
@@ -147,8 +148,7 @@ def stream_features(
 ) -> Generator[Features, None, None]:
     """Yield the features of each batch as soon as it is encoded.
 
-    Images that cannot be read are left out and named in `Features.skipped`. A batch of nothing else
-    has no rows.
+    Images that cannot be read are left out and named in `Features.skipped`.
 
     Args:
         model, images, transform, batch_size, workers, precision, normalize, progress: as in

@@ -13,6 +13,7 @@ from clipkit.checkpoints.weights import read_weights
 from clipkit.encode.embed import Features
 from clipkit.errors import CheckpointNotFoundError, DataError
 from clipkit.files import parse_json, spell_path, write_weights
+from clipkit.plurals import number_of
 
 # The tensor in our files that holds JSON as bytes. The header of the format, where text would go,
 # ends at 100 MB.
@@ -131,7 +132,9 @@ def _problem_of(features: Features) -> str:
     if rows.ndim != 2 or rows.dtype != torch.float32:
         return f"its features are {rows.dtype} {tuple(rows.shape)}, not float32 (M, D)"
     if len(rows) != len(features.paths):
-        return f"it has {len(rows)} features and {len(features.paths)} paths"
+        return (
+            f"it has {number_of(len(rows), 'feature')} and {number_of(len(features.paths), 'path')}"
+        )
     if labels is not None and (labels.shape != rows.shape[:1] or labels.dtype != torch.int64):
         return f"its labels are {labels.dtype} {tuple(labels.shape)}, not int64 ({len(rows)},)"
     return ""

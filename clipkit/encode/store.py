@@ -27,6 +27,7 @@ from clipkit.encode.feature_files import check_count, read_features, write_featu
 from clipkit.encode.fingerprints import Fingerprints
 from clipkit.errors import ConfigError, DataError
 from clipkit.files import check_output, lock, remove_leftovers
+from clipkit.plurals import number_of
 
 _Value = TypeVar("_Value")
 
@@ -335,6 +336,7 @@ def _collect(done: dict[Chunk, Features], processes: _Processes) -> Features:
     if not result.paths:
         _, problem = result.skipped[0]
         raise DataError(
-            f"none of {len(result.skipped)} images can be read; of the first: {problem}"
+            f"none of {number_of(len(result.skipped), 'image')} can be read; of the first: "
+            f"{problem}"
         )
     return result

@@ -13,6 +13,7 @@ from torch import Tensor
 from clipkit import distributed
 from clipkit.errors import ConfigError, TrainingError
 from clipkit.files import parse_json, read_text, replacing, typed_write_errors
+from clipkit.plurals import number_of
 from clipkit.visible import visible
 
 Row = dict[str, float]
@@ -128,7 +129,7 @@ class Reporter:
         if self._log is not None:
             self._log.close()
             if broken := len(self._known_reasons):
-                _logger.info("%d images could not be read and were left out", broken)
+                _logger.info("left out, since they cannot be read: %s", number_of(broken, "image"))
 
     def count(self, images: int, skipped: Sequence[str]) -> None:
         """Note one step of this process, and tell once of each image that was skipped, and why."""

@@ -10,6 +10,7 @@ from torch.nn.modules.batchnorm import _BatchNorm  # pyright: ignore[reportPriva
 from torch.optim import AdamW, Optimizer
 
 from clipkit.errors import ConfigError
+from clipkit.plurals import number_of
 
 # Parameters of a tower that stand behind its blocks, by the first part of their names.
 _AFTER_BLOCKS = {"ln_post", "proj", "ln_final", "text_projection", "attnpool"}
@@ -51,8 +52,8 @@ def check_blocks(tower: nn.Module, train_blocks: int) -> None:
     blocks = count_blocks(tower)
     if not 0 <= train_blocks <= blocks:
         raise ConfigError(
-            f"this {type(tower).__name__} has {blocks} blocks: {train_blocks} of them cannot be "
-            "trained"
+            f"this {type(tower).__name__} has {number_of(blocks, 'block')}: {train_blocks} of them "
+            "cannot be trained"
         )
 
 

@@ -18,6 +18,7 @@ from clipkit.data.labelled import Pairs, read_folder, read_pairs
 from clipkit.errors import ConfigError, DataError
 from clipkit.fields import build, check_positive
 from clipkit.files import address_scheme, check_output, read_json, spell_path
+from clipkit.plurals import number_of
 from clipkit.prompts import TEMPLATES, Templates, check_templates, name_ids
 from clipkit.training.batches import Augment, Batches, PairBatches
 from clipkit.training.config import TrainConfig
@@ -315,7 +316,7 @@ def _hold_out(pairs: Pairs, share: float) -> tuple[Pairs, Pairs]:
         remedy = "pass held_out=0.5, or add images" if len(pairs) > 1 else "add images"
         raise DataError(
             "held_out must be a share that leaves some images to train on and some to measure on, "
-            f"but is {share} of {len(pairs)} images: {remedy}"
+            f"but is {share} of {number_of(len(pairs), 'image')}: {remedy}"
         )
     return pairs.split(count)
 

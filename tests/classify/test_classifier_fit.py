@@ -211,7 +211,7 @@ def test_a_data_loader_takes_labels_in_its_order(toy: CLIP, color_folder: Path) 
     loader = DataLoader(PreparedFiles(files, toy), sampler=order, batch_size=64)
     expected = fit_state(toy, [files[i] for i in order], [labels[i] for i in order])
     assert fit_state(toy, loader, [labels[i] for i in order]) == expected
-    with pytest.raises(DataError, match="8 images need as many labels, not 7"):
+    with pytest.raises(DataError, match="8 images must have as many labels, not 7"):
         fit_state(toy, loader, labels[1:])
 
 
@@ -238,9 +238,9 @@ def test_what_cannot_work_is_said_before_anything_is_encoded(
     wrong: Any = "best"
     with pytest.raises(ConfigError, match="method must be one of"):
         classifier.fit(two, [0, 1], wrong)
-    with pytest.raises(DataError, match="4 images need as many labels, not 3"):
+    with pytest.raises(DataError, match="4 images must have as many labels, not 3"):
         classifier.fit([*two, *two], [0, 1, 1])
-    with pytest.raises(DataError, match="2 images need as many labels, not 3"):
+    with pytest.raises(DataError, match="2 images must have as many labels, not 3"):
         classifier.fit(ColoredImages([0, 1], labeled=False), [0, 1, 1])
 
 

@@ -141,7 +141,7 @@ def test_what_cannot_be_used_is_refused() -> None:
         cross_validated(features, labels.clamp(max=4) + 2 * (labels > 4), ZERO_SHOT)
     with pytest.raises(DataError, match="not names"):
         cross_validated(features, ["a"] * 12, ZERO_SHOT)
-    with pytest.raises(DataError, match="nothing can be held out of 1 images"):
+    with pytest.raises(DataError, match="nothing can be held out of 1 image:"):
         cross_validated(features[:1], labels[:1], ZERO_SHOT)
     with pytest.raises(ConfigError, match="method must be one of"):
         cross_validated(features, labels, ZERO_SHOT, "best")

@@ -62,8 +62,8 @@ def stand_in(
 @pytest.mark.parametrize(
     ("say", "message"),
     [
-        (lambda images, right: right + 2e-4, "differs by 2.0e-04 for 1 images; it is not kept"),
-        (lambda images, right: right * float("nan"), "differs by nan for 1 images"),
+        (lambda images, right: right + 2e-4, "differs by 2.0e-04 for 1 image; it is not kept"),
+        (lambda images, right: right * float("nan"), "differs by nan for 1 image;"),
         (
             lambda images, right: right if len(images) == 2 else right[:1],
             "differs by .* for 5 images",

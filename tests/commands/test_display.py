@@ -8,7 +8,6 @@ import pytest
 
 from clipkit.commands.display import (
     Style,
-    count,
     lossless_streams,
     size,
     typed,
@@ -145,12 +144,6 @@ def test_streams_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
 )
 def test_sizes_have_three_digits(number: int, shown: str) -> None:
     assert size(number) == shown
-
-
-def test_numbers_agree_with_their_nouns() -> None:
-    assert count(1, "image") == "1 image"
-    assert count(2, "class", "classes") == "2 classes"
-    assert count(1200, "image") == "1,200 images"
 
 
 def test_words_are_quoted_as_they_are_typed() -> None:

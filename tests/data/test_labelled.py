@@ -35,7 +35,7 @@ def test_repr_is_short(pairs: Pairs) -> None:
     assert repr(pairs) == "Pairs(20 images, 60 captions, 4 classes)"
     assert repr(Pairs(pairs.files, pairs.captions)) == "Pairs(20 images, 60 captions)"
     without_names = Pairs(pairs.files[:1], [["a"]], [3])
-    assert repr(without_names) == "Pairs(1 images, 1 captions, 1 classes)"
+    assert repr(without_names) == "Pairs(1 image, 1 caption, 1 class)"
 
 
 def test_select_keeps_what_belongs_together(pairs: Pairs) -> None:
@@ -52,8 +52,8 @@ def test_select_keeps_what_belongs_together(pairs: Pairs) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        ({"captions": [["a"]]}, "2 files need as many lists of captions: 1"),
-        ({"labels": [0]}, "2 files need as many labels, not 1"),
+        ({"captions": [["a"]]}, "2 files must have as many lists of captions, not 1"),
+        ({"labels": [0]}, "2 files must have as many labels, not 1"),
         ({"labels": [0, 2]}, "from 0 through 2 class names, but run from 0 to 2"),
         ({"labels": [-1, 1]}, "from 0 through 2 class names, but run from -1 to 1"),
     ],

@@ -274,7 +274,7 @@ def test_a_list_that_is_broken_at_the_samples(folder: Path, tmp_path: Path, out:
 
 
 def test_nothing_but_broken_images_leaves_no_file(tmp_path: Path, out: Path) -> None:
-    with pytest.raises(DataError, match="none of 1 images can be read"):
+    with pytest.raises(DataError, match="none of 1 image can be read"):
         extract_features(toy_model(), [tmp_path / "none.png"], out=out)
     assert not out.exists()
 

@@ -301,7 +301,7 @@ def test_images_are_known_again_in_other_precisions_and_alike_ones_told_apart() 
 
 def test_paths_are_as_many_as_images() -> None:
     features, _ = toy_features()
-    with pytest.raises(DataError, match="22 images need as many paths, not 1"):
+    with pytest.raises(DataError, match="22 images must have as many paths, not 1"):
         count_seen(features, [None], marks_of(features, [None] * 22))
 
 
