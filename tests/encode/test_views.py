@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader
 import clipkit
 from clipkit import CLIP, ImageClassifier
 from clipkit.data.views import Views
-from clipkit.errors import ConfigError, ImageError
+from clipkit.errors import ConfigError, DataError, ImageError
 
 SIZE = (50, 40)  # width and height
 
@@ -117,13 +117,29 @@ def test_a_classifier_takes_views(model: CLIP, images: list[Image.Image]) -> Non
     assert torch.allclose(rows, expected, atol=1e-6)
 
 
-@pytest.mark.parametrize("views", [0, 3, -1, True, "2", None])
+@pytest.mark.parametrize("views", [0, 3, -1, True, "2"])
 def test_other_numbers_are_refused(model: CLIP, views: Any) -> None:
     with pytest.raises(ConfigError, match="views must be 1 .*, 2 .*, or 10"):
         model.embed_images(["a.png"], views=views)
     classifier = ImageClassifier.zero_shot(model, ["cat", "dog"])
     with pytest.raises(ConfigError, match="views must be 1 .*, 2 .*, or 10"):
         classifier.predict("a.png", views=views)
+    with pytest.raises(ConfigError, match="views must be 1 .*, 2 .*, or 10"):
+        clipkit.extract_features(model, ["a.png"], views=views)
+
+
+def test_views_of_extracted_features(
+    model: CLIP, images: list[Image.Image], tmp_path: Path
+) -> None:
+    """A file of features that were seen otherwise is another one."""
+    file = tmp_path / "features.safetensors"
+    found = clipkit.extract_features(model, images, file, views=2)
+    assert torch.allclose(found.features, model.embed_images(images, views=2), atol=1e-6)
+    again = clipkit.extract_features(model, images, file, views=2)
+    assert torch.equal(again.features, found.features)
+    for views in (1, 10):
+        with pytest.raises(DataError, match="was made with other"):
+            clipkit.extract_features(model, images, file, views=views)
 
 
 def test_views_that_would_be_ignored_are_refused(model: CLIP) -> None:
