@@ -47,24 +47,34 @@ def test_raw_maps_are_open_clips_intermediates(name: str, folder: Path) -> None:
     assert_same_maps(dense_features(ours, images, "raw"), expected[-1])
 
 
-@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14", "RN50"])
+@pytest.mark.parametrize("name", ["ViT-B/32", "ViT-L/14"])
 @torch.no_grad()
 def test_other_sizes_are_those_of_a_model_that_open_clip_resized(name: str, folder: Path) -> None:
     config = small(name)
     save_open_clip(open_clip_config(config), config.preprocess, folder / "theirs")
-    cell = 32 if name == "RN50" else config.vision.__dict__["patch_size"]
-    size = (2 * cell, 5 * cell) if name in VITS else (5 * cell, 5 * cell)
-    side = size if name in VITS else size[0]  # of open_clip's ResNets
-    peer: Any = open_clip.create_model(f"local-dir:{folder / 'theirs'}", force_image_size=side)
+    patch = int(vars(config.vision)["patch_size"])
+    size = (2 * patch, 5 * patch)
+    peer: Any = open_clip.create_model(f"local-dir:{folder / 'theirs'}", force_image_size=size)
     images = some_images(3, size)
     ours, _ = clipkit.load(folder / "theirs", "cpu")
     expected = peer.eval().visual.forward_intermediates(images)["image_intermediates"]
-    assert_same_maps(dense_features(ours, images, "raw"), expected[-1])
-    if name in VITS:
-        assert_same_maps(dense_features(ours, images, "raw", after_block=0), expected[0])
-    resized, _ = clipkit.load(folder / "theirs", "cpu", resolution=size)
-    found = dense_features(ours, images)
-    assert_same_maps(found, dense_features(resized, images))
+    for block in (0, -1):
+        assert_same_maps(dense_features(ours, images, "raw", after_block=block), expected[block])
+
+
+@pytest.mark.parametrize("name", clipkit.available_models())
+@torch.no_grad()
+def test_other_sizes_are_those_of_a_checkpoint_loaded_at_that_size(name: str, folder: Path) -> None:
+    config = small(name)
+    model = randomize(clipkit.CLIP(config))
+    model.save_pretrained(folder)
+    cell = int(vars(config.vision).get("patch_size", 32))
+    size = (2 * cell, 5 * cell)
+    images = some_images(3, size)
+    resized, _ = clipkit.load(folder, "cpu", resolution=size)
+    for method in ("neighbors", "values", "queries"):
+        found = dense_features(model, images, method)
+        assert_same_maps(found, dense_features(resized, images, method))
 
 
 @pytest.mark.parametrize("name", VITS)
