@@ -106,8 +106,12 @@ def _notes(figures: RobustnessFigures) -> list[str]:
     """Return what is to be said of images that are not measured."""
     notes: list[str] = []
     if figures.left_out:
-        notes.append(f"{figures.left_out:,} images are left out: the classifier was fitted on them")
+        notes.append(f"{_images(figures.left_out)} left out: the classifier was fitted on them")
     if figures.skipped:
         first = visible(figures.skipped[0][1])
-        notes.append(f"{len(figures.skipped):,} images could not be read; the first: {first}")
+        notes.append(f"{_images(len(figures.skipped))} not read; the first: {first}")
     return notes
+
+
+def _images(count: int) -> str:
+    return "1 image is" if count == 1 else f"{count:,} images are"
