@@ -25,6 +25,7 @@ def played_offset(
     present = np.flatnonzero(np.bincount(labels.numpy(), minlength=classes))
     groups = [present[start::4] for start in range(4)]
     left_out = [torch.tensor(np.isin(labels.numpy(), group)) for group in groups if len(group)]
+    left_out = left_out[: len(folds)]  # no more groups than there are folds
     missing_share = 1 - len(present) / classes
 
     def play(out: Tensor) -> tuple[Array, Array, Array]:
@@ -51,7 +52,14 @@ def played_offset(
 
 @pytest.mark.parametrize("which", CHOICES)
 @pytest.mark.parametrize(
-    "counts", [(4, 0, 3, 5, 0, 1, 2, 6), (8, 8, 0, 0, 0), (5, 0, 3, 3), (6, 2, 3, 2, 4, 2, 2, 3, 0)]
+    "counts",
+    [
+        (4, 0, 3, 5, 0, 1, 2, 6),
+        (8, 8, 0, 0, 0),
+        (5, 0, 3, 3),
+        (6, 2, 3, 2, 4, 2, 2, 3, 0),
+        (2, 1, 0, 2, 1, 2, 2),  # two folds, and classes for four groups
+    ],
 )
 @pytest.mark.parametrize("strength", [1.0, 0.03])
 def test_offset_against_scipy(counts: tuple[int, ...], strength: float, which: Which) -> None:
@@ -68,7 +76,10 @@ def test_offset_against_scipy(counts: tuple[int, ...], strength: float, which: W
 
 
 @pytest.mark.parametrize("counts", [(4, 4, 4), (1, 1, 0), (0, 4, 0), (0, 1, 0)])
-def test_no_offset_where_nothing_can_be_played(counts: tuple[int, ...]) -> None:
+def test_no_offset_where_nothing_can_be_played(
+    monkeypatch: pytest.MonkeyPatch, counts: tuple[int, ...]
+) -> None:
+    monkeypatch.setattr(anchored_missing, "_play", lambda *_: pytest.fail("a fit for nothing"))
     world = World(3, 12, 1.2, 0.7)
     features, labels = world.draw(counts)
     folds = make_folds(labels, torch.Generator().manual_seed(0))
