@@ -5,15 +5,17 @@ asked for, and no further.
 """
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TypeAlias
 
 import torch
 from torch import Tensor, nn
 
 from clipkit.clip import CLIP
+from clipkit.data.pictures import Images
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
+from clipkit.inspect.prepared import prepare_batch
 from clipkit.inspect.towers import (
     block_number,
     embed_any_size,
@@ -36,7 +38,7 @@ Chosen: TypeAlias = int | Sequence[int] | None
 
 @torch.no_grad()
 def attention_maps(
-    model: CLIP, images: Tensor, layers: Chosen = None, heads: Chosen = None
+    model: CLIP, images: "Tensor | Images", layers: Chosen = None, heads: Chosen = None
 ) -> Tensor:
     """Return the attention of the image tower, without a gradient.
 
@@ -49,7 +51,8 @@ def attention_maps(
     Args:
         model: any CLIP.
         images: preprocessed, (N, 3, H, W), any float dtype, any device; of any size from a patch
-            on, since position embeddings are resized to it.
+            on, since position embeddings are resized to it. Or what `embed_images` takes, prepared
+            by `model.preprocess` and encoded in one batch.
         layers: a number or several, from 0, or from -1 for the last, backwards; all if not given.
         heads: the same of the heads.
 
@@ -60,13 +63,15 @@ def attention_maps(
 
     Raises:
         ConfigError: if there is no such layer or head, or no CLIP was given.
-        ImageError: for another shape, an integer dtype, or images smaller than a patch.
+        ImageError: for another shape, an integer dtype, images smaller than a patch, or those that
+            cannot be read.
 
     Example:
         maps = attention_maps(model, images, layers=-1)  # (N, 1, 12, 197, 197) of ViT-B/16
         class_to_patches = maps[:, 0, :, 0, 1:]  # (N, 12, 196)
     """
     visual = image_tower_of(eval_view(model), "attention_maps")
+    images = prepare_batch(model, images)
     if not is_vit(visual):
         choose(layers, 1, "layer")
         maps = pool_weights(visual, feature_map(visual, images))  # (N, heads, 1, L)
@@ -147,6 +152,29 @@ def attention_weights(attention: nn.Module, x: Tensor, heads: Sequence[int]) -> 
     q, k, _ = split_qkv(attention, x)
     causal = isinstance(attention, Attention) and attention.causal
     return softmax_of(q[:, heads], k[:, heads], causal=causal)
+
+
+def weights_by_layer(
+    blocks: Sequence[ResidualAttentionBlock],
+    x: Tensor,
+    numbers: Sequence[int],
+    heads: Sequence[int],
+) -> Iterator[tuple[int, Tensor]]:
+    """Yield the number of each block that is asked for, and its attention, (N, heads, L, L).
+
+    Args:
+        blocks: all of a tower.
+        x: tokens as the first takes them, (N, L, W). They run to the deepest block that is asked
+            for.
+        numbers: of the blocks, from 0. Each comes once, and they come in their own order.
+        heads: numbers of the heads, from 0.
+    """
+    for number in range(max(numbers) + 1):
+        block = blocks[number]
+        if number in numbers:
+            yield number, attention_weights(block.attn, block.ln_1(x), heads)
+        if number < max(numbers):
+            x = block(x, at="all")
 
 
 def softmax_of(q: Tensor, k: Tensor, *, causal: bool = False) -> Tensor:
@@ -249,12 +277,7 @@ def _maps_of(transformer: Transformer, x: Tensor, layers: Chosen, heads: Chosen)
     maps = x.new_empty(
         (count, len(numbers), len(head_numbers), length, length), dtype=torch.float32
     )
-    for number in range(max(numbers) + 1):
-        block = blocks[number]
+    for number, weights in weights_by_layer(blocks, x, numbers, head_numbers):
         places = [place for place, wanted in enumerate(numbers) if wanted == number]
-        if places:
-            weights = attention_weights(block.attn, block.ln_1(x), head_numbers)
-            maps[:, places] = weights.unsqueeze(1)
-        if number < max(numbers):
-            x = block(x, at="all")
+        maps[:, places] = weights.unsqueeze(1).float()
     return maps

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.clip import CLIP
+from clipkit.data.decode import Readable
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
 from clipkit.inspect.attention import attention_maps, text_tower_of
@@ -52,7 +53,7 @@ _OF_TEXT: dict[str, _OfText] = {
 
 def explain(
     model: CLIP,
-    image: Any,
+    image: "Readable | Tensor",
     text: str | Tensor,
     method: Method | None = None,
     *,
@@ -152,7 +153,7 @@ def _check_masks(method: Method, masks: int | None, seed: int | None) -> None:
             raise ConfigError(f"{name} must be an integer of at least {least}, not {value!r}")
 
 
-def _prepare(model: CLIP, image: Any) -> Tensor:
+def _prepare(model: CLIP, image: "Readable | Tensor") -> Tensor:
     """Return an image as the tower takes it, (1, 3, H, W), in the tower's dtype."""
     if not (isinstance(image, Tensor) and image.is_floating_point()):
         image = model.preprocess(image)

@@ -4,14 +4,16 @@ import torch
 from torch import Tensor
 
 from clipkit.clip import CLIP
+from clipkit.data.pictures import Images
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
-from clipkit.inspect.attention import attention_weights, blocks_of
+from clipkit.inspect.attention import blocks_of, weights_by_layer
+from clipkit.inspect.prepared import prepare_batch
 from clipkit.inspect.towers import embed_any_size, image_tower_of, is_vit
 
 
 @torch.no_grad()
-def rollout(model: CLIP, images: Tensor) -> Tensor:
+def rollout(model: CLIP, images: "Tensor | Images") -> Tensor:
     """Return how much of each patch reaches each token after the last layer.
 
     In each layer a token keeps one half of itself and takes the other half from those that it
@@ -39,14 +41,11 @@ def rollout(model: CLIP, images: Tensor) -> Tensor:
             "rollout follows attention from layer to layer, and a ResNet has one layer of it: "
             "attention_maps returns that, and explain(method='grad_cam') explains"
         )
-    x = embed_any_size(visual, images)
+    x = embed_any_size(visual, prepare_batch(model, images))
     blocks = blocks_of(visual.transformer)
     identity = torch.eye(x.shape[1], dtype=torch.float32, device=x.device)  # (L, L)
     reached = identity.expand(len(x), -1, -1)  # (N, L, L)
-    for number, block in enumerate(blocks):
-        every_head = range(block.attn.num_heads)
-        weights = attention_weights(block.attn, block.ln_1(x), every_head).mean(dim=1)
-        reached = (weights + identity) / 2 @ reached
-        if number < len(blocks) - 1:
-            x = block(x, at="all")
+    every_layer, every_head = range(len(blocks)), range(blocks[0].attn.num_heads)
+    for _, weights in weights_by_layer(blocks, x, every_layer, every_head):
+        reached = (weights.mean(dim=1) + identity) / 2 @ reached
     return reached

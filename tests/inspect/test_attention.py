@@ -1,10 +1,12 @@
 """Attention maps are the towers' own softmax, for the layers and heads that are asked for."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from clipkit import CLIP
@@ -221,3 +223,14 @@ def test_rollout_agrees_with_numpy() -> None:
 def test_a_resnet_has_no_rollout() -> None:
     with pytest.raises(ConfigError, match=r"rollout follows .* explain\(method='grad_cam'"):
         rollout(make_resnet(), some_images(1, 64))
+
+
+def test_images_come_as_files_too(tmp_path: Path) -> None:
+    model = make_vit()
+    path = tmp_path / "image.png"
+    Image.new("RGB", (50, 40), "orange").save(path)
+    prepared = model.preprocess(path).unsqueeze(0)
+    assert torch.equal(attention_maps(model, [path]), attention_maps(model, prepared))
+    assert torch.equal(rollout(model, tmp_path), rollout(model, prepared))
+    with pytest.raises(ImageError, match="nowhere"):
+        attention_maps(model, ["nowhere.png"])
