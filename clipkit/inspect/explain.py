@@ -16,11 +16,14 @@ asked. `rise` knows nothing of the tower, and takes thousands of forward passes.
 from collections.abc import Callable
 from typing import Any, Literal, TypeAlias, get_args
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.clip import CLIP
 from clipkit.data.decode import Readable
+from clipkit.data.preprocess import Preprocess
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError, ImageError
 from clipkit.inspect.attention import attention_maps, text_tower_of
@@ -115,7 +118,7 @@ def explain(
             method=method,
             similarity=float(cosines(image_features, text_features)),
             heat_map=heat_map.float().cpu(),
-            size=size,
+            pixels=_pixels(view, prepared),
             seen=seen,
             **_explain_tokens(view, method, ids, image_features),
         )
@@ -165,6 +168,18 @@ def _prepare(model: CLIP, image: "Readable | Tensor") -> Tensor:
         )
     # A tensor that was made in inference mode could not be in a graph; a clone can.
     return image.detach().to(model.device, model.dtype).clone()
+
+
+def _pixels(model: CLIP, image: Tensor) -> NDArray[np.uint8]:
+    """Return a prepared image (1, 3, H, W) as it looks, (H, W, 3) uint8."""
+    preprocess = model.preprocess
+    config = preprocess.config if isinstance(preprocess, Preprocess) else model.config.preprocess
+    mean, std = (
+        torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
+        for values in (config.mean, config.std)
+    )
+    pixels = (image[0].float().cpu() * std + mean).clamp(0, 1) * 255  # (3, H, W)
+    return pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
 def _encode_text(model: CLIP, text: str | Tensor) -> tuple[Tensor, Tensor | None]:

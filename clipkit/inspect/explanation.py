@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.errors import ConfigError
@@ -17,6 +19,8 @@ Size = tuple[int, int]  # height and width in pixels
 class Explanation:
     """Hold what `explain` found. All tensors are float32 on the CPU.
 
+    `plots.heat_map(explanation.pixels, explanation.upsample())` draws the map over the image.
+
     Attributes:
         method: the one that was used.
         similarity: the cosine of the image's and the text's features.
@@ -24,8 +28,8 @@ class Explanation:
             more a place speaks for the text. The unit is the method's own: maps of one method can
             be compared, and those of two methods cannot. Only `rise` has negative values, where a
             place speaks against the text.
-        size: (height, width) in pixels of the image as the tower saw it: after preprocessing, which
-            may have cropped it.
+        pixels: (H, W, 3) uint8 RGB, the image as the tower saw it: after preprocessing, which may
+            have cropped it. Its mean and standard deviation are taken off again.
         seen: (height, width) in pixels of the part of it, from the top left, that the map covers.
         tokens: the strings of the text's tokens, without start and end; None where the method has
             no values for them, or a feature was given in the place of a text.
@@ -36,7 +40,7 @@ class Explanation:
     method: str
     similarity: float
     heat_map: Tensor
-    size: Size
+    pixels: NDArray[np.uint8]
     seen: Size
     tokens: list[str] | None = None
     token_values: Tensor | None = None
@@ -47,13 +51,13 @@ class Explanation:
 
         Args:
             size: (height, width) in pixels, over which the image as the tower saw it is spread;
-                `self.size` if not given. Pixels that the tower did not see get 0.
+                that of `pixels` if not given. Pixels that the tower did not see get 0.
 
         Raises:
             ConfigError: if the size is impossible.
         """
         full = _enlarge(self.heat_map, self.seen)
-        height, width = self.size
+        height, width = self.pixels.shape[:2]
         full = full[:height, :width]
         full = F.pad(full, (0, width - full.shape[1], 0, height - full.shape[0]))
         if size is None:

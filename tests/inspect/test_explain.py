@@ -17,6 +17,7 @@ from tests.helpers.models import make_small_tokenizer
 from tests.helpers.random_weights import some_images
 from tests.helpers.towers import make_resnet, make_vit
 
+ROOT = Path(__file__).parents[2]
 TEXT = "a cat on a mat"
 VIT_METHODS: list[Method] = [method for method in METHODS if method != "grad_cam"]
 RESNET_METHODS: list[Method] = [method for method in METHODS if method != "rollout"]
@@ -116,7 +117,10 @@ def test_images_come_as_files_and_prepared(tmp_path: Path) -> None:
     path = tmp_path / "image.png"
     Image.fromarray(array).save(path)
     expected = explain(model, path, TEXT)
-    assert expected.size == (32, 32)
+    with Image.open(path) as file:
+        seen = np.asarray(file.resize((40, 32), Image.Resampling.BICUBIC))[:, 4:36]
+    assert expected.pixels.shape == (32, 32, 3)
+    assert np.array_equal(expected.pixels, seen)
     prepared = model.preprocess(path)
     for image in (array, Image.fromarray(array), str(path), prepared, prepared[None].double()):
         assert_equal(explain(model, image, TEXT), expected)
@@ -148,7 +152,7 @@ def test_words_are_put_together_from_tokens() -> None:
 
 def test_a_map_is_enlarged_over_what_the_tower_saw() -> None:
     heat_map = torch.tensor([[0.0, 1.0], [0.0, 1.0]])
-    found = Explanation("attention", 0.5, heat_map, size=(40, 36), seen=(32, 32))
+    found = Explanation("attention", 0.5, heat_map, np.zeros((40, 36, 3), np.uint8), (32, 32))
     full = found.upsample()
     assert full.shape == (40, 36)
     assert full[:32, :8].abs().max() == 0
@@ -219,3 +223,33 @@ def test_images_and_texts_that_cannot_be_used() -> None:
     wrong: Any = torch.nn.Linear(1, 1)
     with pytest.raises(ConfigError, match=r"explain looks into a clipkit\.CLIP, not a Linear"):
         explain(wrong, image, TEXT)
+
+
+def three_photos(model: CLIP) -> Tensor:
+    """Return a cat, a cup of coffee and a rocket side by side, (3, 96, 288)."""
+    photos = ROOT / "examples" / "photos"
+    parts = [model.preprocess(photos / f"{name}.jpg") for name in ("cat", "coffee", "rocket")]
+    return torch.cat(parts, dim=2)
+
+
+@pytest.mark.parametrize("method", ["grad_cam", "grad_eclip", "relevance"])
+def test_maps_of_a_trained_model_show_what_the_text_names(method: Method) -> None:
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    image = three_photos(model)
+    texts = ("a photo of a cat", "a cup of coffee", "a rocket in the sky")
+    for place, text in enumerate(texts):
+        found = explain(model, image, text, method)
+        shares = found.upsample().view(96, 3, 96).sum(dim=(0, 2))
+        assert int(shares.argmax()) == place, text
+        assert int(found.upsample().amax(dim=0).argmax()) // 96 == place, text
+
+
+@pytest.mark.parametrize("method", ["grad_eclip", "relevance"])
+def test_words_of_a_trained_model_name_what_the_image_shows(method: Method) -> None:
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    texts = {"cat": "a photo of a cat", "coffee": "a cup of tea", "rocket": "a rocket in the sky"}
+    for name, word in zip(texts, ("cat", "cup", "rocket"), strict=True):
+        photo = ROOT / "examples" / "photos" / f"{name}.jpg"
+        words = explain(model, photo, texts[name], method).words
+        assert words is not None
+        assert max(words, key=lambda pair: pair[1])[0] == word
