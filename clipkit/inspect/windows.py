@@ -142,8 +142,9 @@ def enlarge(maps: Tensor, size: tuple[int, int]) -> Iterator[tuple[slice, Tensor
     at_once = max(1, STRIP_NUMBERS // (maps.shape[0] * width))
     for start in range(0, height, at_once):
         strip = slice(start, min(start + at_once, height))
-        centers = torch.arange(strip.start, strip.stop, dtype=torch.float64) + 0.5
-        places = (centers * rows / height - 0.5).clamp(0, rows - 1)  # on the rows of the maps
+        numbers = torch.arange(strip.start, strip.stop, dtype=torch.float64, device="cpu")
+        # Where the middle of each line lies among the rows of the maps.
+        places = ((numbers + 0.5) * rows / height - 0.5).clamp(0, rows - 1)
         upper = places.floor().long()
         share = (places - upper).to(maps)[:, None]  # (rows of the strip, 1)
         upper = upper.to(maps.device)

@@ -267,3 +267,16 @@ def test_two_photos_side_by_side_are_told_apart(tiny: CLIP) -> None:
     scores = class_map(tiny, both, ["cat", "rocket"], "imagenet")
     assert scores[0, :, :160].mean() > 0.8
     assert scores[1, :, 224:].mean() > 0.8
+
+
+def test_the_default_device_of_torch_does_not_matter(tiny: CLIP) -> None:
+    mapper = inspect.ClassMapper(tiny, NAMES, background=0.5, refine=True)
+    expected = mapper(CAT)
+    torch.set_default_device("meta")
+    try:
+        found = inspect.ClassMapper(tiny, NAMES, background=0.5, refine=True)(CAT)
+        indices = mapper.indices(CAT)
+    finally:
+        torch.set_default_device(None)
+    assert torch.equal(found, expected)
+    assert torch.equal(indices, expected.argmax(dim=0))
