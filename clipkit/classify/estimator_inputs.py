@@ -141,13 +141,11 @@ def _all_names(
         labels = _labels_of(list(class_names))
         return labels, [str(label) for label in labels]
     labels = np.arange(len(class_names))
-    if classes.dtype.kind == "b":
-        if len(labels) != 2:
-            raise ConfigError(
-                f"y holds booleans, so class_names must have two names, those of False and True, "
-                f"not {len(labels)}: {show(class_names)}"
-            )
-        labels = np.array([False, True])
+    if classes.dtype.kind == "b" and len(labels) != 2:
+        raise ConfigError(
+            f"y holds booleans, so class_names must have two names, those of False and True, "
+            f"not {len(labels)}: {show(class_names)}"
+        )
     return labels, list(class_names)
 
 
