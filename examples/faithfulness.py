@@ -12,7 +12,8 @@ both curves is the probability of the right class among all of the set, and what
 similarity with that class's weights.
 
 Beside the methods of `clipkit.inspect.explain` there are `dense` (the similarity of each place of
-`dense_features` with the class), `center` (the nearer to the middle, the higher) and `random`.
+`dense_features` with the class), `center` (the nearer to the middle, the higher) and `random` (a
+map of the tower's grid, as smooth as the others).
 
 RISE comes last, since it takes longer than all others together. A run that was cut off goes on when
 it is started again. The table is printed at the end, with the number of images of each method.
@@ -48,7 +49,7 @@ from clipkit.inspect.faithfulness import (
     insertion_curve,
     pointing_hit,
 )
-from clipkit.inspect.towers import is_vit
+from clipkit.inspect.towers import grid_of, is_vit
 
 TEMPLATES = ("{}", "a photo of a {}.", "a photo of the {}.", "a close-up photo of a {}.")
 FIGURES = ("deletion", "insertion", "pointing")
@@ -150,7 +151,9 @@ class Judge:
         height, width = image.shape[-2:]
         weights = self.weights[label]
         if method == "random":
-            return torch.rand(height, width, generator=torch.Generator().manual_seed(seed))
+            grid = grid_of(self.model.visual, image.unsqueeze(0))
+            places = torch.rand(1, 1, *grid, generator=torch.Generator().manual_seed(seed))
+            return F.interpolate(places, (height, width), mode="bilinear")[0, 0]
         if method == "center":
             y, x = torch.meshgrid(
                 torch.linspace(-1, 1, height), torch.linspace(-1, 1, width), indexing="ij"
