@@ -87,6 +87,20 @@ def test_options_reach_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
 
 
+def test_the_background_is_left_unpainted(tmp_path: Path) -> None:
+    options = ["--labels", "rocket", "--background", "sky", "cloud", "--masks"]
+    rocket = PHOTOS / "rocket.jpg"
+    assert main(["segment", str(rocket), *options, "-o", str(tmp_path), *MODEL]) == 0
+    with Image.open(tmp_path / "rocket.mask.png") as mask:
+        is_background = np.asarray(mask)[:-1, :-1] == 1
+    with Image.open(tmp_path / "rocket.overlay.png") as drawn, Image.open(rocket) as photo:
+        rows, columns = is_background.shape
+        same = np.asarray(drawn)[:rows, :columns] == np.asarray(photo)[:-1, :-1]
+    assert 0.01 < is_background.mean() < 0.99
+    assert same.all(axis=2)[is_background].mean() > 0.95  # but for outlines and numbers
+    assert same.all(axis=2)[~is_background].mean() < 0.5
+
+
 def test_several_names_of_a_label_come_from_a_file(tmp_path: Path) -> None:
     labels = tmp_path / "names.json"
     labels.write_text(json.dumps({"pet": ["cat", "dog"], "wall": "wall"}))
@@ -128,6 +142,7 @@ def test_what_cannot_be_read_is_left_out(
         ([CAT, "-o", "x"], "give --labels (or --labels-file)"),
         (["--labels", "cat", "-o", "x"], "there is no image: clipkit segment IMAGE"),
         (["--labels", "cat", CAT, "-o", "x"], "--labels takes all words behind it"),
+        (["--labels", "a", "--background", "b", CAT, "-o", "x"], "--background takes all words"),
         ([CAT, "--labels", "a", "--background", "b", "--threshold", ".5", "-o", "x"], "both say"),
         ([CAT, "--labels", "a", "--threshold", "2", "-o", "x"], "--threshold must be a probab"),
         ([CAT, "--labels", "a", "--window", "3", "-o", "x"], "--window must be an integer from 32"),
