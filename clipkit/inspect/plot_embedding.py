@@ -121,7 +121,7 @@ def embedding_map(
 
 def _scatter(axes: "Axes", points: NDArray[np.float64], place: int) -> Any:
     """Draw the points of a class, in a color and a shape of its own."""
-    marker = MARKERS[(place + place // len(COLORS)) % len(MARKERS)]
+    marker = MARKERS[(place % len(COLORS) + place // len(COLORS)) % len(MARKERS)]
     return axes.scatter(
         points[:, 0],
         points[:, 1],

@@ -107,6 +107,7 @@ def _draw_map(
     )
     height, width = (SIDE * length / max(pixels.shape) for length in pixels.shape[:2])
     beside = axes.inset_axes((1 + _PAD / width, 0.0, _BAR / width, 1.0))
+    beside.set_facecolor("white")
     scale = figure.colorbar(shown, cax=beside)
     scale.ax.tick_params(colors=MUTED, labelcolor=INK, labelsize=SMALL)
     scale.outline.set_edgecolor(LINE)

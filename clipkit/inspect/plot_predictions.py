@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 _WIDTH = 4.9  # inches of a panel
 _ROW = 0.34  # of a label with its bar
 _LEAST = 4  # rows for which there is room, so that a single label has a bar like others
-_LETTERS = 36  # of a label, at most
+_LETTERS = 32  # of a label, at most
 _RIGHT, _WRONG = "\u2713", "\u2717"  # marks, so that color is not all that tells
 _GAP = 0.04  # between panels, in widths of an image
 _BOX = 0.27  # height of a bar, in rows

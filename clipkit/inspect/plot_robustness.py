@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 _COLUMNS = 3
 _WIDTH, _HEIGHT = 3.0, 2.7  # inches of a panel
+_ENTRIES, _ENTRY = 4, 2.1  # of the legend, and inches of one
 
 
 def robustness_figure(result: RobustnessFigures) -> "Figure":
@@ -49,7 +50,9 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
     check_rows("robustness_figure", groups)
     columns = min(_COLUMNS, len(groups))
     rows = math.ceil(len(groups) / columns)
-    figure = new_figure(_WIDTH * columns + 0.4, _HEIGHT * rows + 0.7)
+    width = _WIDTH * columns + 0.4
+    across = int(width / _ENTRY)  # entries of the legend in a line
+    figure = new_figure(width, _HEIGHT * rows + 0.5 + 0.2 * math.ceil(_ENTRIES / across))
     grid = figure.add_gridspec(rows, columns)
     handles: dict[str, Any] = {}
     for place, (name, own) in enumerate(groups.items()):
@@ -64,7 +67,7 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
         list(handles.values()),
         list(handles),
         above=True,
-        columns=len(handles),
+        columns=across,
     )
     return figure
 

@@ -44,6 +44,7 @@ DASHES = ("-", "--", "-.", ":")
 
 SMALL, TEXT, TITLE = 8.0, 9.0, 10.0  # points
 SIDE, _LEAST = 2.9, 1.1  # inches of the longer side of an image, and of the shorter one at least
+_PAD = 0.07  # inches around axes
 _LONGEST = 1024  # pixels of the longer side of an image that is drawn
 
 
@@ -55,9 +56,11 @@ def new_figure(width: float, height: float) -> "Figure":
     """
     try:
         from matplotlib.figure import Figure
+        from matplotlib.layout_engine import ConstrainedLayoutEngine
     except ImportError as error:
         raise ConfigError("plots need matplotlib: pip install 'clipkit-torch[plots]'") from error
-    figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout="constrained")
+    layout = ConstrainedLayoutEngine(h_pad=_PAD, w_pad=_PAD)
+    figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout=layout)
     # Notebooks ask for it. They know figures by themselves only once pyplot was imported.
     vars(figure)["_repr_png_"] = functools.partial(_png_of, figure)
     return figure

@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, Dataset, Subset
 import clipkit
 from clipkit import CLIP, ImageClassifier
 from clipkit.classify.metrics import wilson_interval
-from clipkit.errors import ConfigError, DataError
+from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.inspect import (
     Blur,
     GaussianNoise,
@@ -141,6 +141,7 @@ def test_a_corruption_of_the_callers_own(
     found = robustness(classifier, images, LABELS, corruptions=[Recolored()])
     assert found.accuracy == 1.0
     assert [row.accuracy for row in found.rows] == [0.0, 0.0]
+    assert [row.clean_accuracy for row in found.rows] == [1.0, 1.0]
     assert found.mean_accuracy() == {"paint": 0.0}
 
 
@@ -205,6 +206,21 @@ def test_images_that_cannot_be_read_are_left_out(
     assert "1 image is not read; the first: cannot read" in str(found)
     with pytest.raises(DataError, match="no image can be read; the first: cannot read"):
         robustness(classifier, [broken], [0], corruptions=QUICK)
+
+
+def test_images_that_cannot_be_corrupted_are_left_out_everywhere(
+    classifier: ImageClassifier, images: list[Image.Image]
+) -> None:
+    class Choosy(Recolored):
+        def __call__(self, image: Image.Image, severity: float, sample: Sample, /) -> Image.Image:
+            if sample.label == 1 and severity == 2:
+                raise ImageError("red things cannot have two coats")
+            return super().__call__(image, severity, sample)
+
+    found = robustness(classifier, images, LABELS, corruptions=[Choosy()])
+    assert found.skipped == [("1", "red things cannot have two coats"), ("4", found.skipped[0][1])]
+    assert found.images == 4
+    assert [row.images for row in found.rows] == [4, 4]
 
 
 def test_images_of_the_fit_are_left_out(toy: CLIP, images: list[Image.Image]) -> None:

@@ -92,8 +92,8 @@ def test_long_texts_are_broken_at_spaces() -> None:
 @pytest.mark.parametrize("text", ["x" * 60, "word " * 40])
 def test_a_text_without_room_is_written_smaller(text: str) -> None:
     left, top, right, bottom = box(written(write(ground(), text, 0.3, place="center")))
-    assert 50 <= left < right <= 250
-    assert 0 <= top < bottom <= 200
+    assert 54 <= left < right <= 246
+    assert 4 <= top < bottom <= 196
 
 
 def test_underscores_become_spaces() -> None:

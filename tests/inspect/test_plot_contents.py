@@ -1,0 +1,252 @@
+"""Figures show the numbers that they are given."""
+
+import statistics
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.text import Text
+from PIL import Image
+from sklearn.decomposition import PCA
+
+from clipkit import Prediction
+from clipkit.errors import ConfigError, DataError, ImageError
+from clipkit.inspect import plots
+from clipkit.inspect.plot_style import BLUE, GREEN, PLAIN, VERMILION, area_color
+from tests.helpers.figures import CAT, COFFEE, NAMES, PREDICTIONS, areas, clouds, curves, measured
+
+RED = Image.new("RGB", (40, 20), (200, 30, 30))
+
+
+def texts_in(axes: Any) -> list[str]:
+    return [text.get_text() for text in axes.findobj(Text) if text.get_text().strip()]
+
+
+def bars_in(axes: Any) -> list[tuple[float, str]]:
+    """Return length and color of the bars of a panel, without their grounds."""
+    return [(bar.get_width(), to_hex(bar.get_facecolor()).upper()) for bar in axes.patches[1::2]]
+
+
+def test_panels_show_the_ranked_labels_and_mark_the_right_one() -> None:
+    right, wrong, _ = PREDICTIONS
+    figure: Any = plots.prediction_panels([CAT, COFFEE], [right, wrong], ["cat", "cat"], k=3)
+    first, second = figure.axes[1], figure.axes[3]
+    shares = [0.6, 0.2, 0.1]
+    assert [length for length, _ in bars_in(first)] == pytest.approx(shares)
+    assert [color for _, color in bars_in(first)] == [GREEN, PLAIN.upper(), PLAIN.upper()]
+    assert texts_in(first)[:3] == ["\u2713", "cat", "60.0%"]
+    # The right label is not among the three of the second one.
+    assert [length for length, _ in bars_in(second)] == pytest.approx([0.4, 0.3, 0.2, 0.01])
+    assert [color for _, color in bars_in(second)] == [VERMILION, *[PLAIN.upper()] * 2, GREEN]
+    assert texts_in(second)[:3] == ["\u2717", "$5 bill and $10 bill", "40.0%"]
+    assert texts_in(second)[-3:] == ["\u2713", "cat", "1.0%"]
+
+
+def test_panels_without_truth_mark_nothing() -> None:
+    figure: Any = plots.prediction_panels([CAT], PREDICTIONS[:1], k=2)
+    assert [color for _, color in bars_in(figure.axes[1])] == [BLUE, PLAIN.upper()]
+    assert "\u2713" not in texts_in(figure.axes[1])
+
+
+def test_a_map_is_stretched_as_by_torch() -> None:
+    values = np.random.default_rng(0).normal(size=(3, 5))
+    figure: Any = plots.heat_map(RED, torch.from_numpy(values))
+    gray, shown = figure.axes[1].images
+    expected = F.interpolate(torch.from_numpy(values)[None, None], (20, 40), mode="bilinear")[0, 0]
+    assert np.abs(shown.get_array() - expected.numpy()).max() < 1e-5
+    assert shown.get_clim() == pytest.approx((values.min(), values.max()))
+    assert shown.get_cmap().name == "cividis"
+    lightness = (0.299 * 200 + 0.587 * 30 + 0.114 * 30) / 255
+    assert np.abs(gray.get_array() - lightness).max() < 1e-6
+
+
+def test_maps_have_the_limits_that_are_asked() -> None:
+    figure: Any = plots.heat_map(RED, {"a": np.eye(2), "b": 3 * np.eye(2)}, limits=(-1, 2))
+    assert [axes.images[1].get_clim() for axes in figure.axes[1:3]] == [(-1, 2), (-1, 2)]
+    assert [axes.get_title() for axes in figure.axes[:3]] == ["image", "a", "b"]
+
+
+def test_areas_have_their_colors_and_the_legend_their_shares() -> None:
+    classes = areas()
+    image = Image.new("RGB", (180, 120), (100, 100, 100))
+    figure: Any = plots.segmentation(image, classes, ["wall", "fur", "eye", "$x$"], opacity=0.25)
+    pixels = figure.axes[0].images[0].get_array()
+    for y, x in ((10, 10), (10, 170), (60, 90), (110, 20)):
+        color = np.array(to_rgb(area_color(int(classes[y // 2, x // 2]))))
+        assert np.abs(pixels[y, x] - (0.75 * 100 / 255 + 0.25 * color)).max() < 1e-6
+    assert (pixels[10, 80] == 1).all()  # the line between wall and fur
+    lines = [text.get_text() for text in figure.legends[0].get_texts()]
+    shares = np.bincount(classes.ravel()) / classes.size
+    names = ["fur", "wall", "eye", "$x$"]
+    order = [1, 0, 2, 3]
+    assert lines == [
+        f"{place}  {name}  {shares[index]:.1%}"
+        for place, (name, index) in enumerate(zip(names, order, strict=True), start=1)
+    ]
+
+
+def test_numbers_stand_in_their_areas() -> None:
+    classes = areas()
+    figure: Any = plots.segmentation(Image.new("RGB", (90, 60)), classes, ["a", "b", "c", "d"])
+    order = [1, 0, 2, 3]
+    found = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
+    assert list(found) == ["1", "2", "3", "4"]
+    for number, (x, y) in found.items():
+        assert classes[round(y), round(x)] == order[int(number) - 1]
+
+
+def test_background_has_no_color_and_no_place_in_the_legend() -> None:
+    image = Image.new("RGB", (90, 60), (100, 100, 100))
+    figure: Any = plots.segmentation(image, areas(), ["a", "b", "c", "d"], background=1)
+    assert np.abs(figure.axes[0].images[0].get_array()[5, 80] - 100 / 255).max() < 1e-9
+    lines = [text.get_text().split()[1] for text in figure.legends[0].get_texts()]
+    assert lines == ["a", "c", "d"]
+
+
+def test_curves_show_means_and_standard_deviations() -> None:
+    results = curves(3)
+    figure: Any = plots.few_shot_curves(results, zero_shot=0.4)
+    (axes,) = figure.axes
+    order = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert order[-1] == "zero-shot"
+    best = sorted(results, key=lambda name: -statistics.mean(results[name][8]))
+    assert order[:-1] == best
+    for name, container in zip(best, axes.containers, strict=True):
+        line, _, (bars,) = container
+        means = [statistics.mean(results[name][k]) for k in (1, 2, 4, 8)]
+        assert line.get_ydata() == pytest.approx(means)
+        assert line.get_xdata() == pytest.approx([1, 2, 4, 8], rel=0.06)
+        halves = [(high - low) / 2 for (_, low), (_, high) in bars.get_segments()]
+        deviations = [statistics.stdev(results[name][k]) for k in (1, 2, 4, 8)]
+        assert halves == pytest.approx(deviations)
+    assert [text.get_text() for text in axes.get_xticklabels()] == ["1", "2", "4", "8"]
+
+
+def test_pairs_are_shown_with_their_images() -> None:
+    examples = {"cat": RED, "dog": Image.new("RGB", (10, 30), (0, 0, 255))}
+    figure: Any = plots.confusion_pairs(
+        [("cat", "dog", 12), ("dog", "cat", 1)],
+        examples,
+        mistakes={("dog", "cat"): [RED] * 5},
+        most=2,
+    )
+    images = [axes.images[0].get_array() for axes in figure.axes if axes.images]
+    assert [image.shape for image in images] == [
+        (20, 20, 3), (10, 10, 3), (10, 10, 3), (20, 20, 3), (20, 20, 3), (20, 20, 3),
+    ]  # fmt: skip
+    assert [tuple(image[0, 0]) == (0, 0, 255) for image in images] == [0, 1, 1, 0, 0, 0]
+    assert texts_in(figure.axes[0]) == ["cat", "\u2192 dog", "12 images"]
+    assert "1 image" in texts_in(figure.axes[3])
+
+
+def test_the_projection_is_scikit_learns() -> None:
+    features, _ = clouds(5)
+    points, shares = plots.project(features)
+    pca = PCA(2, svd_solver="full").fit(features.double().numpy())
+    expected = pca.transform(features.double().numpy())
+    for axis in range(2):
+        sign = np.sign(points[:, axis] @ expected[:, axis])
+        assert np.abs(points[:, axis] - sign * expected[:, axis]).max() < 1e-9
+    assert shares == pytest.approx(pca.explained_variance_ratio_, abs=1e-12)
+    turned, _ = plots.project(features.flip(0))
+    assert np.abs(turned[::-1] - points).max() < 1e-9
+
+
+def test_the_map_shows_the_points_of_each_class() -> None:
+    features, labels = clouds(3)
+    points, shares = plots.project(features)
+    figure: Any = plots.embedding_map(features, [NAMES[label] for label in labels.tolist()])
+    (axes,) = figure.axes
+    names = [text.get_text() for text in figure.legends[0].get_texts()]
+    assert names == sorted(NAMES[:3])
+    for name, cloud in zip(names, axes.collections, strict=True):
+        own = labels.numpy() == NAMES.index(name)
+        assert np.abs(cloud.get_offsets() - points[own]).max() < 1e-12
+    assert axes.get_xlabel() == f"principal component 1 ({shares[0]:.0%} of the variance)"
+    given = np.arange(72.0).reshape(36, 2)
+    figure = plots.embedding_map(features, labels, coordinates=given)
+    assert np.array_equal(figure.axes[0].collections[0].get_offsets(), given[::3])
+
+
+def test_robustness_shows_every_row() -> None:
+    result = measured(2, 3)
+    figure: Any = plots.robustness_figure(result)
+    first, second = figure.axes
+    rows = result.by_corruption()["text"]
+    line, _, (bars,) = first.containers[0]
+    assert list(line.get_ydata()) == [row.accuracy for row in rows]
+    ends = [[low, high] for (_, low), (_, high) in bars.get_segments()]
+    assert np.abs(np.array(ends) - [row.interval for row in rows]).max() < 1e-12
+    shown = [list(one.get_ydata()) for one in first.lines if len(one.get_ydata()) == 3]
+    assert [row.confidence for row in rows] in shown
+    assert [row.fooled for row in rows] in shown
+    assert len(second.lines) == len(first.lines) - 1
+    assert [text.get_text() for text in first.get_xticklabels()] == ["0.1", "0.2", "0.3"]
+    assert first.get_xlabel() == "height of letters / short side"
+
+
+@pytest.mark.parametrize(
+    ("draw", "error", "message"),
+    [
+        (lambda: plots.prediction_panels([], []), ConfigError, "nothing to draw"),
+        (lambda: plots.prediction_panels([CAT], PREDICTIONS), ConfigError, r"not \[1, 3\]"),
+        (
+            lambda: plots.prediction_panels([CAT], PREDICTIONS[:1], ["horse"]),
+            ConfigError,
+            "the right label 'horse' is none of the classifier's 7",
+        ),
+        (
+            lambda: plots.prediction_panels([CAT], PREDICTIONS[:1], columns=0),
+            ConfigError,
+            "columns of at least 1, not 0",
+        ),
+        (
+            lambda: plots.prediction_panels([b"x"], [Prediction(["a"], torch.ones(1))]),
+            ImageError,
+            "cannot read",
+        ),
+        (lambda: plots.heat_map(RED, np.zeros(3)), ConfigError, r"a map \(h, w\), not \(3,\)"),
+        (lambda: plots.heat_map(RED, {}), ConfigError, "nothing to draw"),
+        (lambda: plots.heat_map(RED, np.full((2, 2), np.nan)), ConfigError, "finite numbers"),
+        (lambda: plots.heat_map(RED, np.eye(2), limits=(2, 1)), ConfigError, "from low to high"),
+        (lambda: plots.segmentation(RED, np.eye(2), ["a"]), ConfigError, "a map of integers"),
+        (lambda: plots.segmentation(RED, areas(), ["a"]), ConfigError, "0 to 0, not 0 to 3"),
+        (lambda: plots.segmentation(RED, -areas(), ["a"] * 4), ConfigError, "not -3 to 0"),
+        (
+            lambda: plots.segmentation(RED, areas(), ["a"] * 4, colors=["red"]),
+            ConfigError,
+            "4 classes need as many colors, not 1",
+        ),
+        (
+            lambda: plots.segmentation(RED, areas(), ["a"] * 4, opacity=2),
+            ConfigError,
+            "an opacity of 0 to 1, not 2",
+        ),
+        (lambda: plots.few_shot_curves({}), ConfigError, "nothing to draw"),
+        (lambda: plots.few_shot_curves({"a": {}}), ConfigError, r"'a' has \[\]"),
+        (lambda: plots.few_shot_curves({"a": {0: [0.5]}}), ConfigError, "from 1 on"),
+        (lambda: plots.few_shot_curves({"a": {1: []}}), ConfigError, r"'a' has none at \[1\]"),
+        (lambda: plots.confusion_pairs([], {}), ConfigError, "nothing to draw"),
+        (
+            lambda: plots.confusion_pairs([("a", "b", 1)], {"a": RED}),
+            ConfigError,
+            "an example of each class: 'b'",
+        ),
+        (lambda: plots.embedding_map(torch.eye(2), [0, 1]), ConfigError, "N of at least 3"),
+        (lambda: plots.embedding_map(torch.ones(4, 3), [0] * 4), ConfigError, "all of these are"),
+        (lambda: plots.embedding_map(torch.eye(4) / 0, [0] * 4), ConfigError, "finite features"),
+        (lambda: plots.embedding_map(torch.eye(4), [0]), ConfigError, "4 features need as many"),
+        (lambda: plots.embedding_map(torch.eye(4), [9] * 4, ["a"]), DataError, "from 9 to 9"),
+        (
+            lambda: plots.embedding_map(torch.eye(4), [0] * 4, coordinates=torch.eye(4)),
+            ConfigError,
+            r"\(4, 2\) finite numbers, not \(4, 4\)",
+        ),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused(draw: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        draw()
