@@ -58,7 +58,7 @@ def project(features: Rows) -> Projection:
     Example:
         points, shares = project(classifier.embed("photos"))
     """
-    rows = torch.as_tensor(features).detach().cpu().double()
+    rows = torch.as_tensor(features, device="cpu").detach().double()
     if rows.ndim != 2 or len(rows) < 3 or rows.shape[1] < 2:
         raise ConfigError(
             "a map needs features (N, D), N of at least 3, D of at least 2, not "
@@ -142,7 +142,7 @@ def _points(features: Rows, coordinates: Rows | None) -> tuple[NDArray[np.float6
             f"principal component {place} ({share:.0%} of the variance)"
             for place, share in enumerate(shares, start=1)
         ]
-    points = torch.as_tensor(coordinates).detach().cpu().double().numpy()
+    points = torch.as_tensor(coordinates, device="cpu").detach().double().numpy()
     if points.shape != (len(features), 2) or not np.isfinite(points).all():
         raise ConfigError(
             f"coordinates must be ({len(features)}, 2) finite numbers, not {points.shape}"

@@ -1,5 +1,6 @@
 """Figures of every kind can be read: nothing is cut off or overlaps, and names are as they are."""
 
+import functools
 import io
 import pickle
 import subprocess
@@ -32,6 +33,13 @@ def rendered(figure: "Figure") -> NDArray[np.uint8]:
     return np.asarray(canvas.buffer_rgba())
 
 
+@functools.cache
+def drawn(name: str) -> "tuple[Figure, NDArray[np.uint8]]":
+    """Return a figure and its pixels, which tests must not change."""
+    figure = FIGURES[name]()
+    return figure, rendered(figure)
+
+
 def texts_of(figure: "Figure") -> list[Any]:
     """Return what can be seen of the texts in a figure that was drawn, each with its box."""
     every: list[Any] = figure.findobj(Text)
@@ -58,8 +66,8 @@ def hidden_labels(figure: Any) -> set[Any]:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_is_cut_off(name: str) -> None:
-    figure = FIGURES[name]()
-    height, width = rendered(figure).shape[:2]
+    figure, pixels = drawn(name)
+    height, width = pixels.shape[:2]
     outside = [
         text.get_text()
         for text, box in texts_of(figure)
@@ -70,9 +78,7 @@ def test_no_text_is_cut_off(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_no_text_lies_on_another(name: str) -> None:
-    figure = FIGURES[name]()
-    rendered(figure)
-    found = texts_of(figure)
+    found = texts_of(drawn(name)[0])
     assert found or "background" in name
     overlapping: list[tuple[str, str]] = []
     for place, (text, box) in enumerate(found):
@@ -86,7 +92,7 @@ def test_no_text_lies_on_another(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_a_style_of_the_callers_changes_no_color(name: str) -> None:
-    expected = rendered(FIGURES[name]())
+    _, expected = drawn(name)
     with matplotlib.style.context("dark_background"):
         found = rendered(FIGURES[name]())
     assert np.array_equal(found, expected)
@@ -94,15 +100,14 @@ def test_a_style_of_the_callers_changes_no_color(name: str) -> None:
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_figures_are_white_at_their_edges(name: str) -> None:
-    found = rendered(FIGURES[name]())
+    _, found = drawn(name)
     edges = [found[0], found[-1], found[:, 0], found[:, -1]]
     assert all((edge == 255).all() for edge in edges)
 
 
 @pytest.mark.parametrize("name", FIGURES)
 def test_names_are_no_formulas(name: str) -> None:
-    figure = FIGURES[name]()
-    found: list[Any] = figure.findobj(Text)
+    found: list[Any] = drawn(name)[0].findobj(Text)
     assert [
         text.get_text() for text in found if "$" in text.get_text() and text.get_parse_math()
     ] == []
@@ -110,9 +115,7 @@ def test_names_are_no_formulas(name: str) -> None:
 
 def test_names_are_shown_as_they_are() -> None:
     def words(name: str) -> str:
-        figure = FIGURES[name]()
-        rendered(figure)
-        return "\n".join(text.get_text() for text, _ in texts_of(figure))
+        return "\n".join(text.get_text() for text, _ in texts_of(drawn(name)[0]))
 
     assert "$5 bill and $10 bill" in words("predictions")
     assert "_hidden" in words("predictions")
