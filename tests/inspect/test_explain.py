@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from clipkit import CLIP
+from clipkit import CLIP, lora, merge_lora
 from clipkit.errors import ConfigError, ImageError, TokenizerError
 from clipkit.inspect.explain import METHODS, Method, explain
 from clipkit.inspect.explanation import Explanation
@@ -253,3 +253,17 @@ def test_words_of_a_trained_model_name_what_the_image_shows(method: Method) -> N
         words = explain(model, photo, texts[name], method).words
         assert words is not None
         assert max(words, key=lambda pair: pair[1])[0] == word
+
+
+def test_low_rank_changes_are_explained_as_if_merged() -> None:
+    model = lora(make("vit"), rank=2)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.requires_grad and ".change" in name:
+                parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(0))
+    merged = merge_lora(model)
+    for method in ("grad_eclip", "relevance", "rollout"):
+        found, expected = run(model, method), run(merged, method)
+        plain = run(make("vit"), method)
+        torch.testing.assert_close(found.heat_map, expected.heat_map, rtol=1e-3, atol=1e-5)
+        assert not torch.allclose(found.heat_map, plain.heat_map, rtol=1e-2)
