@@ -164,8 +164,8 @@ def shorten(name: str, width: int, lines: int = 1) -> str:
     """Return a name in a few lines of a width in letters; what has no room becomes an ellipsis.
 
     Example:
-        >>> shorten("a golden retriever in the snow", 16, 2)
-        'a golden\\nretriever in the…'
+        >>> shorten("a golden retriever in the snow", 20, 2)
+        'a golden retriever\\nin the snow'
     """
     parts = textwrap.wrap(" ".join(name.split()), width) or [name]
     if len(parts) <= lines:
