@@ -203,7 +203,7 @@ def test_images_that_cannot_be_read_are_left_out(
     found = robustness(classifier, given, [0, 3, *LABELS[1:]], corruptions=QUICK)
     assert found.images == 6
     assert [name for name, _ in found.skipped] == [str(broken)]
-    assert "1 image is not read; the first: cannot read" in str(found)
+    assert "not read: 1 image; the first: cannot read" in str(found)
     with pytest.raises(DataError, match="no image can be read; the first: cannot read"):
         robustness(classifier, [broken], [0], corruptions=QUICK)
 
@@ -228,7 +228,7 @@ def test_images_of_the_fit_are_left_out(toy: CLIP, images: list[Image.Image]) ->
     found = robustness(fitted, images, LABELS, corruptions=QUICK)
     assert (found.images, found.left_out) == (2, 4)
     assert found.rows[0].images == 2
-    assert "4 images are left out: the classifier was fitted on them" in str(found)
+    assert "left out: 4 images; the classifier was fitted on them" in str(found)
     alone = fitted.probabilities(images[4:]).argmax(dim=1).tolist()
     assert found.accuracy == np.mean([a == b for a, b in zip(alone, LABELS[4:], strict=True)])
     with pytest.raises(DataError, match="fitted on all of these 4 images"):
