@@ -65,8 +65,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--method",
         choices=["neighbors", "values", "queries"],
-        default="neighbors",
-        help="how the last attention is read (default: neighbors)",
+        help="how the last attention is read (default: neighbors, of a ResNet values)",
     )
     _add_sizes(parser)
     add_out(parser, help="the folder to write NAME.overlay.png and NAME.mask.png to")
@@ -102,7 +101,7 @@ def segment(
     templates: list[str] | None,
     masks: bool,
     refine: bool,
-    method: MapMethod,
+    method: MapMethod | None,
     window: int | None,
     stride: int | None,
     short_side: int | None,

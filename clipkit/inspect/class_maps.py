@@ -80,7 +80,7 @@ class ClassMapper:
         templates: Templates | None = TEMPLATES,
         *,
         background: Sequence[str] | float | None = None,
-        method: MapMethod = "neighbors",
+        method: MapMethod | None = None,
         window: int | None = None,
         stride: int | None = None,
         short_side: int | None = None,
@@ -91,7 +91,7 @@ class ClassMapper:
     ) -> None:
         visual = towers.image_tower_of(model, "class_map")
         check_method(method, None, affinity)
-        if cast(str, method) == "raw":
+        if cast("str | None", method) == "raw":
             raise ConfigError('method="raw" is not in the space of the texts: take another')
         self._preprocess = _check_preprocess(model)
         self.model = model
@@ -105,7 +105,7 @@ class ClassMapper:
         if not is_number(logit_scale) or logit_scale <= 0:
             raise ConfigError(f"logit_scale must be a number above 0, not {logit_scale!r}")
         self._logit_scale = logit_scale
-        self._method: MapMethod = method
+        self._method: MapMethod | None = method
         self._affinity = affinity
         self._refine = refine
         names = _name_queries(class_names, templates, background)
@@ -196,7 +196,7 @@ def class_map(
     templates: Templates | None = TEMPLATES,
     *,
     background: Sequence[str] | float | None = None,
-    method: MapMethod = "neighbors",
+    method: MapMethod | None = None,
     window: int | None = None,
     stride: int | None = None,
     short_side: int | None = None,

@@ -8,7 +8,8 @@ ways, so that each patch says what is where it is:
 - NACLIP (2404.08181) compares keys with keys, and adds a Gaussian of the distance between patches.
 
 A ResNet's attention pool is such a last attention too, without residual and MLP. Its query is the
-mean of the map; here each place of the map asks for itself.
+mean of the map; here each place of the map asks for itself. MaskCLIP suits it: its keys were never
+trained to be compared with each other, and `examples/mosaics.py` shows the difference.
 """
 
 import math
@@ -42,7 +43,7 @@ GAUSSIAN_STD = 5.0  # patches, as in NACLIP
 def dense_features(
     model: TwoTowers,
     images: "Tensor | Images",
-    method: Method = "neighbors",
+    method: Method | None = None,
     after_block: int | None = None,
     *,
     affinity: Affinity | None = None,
@@ -59,11 +60,12 @@ def dense_features(
             takes, prepared by `model.preprocess` and encoded in one batch.
         method: "neighbors" is NACLIP, "values" MaskCLIP and "queries" ClearCLIP. "raw" is the map
             before pooling: the patch tokens after the last block without norm, or the map that a
-            ResNet's attention pool takes; it is not in the space of the texts.
+            ResNet's attention pool takes; it is not in the space of the texts. If not given, it is
+            "neighbors" for a vision transformer and "values" for a ResNet.
         after_block: of "raw", after which block, from 0, or from -1 for the last, backwards. For a
             ResNet it is the number of a stage, 0 to 3.
         affinity: gives weights of another model in the place of the attention's. They are divided
-            by their sum over each row. It goes with "neighbors".
+            by their sum over each row. It goes with "neighbors", or without a method.
 
     Returns:
         (N, D, rows, columns), on the model's device and in its dtype, not normalized; for "raw" the
@@ -88,6 +90,8 @@ def dense_features(
         return _raw_map(visual, images, -1 if after_block is None else after_block)
     grid = towers.grid_of(visual, images)
     weights = None if affinity is None else _affinities(affinity, images, grid)
+    if method is None:
+        method = "neighbors" if isinstance(visual, VisionTransformer) else "values"
     if isinstance(visual, VisionTransformer):
         tokens = _read_block(visual, images, method, weights)
     else:
@@ -96,15 +100,18 @@ def dense_features(
 
 
 def check_method(method: object, after_block: object, affinity: object) -> None:
-    """Raise `ConfigError` unless a method is known, and the other arguments go with it."""
-    if method not in METHODS:
+    """Raise `ConfigError` unless a method is known, and the other arguments go with it.
+
+    None is the method that suits the tower.
+    """
+    if method is not None and method not in METHODS:
         raise ConfigError(f"method must be one of {', '.join(METHODS)}, not {method!r}")
     if after_block is not None and method != "raw":
         raise ConfigError(
-            f"after_block={after_block!r} would be ignored by method={method!r}, which reads the "
-            'last attention: pass method="raw" for the map after a block'
+            f"after_block={after_block!r} is of raw maps, and method={method!r} reads the last "
+            'attention: pass method="raw" for the map after a block'
         )
-    if affinity is not None and method != "neighbors":
+    if affinity is not None and method not in (None, "neighbors"):
         raise ConfigError(
             f"affinity would be ignored by method={method!r}: leave method out, or affinity"
         )

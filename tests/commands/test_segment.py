@@ -64,7 +64,7 @@ def test_options_reach_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     expected: dict[str, Any] = {
         "templates": "imagenet",
         "background": None,
-        "method": "neighbors",
+        "method": None,
         "window": None,
         "stride": None,
         "short_side": None,

@@ -133,10 +133,13 @@ def test_resnets_agree_with_numpy(exact_resnet: CLIP, method: Any) -> None:
     assert largest_difference(found.detach(), expected) < EXACT
 
 
-def test_neighbors_are_the_default(exact_vit: CLIP) -> None:
+def test_the_tower_decides_the_method(exact_vit: CLIP, exact_resnet: CLIP) -> None:
     images = images_for(exact_vit)
     expected = inspect.dense_features(exact_vit, images, "neighbors")
     assert torch.equal(inspect.dense_features(exact_vit, images), expected)
+    images = images_for(exact_resnet)
+    expected = inspect.dense_features(exact_resnet, images, "values")
+    assert torch.equal(inspect.dense_features(exact_resnet, images), expected)
 
 
 def test_values_of_a_resnet_pooled_by_its_own_attention_are_the_feature() -> None:
@@ -323,7 +326,7 @@ def test_unknown_methods_and_settings_that_would_be_ignored_are_refused() -> Non
     method: Any = "naclip"
     with pytest.raises(ConfigError, match="neighbors, values, queries, raw, not 'naclip'"):
         inspect.dense_features(model, images, method)
-    with pytest.raises(ConfigError, match="after_block=1 would be ignored by method='neighbors'"):
+    with pytest.raises(ConfigError, match="after_block=1 is of raw maps, and method=None"):
         inspect.dense_features(model, images, after_block=1)
     with pytest.raises(ConfigError, match="affinity would be ignored by method='values'"):
         inspect.dense_features(model, images, "values", affinity=lambda *_: images)
