@@ -18,6 +18,10 @@ map of the tower's grid, as smooth as the others).
 RISE comes last, since it takes longer than all others together. A run that was cut off goes on when
 it is started again. The table is printed at the end, with the number of images of each method.
 Deletion is the better the lower it is, the others the higher.
+
+Cost: with `tiny`, 200 images, 200 masks and 8 steps 15 to 30 minutes on one core. Expected of that
+run: deletion 0.090 by `rise`, 0.148 by `grad_eclip`, 0.161 by `grad_cam` and 0.216 by `random`
+(`examples/results/faithfulness.json`, `docs/explain.md`).
 """
 
 import argparse
