@@ -267,3 +267,14 @@ def test_low_rank_changes_are_explained_as_if_merged() -> None:
         plain = run(make("vit"), method)
         torch.testing.assert_close(found.heat_map, expected.heat_map, rtol=1e-3, atol=1e-5)
         assert not torch.allclose(found.heat_map, plain.heat_map, rtol=1e-2)
+
+
+@pytest.mark.parametrize("name", ["vit", "resnet"])
+def test_copies_from_optimize_show_the_same_attention(name: str) -> None:
+    model = make(name)
+    fast, image = model.optimize(), an_image()
+    found = run(fast, "attention", image)
+    torch.testing.assert_close(found.heat_map, run(model, "attention", image).heat_map)
+    if any("packed" in done for done in fast.optimizations):  # which depends on the processor
+        with pytest.raises(ConfigError, match=r"a model from optimize\(\) has no gradients"):
+            run(fast, "grad_eclip", image)
