@@ -142,6 +142,15 @@ def test_pairs_are_shown_with_their_images() -> None:
     assert "1 image" in texts_in(figure.axes[3])
 
 
+@pytest.mark.parametrize("is_wide", [True, False])
+def test_the_square_in_the_middle_is_drawn(is_wide: bool) -> None:
+    pixels = np.zeros((10, 30, 3), dtype=np.uint8)
+    pixels[:, 10:20] = 200
+    image = Image.fromarray(pixels if is_wide else pixels.transpose(1, 0, 2))
+    figure: Any = plots.confusion_pairs([("a", "b", 2)], {"a": image, "b": image})
+    assert all((axes.images[0].get_array() == 200).all() for axes in figure.axes if axes.images)
+
+
 def test_the_projection_is_scikit_learns() -> None:
     features, _ = clouds(5)
     points, shares = plots.project(features)
