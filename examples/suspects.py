@@ -10,8 +10,8 @@ probable as the likeliest one. Precision: how many of those that are listed have
 Recall: how many wrong labels are listed.
 
 A JSON with the means over draws at several cuts goes to `--out` after every set; a table is
-printed. Cost: half a minute to a minute a draw on one core. Expected at the default cut, 0.02:
-recall 0.82 to 0.97; precision above 0.95 where the classifier is right in 95 of 100 cases, and
+printed. Cost: six to twenty seconds a draw on one core. Expected at the default cut, 0.02:
+recall 0.86 to 0.98; precision above 0.95 where the classifier is right in 95 of 100 cases, and
 about one half where it is right in 50 to 70 (`examples/results/suspects.json`).
 """
 

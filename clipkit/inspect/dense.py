@@ -21,10 +21,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from clipkit.data.pictures import Images
-from clipkit.encode.embed import prepare_images
 from clipkit.encode.eval_view import eval_view
-from clipkit.errors import ConfigError, ImageError
+from clipkit.errors import ConfigError
 from clipkit.inspect import towers
+from clipkit.inspect.prepared import prepare_batch
 from clipkit.inspect.towers import Grid
 from clipkit.models.kernels import apply_linear
 from clipkit.models.two_towers import TwoTowers
@@ -83,8 +83,7 @@ def dense_features(
     """
     towers.image_tower_of(model, "dense_features")
     check_method(method, after_block, affinity)
-    if not isinstance(images, Tensor):
-        images = _prepare(model, images)
+    images = prepare_batch(model, images)
     visual = towers.image_tower_of(eval_view(model), "dense_features")
     if method == "raw":
         return _raw_map(visual, images, -1 if after_block is None else after_block)
@@ -134,17 +133,6 @@ def gaussian_of_distances(grid: Grid, std: float = GAUSSIAN_STD) -> Tensor:
 def _gaussian_of_line(count: int, std: float) -> Tensor:
     places = torch.arange(count, dtype=torch.float64, device="cpu")
     return torch.exp(-((places[:, None] - places) ** 2) / (2 * std**2))  # (count, count)
-
-
-def _prepare(model: TwoTowers, images: Images) -> Tensor:
-    """Return images as the model's preprocessing makes them, (N, 3, H, W)."""
-    image_set = prepare_images(model, images, None, 64, 0)
-    indices = [index for chunk in image_set.chunks.values() for batch in chunk for index in batch]
-    batch = image_set.collate([image_set[index] for index in indices])
-    if batch.images is None or batch.skipped:
-        name, problem = batch.skipped[0]
-        raise ImageError(problem if name in problem else f"image {name}: {problem}")
-    return batch.images
 
 
 def _raw_map(visual: nn.Module, images: Tensor, block: int) -> Tensor:
