@@ -45,12 +45,10 @@ _OfText: TypeAlias = Callable[[TextTransformer, Tensor, Tensor], Tensor]
 _BY_GRADIENT: dict[str, _ByGradient] = {
     "grad_eclip": grad_eclip_image,
     "grad_cam": grad_cam,
-    "relevance": relevance_image,
 }
 _OF_TEXT: dict[str, _OfText] = {
     "grad_eclip": grad_eclip_text,
     "grad_cam": grad_eclip_text,  # a text tower has no convolution
-    "relevance": relevance_text,
 }
 
 
@@ -206,6 +204,8 @@ def _heat_map(
     model: CLIP, visual: nn.Module, method: Method, image: Tensor, text_features: Tensor
 ) -> Tensor:
     """Return the map of an image by any method but RISE: (rows, columns)."""
+    if method == "relevance":
+        return relevance_image(visual, image, text_features, _scale_of(model))
     if method in _BY_GRADIENT:
         return _BY_GRADIENT[method](visual, image, text_features)
     if method == "rollout":
@@ -231,12 +231,19 @@ def _explain_tokens(
     model: CLIP, method: Method, ids: Tensor | None, image_features: Tensor
 ) -> dict[str, Any]:
     """Return the tokens of a text and their values, if there are a text and a way."""
-    if ids is None or method not in _OF_TEXT:
+    if ids is None or method not in (*_OF_TEXT, "relevance"):
         return {}
     text = text_tower_of(model, "explain")
     if ids.shape[1] <= 2:  # an empty text
         values = torch.zeros(0, dtype=torch.float32, device="cpu")
+    elif method == "relevance":
+        values = relevance_text(text, ids, image_features, _scale_of(model)).cpu()
     else:
         values = _OF_TEXT[method](text, ids, image_features).cpu()
     tokens, ends_word = token_strings(model.tokenizer, map(int, ids[0, 1:-1]))
     return {"tokens": tokens, "token_values": values, "ends_word": ends_word}
+
+
+def _scale_of(model: CLIP) -> float:
+    """Return by what the model multiplies cosines to make logits of them."""
+    return float(model.logit_scale.float().exp())

@@ -164,13 +164,13 @@ def grad_eclip(tower: Tower, other: Array, block: int, others: slice) -> Array:
     return np.maximum(found, 0)
 
 
-def relevance(tower: Tower, other: Array) -> Array:
+def relevance(tower: Tower, other: Array, scale: float) -> Array:
     """Return what the token that becomes the feature has of each, after all blocks: (L,)."""
     _, blocks = tower.run()
     found = np.eye(len(tower.start))
     for number, part in enumerate(blocks):
         gradient = tower.gradient(number, "weights", other)
-        found = found + np.maximum(gradient * part.weights, 0).mean(axis=0) @ found
+        found = found + np.maximum(scale * gradient * part.weights, 0).mean(axis=0) @ found
     return found[tower.at]
 
 

@@ -1,5 +1,6 @@
 """Each method computes what its paper says, by float64 NumPy and differences for gradients."""
 
+import math
 from typing import Any
 
 import numpy as np
@@ -33,6 +34,10 @@ def with_words(model: CLIP) -> CLIP:
 
 def ids_of(model: CLIP) -> list[int]:
     return [int(token) for token in model.tokenizer([TEXT])[0] if token > 0]
+
+
+def scale_of(model: CLIP) -> float:
+    return math.exp(model.logit_scale.item())
 
 
 @pytest.fixture(scope="module")
@@ -72,10 +77,11 @@ def test_grad_eclip_of_the_words(model: CLIP, image: Tensor) -> None:
 def test_relevance_of_the_image_and_of_the_words(model: CLIP, image: Tensor) -> None:
     found = explain(model, image, TEXT, "relevance")
     text = numpy_clip.encode_text(model, model.tokenizer([TEXT]))[0]
-    expected = oracle.relevance(oracle.image_tower(model, image[0].numpy()), text)
+    scale = scale_of(model)
+    expected = oracle.relevance(oracle.image_tower(model, image[0].numpy()), text, scale)
     assert_close(found.heat_map, expected[1:].reshape(2, 2))
     feature = numpy_clip.encode_image(model, image)[0]
-    expected = oracle.relevance(oracle.text_tower(model, ids_of(model)), feature)
+    expected = oracle.relevance(oracle.text_tower(model, ids_of(model)), feature, scale)
     assert_close(found.token_values, expected[1:-1])
 
 
@@ -148,8 +154,8 @@ def test_methods_of_resnets() -> None:
     assert_close(explain(model, image, TEXT, "grad_eclip").heat_map, expected)
 
     gradient = pool.gradient(weights, lambda z: pool.cosine(pool.gather(z, x)))
-    expected = np.maximum(gradient * weights, 0).mean(axis=0)[0, 1:].reshape(2, 2)
-    assert_close(explain(model, image, TEXT, "relevance").heat_map, expected)
+    expected = scale_of(model) * np.maximum(gradient * weights, 0).mean(axis=0)[0, 1:]
+    assert_close(explain(model, image, TEXT, "relevance").heat_map, expected.reshape(2, 2))
     expected = weights.mean(axis=0)[0, 1:].reshape(2, 2)
     assert_close(explain(model, image, TEXT, "attention").heat_map, expected)
 
