@@ -25,6 +25,7 @@ from clipkit.visible import visible
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+_OVERLAY, _MASK = ".overlay.png", ".mask.png"  # behind the name of a photo
 _LABELS = "labels.json"  # the labels in the order of the numbers in masks
 _PALETTE = 256  # classes that an image with a palette can have
 
@@ -116,7 +117,10 @@ def segment(
     _check(images, labels, labels_file, background, threshold)
     check_output(out, "folder")
     names = read_labels(labels, labels_file)
-    paths, problems = find_images(images)
+    found, problems = find_images(images)
+    paths = [path for path in found if not _is_own(path, out)]
+    if found and not paths:
+        problems.append(f"no photo, only what this command wrote to {out} before")
     if not paths:
         tell_skipped(problems)
         return FAILED
@@ -174,6 +178,11 @@ def _check(
         raise ConfigError(f"--threshold must be a probability from 0 to 1, not {threshold}")
 
 
+def _is_own(path: Path, out: Path) -> bool:
+    """Return whether a file in the output folder is named as those that were written there."""
+    return path.name.endswith((_OVERLAY, _MASK)) and path.parent.resolve() == out.resolve()
+
+
 def _names_of(paths: Sequence[Path]) -> list[str]:
     """Return a name for the files of each image: its own, with a number if others have it too."""
     names: list[str] = []
@@ -206,10 +215,10 @@ class _Writer:
     def write(self, photo: "Image", indices: Tensor, name: str) -> None:
         """Write the overlay of a photo and, if asked for, its mask."""
         overlay = draw_overlay(photo, indices, self.labels, background=self.background)
-        _save(overlay, self.folder / f"{name}.overlay.png")
+        _save(overlay, self.folder / f"{name}{_OVERLAY}")
         if not self.masks:
             return
-        _save(_as_mask(indices, len(self.labels)), self.folder / f"{name}.mask.png")
+        _save(_as_mask(indices, len(self.labels)), self.folder / f"{name}{_MASK}")
         with replacing(self.folder / _LABELS) as partial:
             partial.write_text(json.dumps(self.labels, indent=1) + "\n", "utf-8")
 

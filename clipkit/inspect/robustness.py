@@ -121,7 +121,12 @@ def robustness(
     corrupted = CorruptedImages(images, labels, classifier.labels, variants, seed)
     answers = _Answers(len(corrupted.source), len(variants))
     stream = stream_features(
-        classifier.model, corrupted, batch_size=batch_size, workers=workers, progress=progress
+        classifier.model,
+        corrupted,
+        batch_size=batch_size,
+        workers=workers,
+        progress=progress,
+        views=classifier.views,  # as often as those that it is calibrated on
     )
     with closing(stream):
         for part in stream:

@@ -39,7 +39,7 @@ class RobustnessRow:
 class RobustnessFigures:
     """Hold all figures of a measurement, which texts and plots are made of.
 
-    Its attributes are explained by `clipkit.inspect.robustness.Robustness`.
+    Its attributes are explained by `clipkit.inspect.Robustness`.
     """
 
     images: int

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from clipkit import CLIP, inspect
@@ -118,6 +119,40 @@ def test_images_of_one_name_do_not_take_each_others_place(tmp_path: Path) -> Non
     images = [str(tmp_path / "a"), str(tmp_path / "b")]
     assert main(["segment", *images, "--labels", "cat", "dog", "-o", str(out), *MODEL]) == 0
     assert len(list(out.iterdir())) == 3
+
+
+def test_a_second_run_takes_no_files_of_the_first(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "cat.jpg").write_bytes((PHOTOS / "cat.jpg").read_bytes())
+    (tmp_path / "new").mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / "new" / "dog.mask.png")  # elsewhere, so a photo
+    options = ["--labels", "cat", "dog", "--masks", "-o", str(tmp_path), *MODEL]
+    assert main(["segment", str(tmp_path), *options]) == 0
+    written = sorted(path.name for path in tmp_path.iterdir())
+    assert "dog.mask.overlay.png" in written
+    assert main(["segment", str(tmp_path), *options]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == written
+    assert main(["segment", str(tmp_path / "*.mask.png"), *options]) == 2
+    assert "no photo, only what this command wrote" in capsys.readouterr().err
+
+
+def test_masks_hold_more_classes_than_a_palette(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    places = (torch.arange(300 * 451) % 301).view(300, 451)
+
+    def indices(*_: object) -> torch.Tensor:
+        return places
+
+    monkeypatch.setattr(segment.ClassMapper, "indices", indices)
+    labels = [f"class {place}" for place in range(301)]
+    options = ["--labels", *labels, "--templates", "{}", "--masks", "-o", str(tmp_path), *MODEL]
+    photo = tmp_path / "photo.png"
+    Image.new("RGB", (451, 300)).save(photo)
+    assert main(["segment", str(photo), *options]) == 0
+    with Image.open(tmp_path / "photo.mask.png") as mask:
+        assert np.array_equal(np.asarray(mask), places.numpy())
 
 
 def test_what_cannot_be_read_is_left_out(
