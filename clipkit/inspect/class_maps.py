@@ -99,6 +99,11 @@ class ClassMapper:
         window = min(visual.resolution) if window is None else window
         self._window = _check_side("window", window, self._cell)
         self._stride = _check_side("stride", self._window // 2 if stride is None else stride, 1)
+        if self._stride > self._window:
+            raise ConfigError(
+                f"stride={stride!r} is more than the window of {self._window} pixels, and would "
+                "leave pixels between windows unseen: pass a smaller stride, or a larger window"
+            )
         side = self._window * 3 // 2 if short_side is None else short_side
         self._short_side = _check_side("short_side", side, self._cell)
         self._batch_size = _check_side("batch_size", batch_size, 1)
@@ -170,7 +175,8 @@ class ClassMapper:
     def _cosines(self, windows: Tensor) -> Tensor:
         """Return the cosines with all names: (n, 3, h, w) -> (n, names, rows, columns)."""
         features = dense_features(self.model, windows, self._method, affinity=self._affinity)
-        return torch.einsum("ndhw,qd->nqhw", F.normalize(features.float(), dim=1), self._texts)
+        texts = self._texts.to(features.device)  # the model may have moved
+        return torch.einsum("ndhw,qd->nqhw", F.normalize(features.float(), dim=1), texts)
 
     @torch.no_grad()
     def _probabilities(self, cosines: Tensor) -> Tensor:

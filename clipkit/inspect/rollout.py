@@ -47,5 +47,6 @@ def rollout(model: CLIP, images: "Tensor | Images") -> Tensor:
     reached = identity.expand(len(x), -1, -1)  # (N, L, L)
     every_layer, every_head = range(len(blocks)), range(blocks[0].attn.num_heads)
     for _, weights in weights_by_layer(blocks, x, every_layer, every_head):
-        reached = (weights.mean(dim=1) + identity) / 2 @ reached
+        with torch.autocast(x.device.type, enabled=False):
+            reached = (weights.mean(dim=1) + identity) / 2 @ reached
     return reached

@@ -90,7 +90,8 @@ def position_similarity(model: CLIP) -> Tensor:
             f"{rows} x {columns}: load the checkpoint with resolution=..., which resizes them"
         )
     positions = F.normalize(positions, dim=1)
-    return (positions @ positions.T).view(rows, columns, rows, columns)
+    with torch.autocast("cpu", enabled=False):
+        return (positions @ positions.T).view(rows, columns, rows, columns)
 
 
 @torch.no_grad()

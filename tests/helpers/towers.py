@@ -2,9 +2,10 @@
 
 from typing import Literal
 
+import torch
 from torch import Tensor, nn
 
-from clipkit import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit import CLIP, CLIPConfig, ResNetConfig, TextConfig, ViTConfig, lora
 from tests.helpers.random_weights import randomize, some_images, some_tokens
 
 TowerName = Literal["vit", "resnet", "text"]
@@ -26,6 +27,17 @@ def make_vit() -> CLIP:
 def make_resnet() -> CLIP:
     """Return a CLIP with a ResNet for images of 64 pixels, in eval mode."""
     return randomize(CLIP(CLIPConfig(embed_dim=16, vision=RESNET, text=TEXT)))
+
+
+def with_low_rank_changes(model: CLIP) -> CLIP:
+    """Return a copy with low-rank changes that are not nothing, and dropout of theirs."""
+    model = lora(model, rank=2)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if ".change" in name:
+                parameter.normal_(0, 0.3, generator=generator)
+    return model
 
 
 def make_inputs(name: TowerName) -> Tensor:

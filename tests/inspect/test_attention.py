@@ -26,7 +26,7 @@ from clipkit.inspect.towers import (
 from tests.helpers import explain_oracle as oracle
 from tests.helpers.models import make_small_tokenizer
 from tests.helpers.random_weights import some_images, some_tokens
-from tests.helpers.towers import make_resnet, make_vit
+from tests.helpers.towers import make_resnet, make_vit, with_low_rank_changes
 
 
 def with_words(model: CLIP) -> CLIP:
@@ -218,6 +218,21 @@ def test_rollout_agrees_with_numpy() -> None:
     assert wide.shape == (2, 9, 9)
     torch.testing.assert_close(wide.sum(dim=-1), torch.ones(2, 9))
     assert not wide.requires_grad
+
+
+def test_rollout_under_autocast_has_float32_rows_that_sum_to_one() -> None:
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        found = rollout(make_vit(), some_images(2, 32))
+    assert found.dtype == torch.float32
+    assert largest(found.sum(dim=-1) - 1) < 1e-6
+
+
+def test_dropout_of_low_rank_changes_is_off() -> None:
+    model, images = with_low_rank_changes(make_vit()).train(), some_images(2, 32)
+    found = rollout(model, images)
+    assert torch.equal(rollout(model, images), found)
+    assert model.training
+    assert torch.equal(rollout(model.eval(), images), found)
 
 
 def test_a_resnet_has_no_rollout() -> None:

@@ -258,6 +258,14 @@ def test_what_cannot_be_mapped_is_refused(tiny: CLIP) -> None:
     assert class_map(model, CAT, NAMES).shape[0] == 3
 
 
+def test_texts_follow_the_model_to_another_device() -> None:
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    mapper = inspect.ClassMapper(model, NAMES)
+    model.to("meta")
+    cosines = mapper._cosines(torch.zeros(2, 3, 96, 96, device="meta"))  # pyright: ignore[reportPrivateUsage]
+    assert cosines.device.type == "meta"
+
+
 def test_two_photos_side_by_side_are_told_apart(tiny: CLIP) -> None:
     """The embedded model is small, but tells a cat from a rocket that stands beside it."""
     both = Image.new("RGB", (384, 192))

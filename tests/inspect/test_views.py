@@ -15,7 +15,7 @@ from clipkit.inspect.towers import vit_of
 from clipkit.inspect.views import attention_distance, patch_filters, position_similarity
 from tests.helpers import explain_oracle as oracle
 from tests.helpers.random_weights import some_images
-from tests.helpers.towers import make_resnet, make_vit
+from tests.helpers.towers import make_resnet, make_vit, with_low_rank_changes
 
 
 def test_filters_are_the_components_that_scikit_learn_finds() -> None:
@@ -50,6 +50,8 @@ def test_positions_are_compared_by_their_cosine() -> None:
     positions = vit_of(model.visual).positional_embedding.detach().numpy()[1:]
     expected = cosine_similarity(positions).reshape(2, 2, 2, 2)
     np.testing.assert_allclose(found.numpy(), expected, atol=1e-6)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(position_similarity(model), found)
 
 
 def test_distances_are_those_of_numpy() -> None:
@@ -67,6 +69,14 @@ def test_distances_are_those_of_numpy() -> None:
                     expected[layer, head] += row @ far / row.sum() / len(places) / len(images)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
     assert torch.equal(attention_distance(model, images, [1, 0], -1), found[[1, 0], 1:])
+
+
+def test_dropout_of_low_rank_changes_is_off() -> None:
+    model, images = with_low_rank_changes(make_vit()).train(), some_images(2, 32)
+    found = attention_distance(model, images)
+    assert torch.equal(attention_distance(model, images), found)
+    assert model.training
+    assert torch.equal(attention_distance(model.eval(), images), found)
 
 
 def test_even_attention_looks_as_far_as_patches_are_apart() -> None:
