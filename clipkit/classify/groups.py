@@ -123,7 +123,8 @@ def by_group(
         seed: of the random groupings behind `chance_gap`.
 
     Raises:
-        ConfigError: if shapes do not fit, there is no image, or a class is beyond `classes`.
+        ConfigError: if shapes do not fit, there is no image, a class is beyond `classes`, or two
+            groups print alike, such as 1 and "1".
 
     Example:
         >>> found = by_group([0, 1, 1, 1], [0, 1, 1, 0], ["day", "day", "night", "night"], few=2)
@@ -164,6 +165,13 @@ def _names(groups: Iterable[Hashable], count: int) -> list[str]:
         raise ConfigError(
             f"by_group needs a group for each of {count:,} images, not {len(values):,}"
         )
+    named: dict[str, Any] = {}
+    for value in values:
+        if (first := named.setdefault(str(value), value)) != value and value == value:
+            raise ConfigError(
+                f"by_group has groups that print alike, {first!r:.60} and {value!r:.60}: give them "
+                "names that differ, or one type"
+            )
     return [str(value) for value in values]
 
 

@@ -1,9 +1,9 @@
 """Compare accuracy on several sets with that on a reference set: effective robustness."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 
@@ -11,6 +11,10 @@ from clipkit.classify.metric_inputs import is_number
 from clipkit.columns import align
 from clipkit.errors import ConfigError
 from clipkit.visible import visible
+
+# Of the baseline's logits on the reference set, below which a line through them says nothing: 0.025
+# points of accuracy about 50 %.
+_LEAST_SPREAD = 1e-3
 
 
 @dataclass(frozen=True)
@@ -130,12 +134,13 @@ def _row(
 
 def _expected(name: str, reference: float, pairs: Sequence[tuple[float, float]]) -> float:
     """Return what a line through the logits of pairs says of an accuracy on the reference set."""
+    if not isinstance(cast("object", pairs), Collection) or isinstance(pairs, str):
+        raise ConfigError(
+            f"the baseline of {name!r:.60} needs pairs such as [(0.7, 0.4), (0.8, 0.5)], not "
+            f"{pairs!r:.60}"
+        )
     for pair in pairs:
-        if len(pair) != 2 or not all(is_number(share) and 0 < share < 1 for share in pair):
-            raise ConfigError(
-                f"the baseline of {name!r:.60} needs pairs of accuracies above 0 and below 1, not "
-                f"{pair!r:.60}"
-            )
+        _check_pair(name, pair)
     if not 0 < reference < 1:
         raise ConfigError(
             f"an accuracy of {reference:g} on the reference set has no logit, so nothing can be "
@@ -143,15 +148,28 @@ def _expected(name: str, reference: float, pairs: Sequence[tuple[float, float]])
         )
     x = np.array([_logit(first) for first, _ in pairs])
     y = np.array([_logit(second) for _, second in pairs])
-    if len(set(x.tolist())) < 2:
+    if len(x) < 2 or np.ptp(x) < _LEAST_SPREAD:
         raise ConfigError(
             f"the baseline of {name!r:.60} needs two models of different accuracy on the reference "
-            f"set, not {len(pairs)} of {sorted({first for first, _ in pairs})!r:.60}"
+            f"set, not {len(pairs)} of {sorted({first for first, _ in pairs})!r:.60}: add others, "
+            "or leave its pairs out"
         )
     spread = x - x.mean()
     slope = float(spread @ (y - y.mean()) / (spread @ spread))
     logit = float(y.mean()) + slope * (_logit(reference) - float(x.mean()))
-    return 1 / (1 + math.exp(-logit))
+    return (1 + math.tanh(logit / 2)) / 2  # the logistic function, which overflows for no line
+
+
+def _check_pair(name: str, pair: object) -> None:
+    """Raise `ConfigError` unless a pair of a baseline is two accuracies that have a logit."""
+    shares = list(cast("Collection[object]", pair)) if isinstance(pair, Collection) else []
+    if len(shares) != 2 or not all(
+        is_number(share) and 0 < cast("float", share) < 1 for share in shares
+    ):
+        raise ConfigError(
+            f"the baseline of {name!r:.60} needs pairs of accuracies above 0 and below 1, such as "
+            f"(0.7, 0.4), not {pair!r:.60}"
+        )
 
 
 def _logit(share: float) -> float:

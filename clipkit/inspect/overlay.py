@@ -29,16 +29,17 @@ COLORS: tuple[Color, ...] = (
     (213, 94, 0),
     (204, 121, 167),
 )
-_DARKER = 0.6  # of the same colors, from the eighth class on, and again from the fifteenth
+# Of the same colors, (how much of white, how much of the color): as they are, lighter, darker.
+_SHADES = ((0.0, 1.0), (0.5, 0.5), (0.0, 0.55))
 _SMALLEST_SHARE = 0.002  # of the pixels of a photo, for a class to get its number on the map
 _SEARCH_SIDE = 96  # pixels to which a mask is reduced to find where it is widest
 
 
 def color_of(index: int) -> Color:
-    """Return the color (red, green, blue) of a class by its number from 0."""
-    red, green, blue = COLORS[index % len(COLORS)]
-    shade = _DARKER ** (index // len(COLORS))
-    return round(red * shade), round(green * shade), round(blue * shade)
+    """Return the color (red, green, blue) of a class by its number; after 21 they come again."""
+    white, share = _SHADES[index // len(COLORS) % len(_SHADES)]
+    red, green, blue = (round(255 * white + share * level) for level in COLORS[index % len(COLORS)])
+    return red, green, blue
 
 
 def draw_overlay(

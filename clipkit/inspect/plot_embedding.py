@@ -163,7 +163,6 @@ def _classes(
             raise ConfigError(f"the label {unknown[0]!r:.60} is none of the names")
         places = {text: place for place, text in enumerate(texts)}
         return np.array([places[text] for text in found]), texts
-    if names is None:
-        return found.numpy(), [str(place) for place in range(int(found.max()) + 1)]
-    check_range(found, len(names))
-    return found.numpy(), list(names)
+    texts = [str(place) for place in range(int(found.max()) + 1)] if names is None else list(names)
+    check_range(found, len(texts))
+    return found.numpy(), texts

@@ -108,6 +108,13 @@ def test_all_right_has_no_gap() -> None:
     assert [row.group for row in found.rows] == ["4", "7"]
 
 
+def test_groups_that_print_alike_are_not_merged() -> None:
+    with pytest.raises(ConfigError, match="print alike, 1 and '1': give them names that differ"):
+        by_group([0, 1, 1], [0, 1, 0], [1, "1", 1])
+    missing = float("nan"), float("nan")  # which differ from themselves
+    assert [row.images for row in by_group([0, 1], [0, 1], missing).rows] == [2]
+
+
 def test_figures_are_plain_values() -> None:
     found = by_group(*drawn())
     values = json.loads(json.dumps(found.to_dict()))

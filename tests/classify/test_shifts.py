@@ -1,6 +1,7 @@
 """Effective robustness agrees with SciPy's logits and scikit-learn's line."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -40,6 +41,13 @@ def test_a_classifier_on_the_line_has_no_effective_robustness() -> None:
         assert found.rows[0].effective == pytest.approx(0, abs=1e-12)
 
 
+def test_a_steep_line_ends_at_0_and_1() -> None:
+    baseline = {"sketch": [(0.5, 1e-9), (0.5003, 1 - 1e-9)]}
+    for accuracy, expected in ((0.1, 0.0), (0.9, 1.0)):
+        found = effective_robustness({"val": accuracy, "sketch": 0.5}, "val", baseline=baseline)
+        assert found.rows[0].expected == expected
+
+
 def test_the_table_has_what_is_known() -> None:
     text = str(effective_robustness(ACCURACIES, "val"))
     assert text.splitlines()[0].split() == ["set", "accuracy", "difference"]
@@ -59,13 +67,18 @@ def test_the_table_has_what_is_known() -> None:
         ({"val": 0.5, "a": 0.5}, {"val": PAIRS}, "pairs for 'val', which is none"),
         ({"val": 0.5, "a": 0.5}, {"a": PAIRS[:1]}, "two models of different accuracy"),
         ({"val": 0.5, "a": 0.5}, {"a": [(0.5, 0.5)] * 2}, "two models of different accuracy"),
-        ({"val": 0.5, "a": 0.5}, {"a": [(1.0, 0.5)] * 2}, r"below 1, not \(1.0, 0.5\)"),
+        ({"val": 0.5, "a": 0.5}, {"a": [(1.0, 0.5)] * 2}, r"below 1, .*, not \(1.0, 0.5\)"),
+        ({"val": 0.1, "a": 0.5}, {"a": [(0.5, 0.01), (0.5000001, 0.99)]}, "leave its pairs out"),
+        ({"val": 0.5, "a": 0.5}, {"a": [0.6, 0.7]}, r"such as \(0.7, 0.4\), not 0.6"),
+        ({"val": 0.5, "a": 0.5}, {"a": 0.6}, "needs pairs such as .*, not 0.6"),
+        ({"val": 0.5, "a": 0.5}, {"a": "ab"}, "needs pairs such as .*, not 'ab'"),
+        ({"val": 0.5, "a": 0.5}, {"a": []}, "two models of different accuracy"),
         ({"val": 1.0, "a": 0.5}, {"a": PAIRS}, "an accuracy of 1 on the reference set"),
     ],
 )
 def test_what_cannot_be_compared_is_refused(
     accuracies: dict[str, float],
-    baseline: dict[str, list[tuple[float, float]]] | None,
+    baseline: Any,
     message: str,
 ) -> None:
     with pytest.raises(ConfigError, match=message):

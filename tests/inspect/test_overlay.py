@@ -37,9 +37,15 @@ def test_colors_differ_for_the_color_blind(cones: str) -> None:
 
 
 def test_further_classes_have_colors_of_their_own() -> None:
-    colors = [color_of(index) for index in range(28)]
+    colors = [color_of(index) for index in range(21)]
     assert colors[:7] == list(COLORS)
-    assert len(set(colors)) == 28
+    assert len(set(colors)) == 21
+
+
+def test_no_color_of_many_classes_is_near_black_or_that_of_its_neighbor() -> None:
+    colors = np.array([color_of(index) for index in range(200)])
+    assert colors.max(axis=1).min() > 60
+    assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 30
 
 
 def halves() -> torch.Tensor:

@@ -249,6 +249,8 @@ def test_robustness_shows_every_row() -> None:
         (lambda: plots.embedding_map(torch.eye(4) / 0, [0] * 4), ConfigError, "finite features"),
         (lambda: plots.embedding_map(torch.eye(4), [0]), ConfigError, "4 features need as many"),
         (lambda: plots.embedding_map(torch.eye(4), [9] * 4, ["a"]), DataError, "from 9 to 9"),
+        (lambda: plots.embedding_map(torch.eye(4), [-1, 0, 0, 2]), DataError, "2, not from -1 to"),
+        (lambda: plots.embedding_map(torch.eye(4), [-1] * 4), DataError, "from -1 to -1"),
         (
             lambda: plots.embedding_map(torch.eye(4), [0] * 4, coordinates=torch.eye(4)),
             ConfigError,
