@@ -98,12 +98,7 @@ class ClassMapper:
         self._cell = towers.cell_of(visual)
         window = min(visual.resolution) if window is None else window
         self._window = _check_side("window", window, self._cell)
-        self._stride = _check_side("stride", self._window // 2 if stride is None else stride, 1)
-        if self._stride > self._window:
-            raise ConfigError(
-                f"stride={stride!r} is more than the window of {self._window} pixels, and would "
-                "leave pixels between windows unseen: pass a smaller stride, or a larger window"
-            )
+        self._stride = _check_stride(stride, self._window)
         side = self._window * 3 // 2 if short_side is None else short_side
         self._short_side = _check_side("short_side", side, self._cell)
         self._batch_size = _check_side("batch_size", batch_size, 1)
@@ -319,6 +314,17 @@ def _check_side(name: str, value: object, lowest: int) -> int:
     if not is_positive(value) or cast(int, value) < lowest:
         raise ConfigError(f"{name} must be an integer from {lowest} on, not {value!r}")
     return cast(int, value)
+
+
+def _check_stride(stride: object, window: int) -> int:
+    """Return the pixels from one window to the next. Between windows no pixel may be left out."""
+    value = _check_side("stride", window // 2 if stride is None else stride, 1)
+    if value > window:
+        raise ConfigError(
+            f"stride={value} is more than the window of {window} pixels, and would leave pixels "
+            "out: pass a smaller stride, or a larger window"
+        )
+    return value
 
 
 def _check_size(size: object) -> tuple[int, int]:

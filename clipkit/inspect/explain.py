@@ -34,7 +34,7 @@ from clipkit.inspect.relevance import relevance_image, relevance_text
 from clipkit.inspect.rise import BATCH, MASKS, rise
 from clipkit.inspect.rollout import rollout
 from clipkit.inspect.towers import grid_of, image_tower_of, is_vit
-from clipkit.inspect.words import token_strings
+from clipkit.inspect.words import split_words, token_strings
 from clipkit.models.text_transformer import TextTransformer
 
 Method: TypeAlias = Literal["grad_eclip", "grad_cam", "relevance", "attention", "rollout", "rise"]
@@ -240,8 +240,12 @@ def _explain_tokens(
         values = relevance_text(text, ids, image_features, _scale_of(model)).cpu()
     else:
         values = _OF_TEXT[method](text, ids, image_features).cpu()
-    tokens, ends_word = token_strings(model.tokenizer, map(int, ids[0, 1:-1]))
-    return {"tokens": tokens, "token_values": values, "ends_word": ends_word}
+    inner = [int(token) for token in ids[0, 1:-1]]  # without start and end
+    return {
+        "tokens": token_strings(model.tokenizer, inner),
+        "token_values": values,
+        "token_words": split_words(model.tokenizer, inner),
+    }
 
 
 def _scale_of(model: CLIP) -> float:

@@ -9,7 +9,6 @@ from torch import Tensor, nn
 
 from clipkit.errors import ConfigError
 from clipkit.inspect.towers import RESNET_STRIDE, grid_of, vit_of
-from clipkit.inspect.words import join_words
 from clipkit.models.resnet import ModifiedResNet
 
 Size = tuple[int, int]  # height and width in pixels
@@ -34,7 +33,7 @@ class Explanation:
         tokens: the strings of the text's tokens, without start and end; None where the method has
             no values for them, or a feature was given in the place of a text.
         token_values: (tokens,), how much each speaks for the image; None where `tokens` is.
-        ends_word: for each token whether a word ends with it; None where `tokens` is.
+        token_words: the text's words, each with the number of its tokens; None where `tokens` is.
     """
 
     method: str
@@ -44,7 +43,7 @@ class Explanation:
     seen: Size
     tokens: list[str] | None = None
     token_values: Tensor | None = None
-    ends_word: list[bool] | None = None
+    token_words: list[tuple[str, int]] | None = None
 
     def upsample(self, size: Size | None = None) -> Tensor:
         """Return the map at the size of the image, (H, W) float32, by linear interpolation.
@@ -72,11 +71,14 @@ class Explanation:
 
         Punctuation marks are words of their own.
         """
-        if self.tokens is None or self.token_values is None or self.ends_word is None:
+        if self.token_values is None or self.token_words is None:
             return None
-        return join_words(
-            self.tokens, [float(value) for value in self.token_values], self.ends_word
-        )
+        words: list[tuple[str, float]] = []
+        start = 0
+        for word, count in self.token_words:
+            words.append((word, float(self.token_values[start : start + count].sum())))
+            start += count
+        return words
 
     def __repr__(self) -> str:
         rows, columns = self.heat_map.shape

@@ -1,54 +1,47 @@
-"""Name the tokens of a text, and put them together to words."""
+"""Name the tokens of a text, and tell which of them make up its words."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from clipkit.tokenizer import Tokenizer
 
 
-def token_strings(tokenizer: Tokenizer, ids: Iterable[int]) -> tuple[list[str], list[bool]]:
-    """Return the string of each token, and whether a word ends with it.
+def token_strings(tokenizer: Tokenizer, ids: Sequence[int]) -> list[str]:
+    """Return the string of each token of a text. A part of a letter alone is U+FFFD.
 
     Args:
         tokenizer: the model's own.
         ids: of one text, without start and end.
 
-    Returns:
-        Two lists as long as `ids`. A token with a part of a letter alone is U+FFFD.
-
     Example:
         >>> token_strings(Tokenizer(), Tokenizer().encode("clipkit"))
-        (['clip', 'kit'], [False, True])
+        ['clip', 'kit']
     """
-    strings: list[str] = []
-    ends_word: list[bool] = []
-    for token in ids:
-        string = tokenizer.decode([token])
-        strings.append(string)
-        # Between words the tokenizer puts a space.
-        ends_word.append(tokenizer.decode([token, token]) == f"{string} {string}")
-    return strings, ends_word
+    return [tokenizer.decode([token]) for token in ids]
 
 
-def join_words(
-    tokens: Sequence[str], values: Sequence[float], ends_word: Sequence[bool]
-) -> list[tuple[str, float]]:
-    """Return the words that tokens make up, each with the sum of its tokens' values.
+def split_words(tokenizer: Tokenizer, ids: Sequence[int]) -> list[tuple[str, int]]:
+    """Return the words of a text, each with the number of its tokens.
 
-    Args:
-        tokens, ends_word: from `token_strings`.
-        values: one for each token.
+    A letter may lie in several tokens, so a word is decoded as a whole. Arguments are those of
+    `token_strings`; the last word may be cut off.
 
     Example:
-        >>> join_words(["a", "clip", "kit"], [1.0, 2.0, 3.0], [True, False, True])
-        [('a', 1.0), ('clipkit', 5.0)]
+        >>> split_words(Tokenizer(), Tokenizer().encode("a clipkit"))
+        [('a', 1), ('clipkit', 2)]
     """
-    words: list[tuple[str, float]] = []
-    word, total = "", 0.0
-    for token, value, is_last in zip(tokens, values, ends_word, strict=True):
-        word, total = word + token, total + value
-        if is_last:
-            words.append((word, total))
-            word, total = "", 0.0
-    if word:  # cut off inside of a word
-        words.append((word, total))
+    words: list[tuple[str, int]] = []
+    word: list[int] = []
+    for token in ids:
+        word.append(token)
+        if _ends_word(tokenizer, token):
+            words.append((tokenizer.decode(word), len(word)))
+            word = []
+    if word:
+        words.append((tokenizer.decode(word), len(word)))
     return words
+
+
+def _ends_word(tokenizer: Tokenizer, token: int) -> bool:
+    """Return whether a word ends with a token: the tokenizer puts a space behind it."""
+    string = tokenizer.decode([token])
+    return tokenizer.decode([token, token]) == f"{string} {string}"

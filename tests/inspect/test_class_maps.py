@@ -227,6 +227,8 @@ def test_training_stays_as_it_is(tiny: CLIP) -> None:
         ({"window": 31}, r"window must be an integer from 32 on, not 31"),
         ({"window": 64.0}, r"window must be an integer from 32 on, not 64\.0"),
         ({"stride": 0}, r"stride must be an integer from 1 on, not 0"),
+        ({"stride": 97}, r"stride=97 is more than the window of 96 pixels"),
+        ({"stride": 65, "window": 64}, r"stride=65 is more than the window of 64 pixels"),
         ({"short_side": 8}, r"short_side must be an integer from 32 on, not 8"),
         ({"batch_size": 0}, r"batch_size must be an integer from 1 on, not 0"),
         ({"logit_scale": 0}, r"logit_scale must be a number above 0, not 0"),

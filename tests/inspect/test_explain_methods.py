@@ -15,7 +15,7 @@ from clipkit.inspect.gradient import Gathering, grad_eclip
 from clipkit.inspect.pooled import encode_any_size, pool_features
 from clipkit.inspect.rise import rise
 from clipkit.inspect.towers import feature_map, pool_of, pool_tokens
-from clipkit.inspect.words import token_strings
+from clipkit.inspect.words import split_words, token_strings
 from clipkit.tokenizer import Tokenizer
 from tests.helpers import explain_oracle as oracle
 from tests.helpers import numpy_clip
@@ -228,10 +228,15 @@ def test_rise_weighs_scores_by_masks() -> None:
     assert not torch.allclose(rise(score, image, masks=40, seed=4), found)
 
 
-def test_tokens_are_named_and_end_words() -> None:
+def test_tokens_are_named_and_put_together_to_words() -> None:
+    """A letter of several tokens is whole in its word, and a word may be cut off."""
     tokenizer = Tokenizer()
-    strings, ends_word = token_strings(tokenizer, tokenizer.encode("clipkit sees a cat, 猫!"))
+    ids = tokenizer.encode("clipkit sees a cat, 猫!")
+    strings = token_strings(tokenizer, ids)
     assert strings[:6] == ["clip", "kit", "sees", "a", "cat", ","]
-    assert ends_word[:6] == [False, True, True, True, True, True]
     assert strings[-1] == "!"
-    assert len(strings) == len(tokenizer.encode("clipkit sees a cat, 猫!"))
+    assert len(strings) == len(ids)
+    words = split_words(tokenizer, ids)
+    assert [word for word, _ in words] == ["clipkit", "sees", "a", "cat", ",", "猫", "!"]
+    assert [count for _, count in words] == [2, 1, 1, 1, 1, len(ids) - 7, 1]
+    assert split_words(tokenizer, ids[:1]) == [("clip", 1)]
