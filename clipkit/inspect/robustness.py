@@ -2,9 +2,10 @@
 
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass
+from math import isfinite
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.estimate import find_seen
 from clipkit.classify.inputs import LabeledInputs, SupportSet
 from clipkit.classify.labels import Labels
+from clipkit.classify.metric_inputs import is_number
 from clipkit.classify.metrics import wilson_interval
 from clipkit.encode.embed import stream_features
 from clipkit.errors import ConfigError, DataError
@@ -108,13 +110,15 @@ def robustness(
         batch_size, workers, progress: as in `classifier.embed`.
 
     Raises:
-        ConfigError: if a corruption cannot be done, or there are no images.
+        ConfigError: if a corruption cannot be done, there are no images, or the classifier or the
+            seed is none.
         DataError: if the labels do not fit, or there is no image to measure on.
 
     Example:
         found = clipkit.inspect.robustness(classifier, clipkit.read_folder("test"))
         print(found)
     """
+    _check(classifier, seed)
     chosen = _chosen(corruptions, classifier.labels)
     variants = [Variant(None, 0.0)]
     variants += [Variant(one, severity) for one in chosen for severity in one.severities]
@@ -185,6 +189,8 @@ def _chosen(
         raise ConfigError(
             f"robustness needs corruptions, such as corruptions=[Blur()], not {corruptions!r:.60}"
         )
+    for one in chosen:
+        _check_corruption(one)
     names = [one.name for one in chosen]
     if twice := [name for name in names if names.count(name) > 1]:
         raise ConfigError(f"two corruptions are called {twice[0]!r}: give one of them a name=")
@@ -192,6 +198,36 @@ def _chosen(
         if isinstance(one, TypographicAttack):
             one.check(class_names)
     return list(chosen)
+
+
+def _check_corruption(one: object) -> None:
+    """Raise `ConfigError` unless something is what `Corruption` describes."""
+    words = [getattr(one, name, None) for name in ("name", "unit")]
+    if isinstance(one, type) or not callable(one) or not all(isinstance(w, str) for w in words):
+        raise ConfigError(
+            "a corruption is an object to call with a name, a unit and severities, such as Blur(), "
+            f"not {one!r:.60}"
+        )
+    given = getattr(one, "severities", None)
+    severities = list(cast("Collection[object]", given)) if isinstance(given, Collection) else []
+    if not severities or not all(
+        is_number(one) and isfinite(cast("float", one)) for one in severities
+    ):
+        raise ConfigError(
+            f"{words[0]} needs severities, one or more finite numbers, such as "
+            f"severities = (0.1, 0.2), not {given!r:.60}"
+        )
+
+
+def _check(classifier: object, seed: object) -> None:
+    """Raise `ConfigError` unless there are a classifier, and a seed that NumPy takes."""
+    if not isinstance(classifier, ImageClassifier):
+        raise ConfigError(
+            "robustness measures a clipkit.ImageClassifier, such as ImageClassifier.zero_shot("
+            f"model, labels), not {classifier!r:.60}"
+        )
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"robustness needs a seed, an integer of at least 0, not {seed!r:.60}")
 
 
 def _measured(
