@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
+from clipkit.classify.metric_inputs import is_count, is_number
 from clipkit.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -63,7 +64,8 @@ def draw_overlay(
         An RGB image, as wide as the photo or wider, with the legend below it.
 
     Raises:
-        ConfigError: if sizes differ, or there is a class without a label.
+        ConfigError: if sizes differ, indices are no integers, there is a class without a label, or
+            an option is impossible.
 
     Example:
         mapper = clipkit.inspect.ClassMapper(model, ["cat", "sofa"])
@@ -77,6 +79,7 @@ def draw_overlay(
             f"there must be a class for each pixel, ({image.height}, {image.width}), not "
             f"{tuple(indices.shape)}: ask for them with size=(image.height, image.width)"
         )
+    _check_options(len(labels), background, opacity)
     shares = shares_of(indices, len(labels))
     painted = Image.fromarray(_paint(image, indices.numpy(), len(labels), background, opacity))
     _draw_numbers(painted, indices, shares, background)
@@ -91,12 +94,33 @@ def shares_of(indices: Tensor, classes: int) -> list[float]:
         classes: how many there are.
 
     Raises:
-        ConfigError: if there is a class of a higher number.
+        ConfigError: if there is a class of another number, or numbers are no integers.
     """
+    if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
+        raise ConfigError(
+            f"classes must be integers, not {indices.dtype}: scores (C, H, W) become such by "
+            "scores.argmax(dim=0)"
+        )
+    indices = indices.long()
+    if indices.numel() and (lowest := int(indices.min())) < 0:
+        raise ConfigError(f"class {lowest} has no label: classes are numbered from 0")
     counts = torch.bincount(indices.flatten(), minlength=classes)
     if len(counts) > classes:
         raise ConfigError(f"class {len(counts) - 1} has no label: there are {classes}")
     return cast("list[float]", (counts.double() / indices.numel()).tolist())
+
+
+def _check_options(classes: int, background: object, opacity: object) -> None:
+    """Raise `ConfigError` unless the background is a class or None, and the opacity a share."""
+    if background is not None and not (
+        (is_count(background) or background == 0) and cast("int", background) < classes
+    ):
+        raise ConfigError(
+            f"background must be the number of a class, 0 to {classes - 1}, or None, not "
+            f"{background!r:.60}"
+        )
+    if not is_number(opacity) or not 0 <= cast("float", opacity) <= 1:
+        raise ConfigError(f"opacity must be a number from 0 to 1, not {opacity!r:.60}")
 
 
 def _paint(
@@ -158,10 +182,14 @@ def _draw_badge(
     font: "FreeTypeFont | ImageFont",
     fill: Color = (0, 0, 0),
 ) -> None:
-    """Write a text in white on a box."""
+    """Write a text in white on a box, which is moved inside where it would be cut off."""
     left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
     half = (right - left) / 2 + 4, (bottom - top) / 2 + 3
-    x, y = center
+    # Cut off at the edge, a 12 would read as a 2.
+    x, y = (
+        min(max(place, part), max(part, side - 1 - part))
+        for place, part, side in zip(center, half, draw.im.size, strict=True)
+    )
     box = (x - half[0], y - half[1], x + half[0], y + half[1])
     draw.rounded_rectangle(box, radius=4, fill=fill, outline=(255, 255, 255))
     draw.text((x - (left + right) / 2, y - (top + bottom) / 2), text, fill="white", font=font)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast, get_args
 
 from clipkit.classify.labels import find_classes
+from clipkit.classify.metric_inputs import is_number
 from clipkit.errors import ConfigError, DataError
 from clipkit.inspect.corruptions import Sample, check_severities
 from clipkit.prompts import as_words
@@ -84,9 +85,7 @@ class TypographicAttack:
             )
         if self.word is not None and not (isinstance(self.word, str) and self.word.strip()):
             raise ConfigError(f"{self.name} needs a word to write, not {self.word!r:.60}")
-        if self.place not in get_args(Place):
-            places = ", ".join(get_args(Place))
-            raise ConfigError(f"{self.name} needs a place of {places}, not {self.place!r:.60}")
+        _check_place(self.name, self.place)
 
     def __call__(self, image: "Image", severity: float, sample: Sample, /) -> "Image":
         target = self.target(sample)
@@ -147,13 +146,19 @@ def write(
         place, font: as in `TypographicAttack`.
 
     Raises:
-        ConfigError: if the font cannot be used.
+        ConfigError: if the font cannot be used, there is no text, or the height or the place is
+            impossible.
 
     Example:
         write(Image.open("apple.jpg"), "iPod", 0.15).save("attacked.png")
     """
     from PIL import ImageDraw
 
+    if not isinstance(cast("object", text), str) or not text.strip():
+        raise ConfigError(f"write needs a text, such as 'iPod', not {text!r:.60}")
+    if not is_number(height) or not 0 < height < float("inf"):
+        raise ConfigError(f"write needs a height above 0, such as 0.1, not {height!r:.60}")
+    _check_place("write", place)
     written = image.copy()
     side = min(image.size)
     block = _fit(_writable(text, load_font(_TRIAL, font)), height * side, side, font)
@@ -171,6 +176,13 @@ def write(
             anchor="ls",  # the point is where the baseline begins
         )
     return written
+
+
+def _check_place(name: str, place: object) -> None:
+    """Raise `ConfigError` unless a place is one of those that there are."""
+    if place not in get_args(Place):
+        places = ", ".join(get_args(Place))
+        raise ConfigError(f"{name} needs a place of {places}, not {place!r:.60}")
 
 
 @functools.lru_cache(maxsize=64)

@@ -98,6 +98,12 @@ def test_masks_of_a_lower_share_lie_within_those_of_a_higher_one() -> None:
         assert more.sum() > less.sum()
 
 
+def test_a_share_of_no_whole_patch_covers_nothing() -> None:
+    image = gray(80, 40)  # 32 patches
+    found = pixels(Masking((0.01,), patches=4)(image, 0.01, sample()))
+    assert np.array_equal(found, pixels(image))
+
+
 def test_masks_have_the_color_that_is_asked() -> None:
     found = pixels(Masking((1.0,))(gray(), 1.0, sample()))
     assert np.array_equal(found[0, 0], MEAN_COLOR)

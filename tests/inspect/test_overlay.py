@@ -1,6 +1,7 @@
 """The overlay shows the class of each pixel in colors that all can tell apart, with a legend."""
 
 from itertools import combinations
+from typing import Any
 
 import numpy as np
 import pytest
@@ -8,6 +9,7 @@ import torch
 from PIL import Image
 
 from clipkit.errors import ConfigError
+from clipkit.inspect import overlay
 from clipkit.inspect.overlay import COLORS, color_of, draw_overlay, shares_of
 
 # Linear RGB to what the eyes of people without red, or without green, cones take in (Viénot,
@@ -84,6 +86,34 @@ def test_numbers_stand_in_their_regions() -> None:
     assert not (one[:, :150] == 0).all(axis=2).any()
 
 
+def test_a_number_at_the_edge_is_whole() -> None:
+    """Cut off, a 12 would read as a 2."""
+    photo = Image.new("RGB", (300, 200), (100, 100, 100))
+    labels = [f"class {number}" for number in range(12)]
+
+    def black_of(first: int) -> np.ndarray:
+        indices = torch.zeros(200, 300, dtype=torch.int64)
+        indices[:, first : first + 8] = 11
+        drawn = np.asarray(draw_overlay(photo, indices, labels, background=0))[:200]
+        return (drawn == 0).all(axis=2)
+
+    inside = black_of(150).sum()
+    assert black_of(0).sum() == inside
+    assert black_of(292).sum() == inside
+
+
+def test_numbers_are_counted_from_1(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the map and in the legend alike."""
+    written: list[str] = []
+
+    def note(_draw: object, _center: object, text: str, _font: object) -> None:
+        written.append(text)
+
+    monkeypatch.setattr(overlay, "_draw_badge", note)
+    draw_overlay(Image.new("RGB", (300, 200)), halves(), ["cat", "dog"])
+    assert written == ["1", "2", "1", "2"]
+
+
 def test_a_class_of_a_few_pixels_is_painted_without_a_number() -> None:
     photo = Image.new("RGB", (300, 200), (100, 100, 100))
     indices = torch.zeros(200, 300, dtype=torch.int64)
@@ -125,3 +155,23 @@ def test_what_does_not_fit_is_refused() -> None:
         draw_overlay(photo, torch.zeros(30, 20, dtype=torch.int64), ["cat"])
     with pytest.raises(ConfigError, match="class 3 has no label: there are 2"):
         draw_overlay(photo, torch.full((20, 30), 3), ["cat", "dog"])
+    with pytest.raises(ConfigError, match=r"must be integers, not torch.float32: .* by scores.arg"):
+        draw_overlay(photo, torch.zeros(20, 30), ["cat"])
+    with pytest.raises(ConfigError, match="class -1 has no label: classes are numbered from 0"):
+        draw_overlay(photo, torch.full((20, 30), -1), ["cat", "dog"])
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"background": 7}, "a class, 0 to 1, or None, not 7"),
+        ({"background": -1}, "a class, 0 to 1, or None, not -1"),
+        ({"background": "dog"}, "a class, 0 to 1, or None, not 'dog'"),
+        ({"opacity": 3}, "opacity must be a number from 0 to 1, not 3"),
+        ({"opacity": float("nan")}, "opacity must be a number from 0 to 1, not nan"),
+        ({"opacity": "0.5"}, "opacity must be a number from 0 to 1, not '0.5'"),
+    ],
+)
+def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        draw_overlay(Image.new("RGB", (300, 200)), halves(), ["cat", "dog"], **options)

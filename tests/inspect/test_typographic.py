@@ -185,6 +185,24 @@ def test_impossible_attacks_are_refused(options: dict[str, Any], message: str) -
         TypographicAttack(**options)
 
 
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"text": ""}, "write needs a text, such as 'iPod', not ''"),
+        ({"text": " "}, "write needs a text, such as 'iPod', not ' '"),
+        ({"text": None}, "write needs a text, such as 'iPod', not None"),
+        ({"place": "zz"}, "write needs a place of top left, .*, not 'zz'"),
+        ({"height": -1}, "write needs a height above 0, such as 0.1, not -1"),
+        ({"height": float("nan")}, "write needs a height above 0, .* not nan"),
+        ({"height": "big"}, "write needs a height above 0, .* not 'big'"),
+    ],
+)
+def test_what_cannot_be_written_is_refused(options: dict[str, Any], message: str) -> None:
+    given: dict[str, Any] = {"text": "dog", "height": 0.1, **options}
+    with pytest.raises(ConfigError, match=message):
+        write(ground(), **given)
+
+
 def test_classes_that_are_not_there_are_refused() -> None:
     with pytest.raises(ConfigError, match="text: no class of this classifier is called 'bird'"):
         TypographicAttack(label="bird").check(NAMES)
