@@ -37,8 +37,8 @@ class ClassMapper:
     over all names makes probabilities of them.
 
     Beside the model and the result, there are in memory the photo at its working size (12 bytes a
-    pixel), one batch of windows in the tower, and one number for each name and patch; with
-    `refine`, for each name and pixel of the working size, and 16 more for each of these pixels.
+    pixel), one batch of windows in the tower, and 4 bytes for each name and patch; with `refine`,
+    at most 18 for each name and pixel of the working size, and 230 for each of these pixels.
 
     Args:
         model: a CLIP, with a `Preprocess`.
@@ -91,6 +91,11 @@ class ClassMapper:
     ) -> None:
         visual = towers.image_tower_of(model, "class_map")
         check_method(method, None, affinity)
+        if towers.is_vit(visual) and visual.proj is None:
+            raise ConfigError(
+                "class_map compares patches with texts, and visual.proj, which brings patches into "
+                "their space, was taken away: put it back, or load the checkpoint anew"
+            )
         if cast("str | None", method) == "raw":
             raise ConfigError('method="raw" is not in the space of the texts: take another')
         self._preprocess = _check_preprocess(model)

@@ -110,6 +110,11 @@ def check_method(method: object, after_block: object, affinity: object) -> None:
             f"after_block={after_block!r} is of raw maps, and method={method!r} reads the last "
             'attention: pass method="raw" for the map after a block'
         )
+    if affinity is not None and not callable(affinity):
+        raise ConfigError(
+            f"affinity must be a function of images and their grid, not {affinity!r:.60}: pass one "
+            "that returns the weights of each place"
+        )
     if affinity is not None and method not in (None, "neighbors"):
         raise ConfigError(
             f"affinity would be ignored by method={method!r}: leave method out, or affinity"

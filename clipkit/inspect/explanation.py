@@ -8,7 +8,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.errors import ConfigError
-from clipkit.inspect.towers import RESNET_STRIDE, grid_of, vit_of
+from clipkit.inspect.towers import RESNET_STRIDE, grid_of, patch_and_stride, vit_of
 from clipkit.models.resnet import ModifiedResNet
 
 Size = tuple[int, int]  # height and width in pixels
@@ -101,8 +101,7 @@ def seen_size(visual: nn.Module, image: Tensor) -> Size:
     rows, columns = grid_of(visual, image)
     if isinstance(visual, ModifiedResNet):
         return rows * RESNET_STRIDE, columns * RESNET_STRIDE
-    conv1 = vit_of(visual).conv1
-    (patch, _), (stride, _) = conv1.kernel_size, conv1.stride
+    patch, stride = patch_and_stride(vit_of(visual))
     return (rows - 1) * stride + patch, (columns - 1) * stride + patch
 
 

@@ -101,6 +101,17 @@ def cell_of(visual: nn.Module) -> int:
     return vit_of(visual).conv1.kernel_size[0]
 
 
+def patch_and_stride(visual: VisionTransformer) -> tuple[int, int]:
+    """Return the side of a patch, and the steps from one to the next, in pixels.
+
+    Some set a smaller stride than a patch, for denser maps, and some as one number.
+    """
+    stride: object = visual.conv1.stride
+    return visual.conv1.kernel_size[0], stride if isinstance(stride, int) else visual.conv1.stride[
+        0
+    ]
+
+
 def embed_any_size(visual: nn.Module, images: Tensor) -> Tensor:
     """Return the tokens that the first block of a vision transformer takes, for any size.
 
@@ -298,8 +309,7 @@ def _grid_at(visual: nn.Module, size: tuple[int, int]) -> Grid:
     if isinstance(visual, ModifiedResNet):
         # The map is halved five times: the first time an odd side rounds up, then down.
         return (height + 1) // RESNET_STRIDE, (width + 1) // RESNET_STRIDE
-    conv1 = vit_of(visual).conv1  # some set a smaller stride than a patch, for denser maps
-    (patch, _), (stride, _) = conv1.kernel_size, conv1.stride
+    patch, stride = patch_and_stride(vit_of(visual))
     return max(0, (height - patch) // stride + 1), max(0, (width - patch) // stride + 1)
 
 

@@ -15,7 +15,13 @@ from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
 from clipkit.inspect.attention import Chosen, blocks_of, choose, weights_by_layer
 from clipkit.inspect.prepared import prepare_batch
-from clipkit.inspect.towers import embed_any_size, grid_of, image_tower_of, is_vit
+from clipkit.inspect.towers import (
+    embed_any_size,
+    grid_of,
+    image_tower_of,
+    is_vit,
+    patch_and_stride,
+)
 from clipkit.models.vision_transformer import VisionTransformer
 
 COMPONENTS = 28  # as many as the paper shows
@@ -136,7 +142,7 @@ def attention_distance(
 def _distances(visual: VisionTransformer, images: Tensor) -> Tensor:
     """Return the distance in pixels of each patch from each other, (patches, patches) float32."""
     rows, columns = grid_of(visual, images)
-    stride = visual.conv1.stride[0]
+    _, stride = patch_and_stride(visual)
     places = torch.cartesian_prod(
         torch.arange(rows, dtype=torch.float32, device="cpu"),
         torch.arange(columns, dtype=torch.float32, device="cpu"),

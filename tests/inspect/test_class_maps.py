@@ -233,6 +233,7 @@ def test_training_stays_as_it_is(tiny: CLIP) -> None:
         ({"batch_size": 0}, r"batch_size must be an integer from 1 on, not 0"),
         ({"logit_scale": 0}, r"logit_scale must be a number above 0, not 0"),
         ({"method": "raw"}, r'method="raw" is not in the space of the texts'),
+        ({"affinity": 3}, r"affinity must be a function of images and their grid, not 3"),
         ({"method": "best"}, r"method must be one of neighbors, values, queries.*not 'best'"),
     ],
 )
@@ -253,6 +254,10 @@ def test_what_cannot_be_mapped_is_refused(tiny: CLIP) -> None:
     size: Any = (0, 5)
     with pytest.raises(ConfigError, match=r"size must be \(height, width\).* not \(0, 5\)"):
         inspect.ClassMapper(tiny, NAMES)(CAT, size=size)
+    vit: Any = random_vit()
+    vit.visual.proj = None
+    with pytest.raises(ConfigError, match=r"class_map compares .* visual\.proj, .* taken away"):
+        class_map(vit, CAT, NAMES)
     model = CLIP.from_pretrained("tiny", device="cpu", preprocess=lambda image: image)
     with pytest.raises(ConfigError, match=r"function, cannot do: set model\.preprocess"):
         class_map(model, CAT, NAMES)

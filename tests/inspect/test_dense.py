@@ -330,6 +330,9 @@ def test_unknown_methods_and_settings_that_would_be_ignored_are_refused() -> Non
         inspect.dense_features(model, images, after_block=1)
     with pytest.raises(ConfigError, match="affinity would be ignored by method='values'"):
         inspect.dense_features(model, images, "values", affinity=lambda *_: images)
+    number: Any = 3
+    with pytest.raises(ConfigError, match="affinity must be a function of images .* not 3: pass"):
+        inspect.dense_features(model, images, affinity=number)
     with pytest.raises(ConfigError, match="no block 2 among 2"):
         inspect.dense_features(model, images, "raw", after_block=2)
     with pytest.raises(ConfigError, match="no stage 4 in a ResNet"):

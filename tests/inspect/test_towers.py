@@ -11,6 +11,8 @@ from torch import Tensor
 from clipkit import CLIP, lora
 from clipkit.errors import ConfigError, ImageError
 from clipkit.inspect import towers
+from clipkit.inspect.explanation import seen_size
+from clipkit.inspect.views import attention_distance
 from tests.helpers.exact import (
     EXACT,
     images_for,
@@ -140,10 +142,13 @@ def test_gradients_reach_the_images(kind: str) -> None:
 
 def test_a_smaller_stride_makes_a_denser_grid() -> None:
     model: Any = copy.deepcopy(make_vit())
-    model.visual.conv1.stride = (8, 8)
     images = make_inputs("vit")
-    assert towers.grid_of(model.visual, images) == (3, 3)
-    assert towers.embed_any_size(model.visual, images).shape == (7, 10, 32)
+    for stride in ((8, 8), 8):
+        model.visual.conv1.stride = stride
+        assert towers.grid_of(model.visual, images) == (3, 3)
+        assert towers.embed_any_size(model.visual, images).shape == (7, 10, 32)
+        assert seen_size(model.visual, images) == (32, 32)
+        assert attention_distance(model, images, 0, 0).isfinite().all()
 
 
 def test_fast_copies_give_the_same_tokens() -> None:

@@ -1,5 +1,7 @@
 """Windows cover an image, agree where they overlap, and are enlarged as the whole would be."""
 
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -164,6 +166,13 @@ def test_refinement_agrees_with_numpy(iterations: int) -> None:
     assert largest_difference(found, expected) < 1e-11
 
 
+def test_refinement_is_by_default_that_of_naclip() -> None:
+    random = torch.Generator().manual_seed(0)
+    scores, image = (torch.rand(count, 30, 40, generator=random) for count in (2, 3))
+    expected = refine_scores(scores, image, iterations=10, dilations=(8, 16))
+    assert torch.equal(refine_scores(scores, image), expected)
+
+
 def test_refinement_stops_at_an_edge_of_the_image() -> None:
     """Scores that are off the edge by three pixels come to lie at it."""
     image = torch.zeros(3, 24, 24)
@@ -187,5 +196,9 @@ def test_what_cannot_be_refined_is_refused() -> None:
     scores, image = torch.zeros(2, 5, 5), torch.zeros(3, 5, 5)
     with pytest.raises(ConfigError, match=r"scores \(2, 5, 5\) .* not \(3, 5, 4\)"):
         refine_scores(scores, image[:, :, 1:])
-    with pytest.raises(ConfigError, match=r"distances from 1, not \[0\]"):
-        refine_scores(scores, image, dilations=(0,))
+    for wrong in ((0,), (), (1.5,)):
+        dilations: Any = wrong
+        with pytest.raises(ConfigError, match=r"dilations must be whole pixels from 1 on, .* not"):
+            refine_scores(scores, image, dilations=dilations)
+    with pytest.raises(ConfigError, match="iterations must be an integer from 0 on, not -1"):
+        refine_scores(scores, image, iterations=-1)
