@@ -5,6 +5,7 @@ are stated, so that a dark style of the caller's leaves a figure as it is.
 """
 
 import functools
+import importlib
 import io
 import textwrap
 from collections.abc import Mapping, Sequence
@@ -48,17 +49,24 @@ _PAD = 0.07  # inches around axes
 _LONGEST = 1024  # pixels of the longer side of an image that is drawn
 
 
+def require_matplotlib() -> None:
+    """Raise `ConfigError` if matplotlib is missing."""
+    try:
+        importlib.import_module("matplotlib.figure")
+    except ImportError as error:
+        raise ConfigError("plots need matplotlib: pip install 'clipkit-torch[plots]'") from error
+
+
 def new_figure(width: float, height: float) -> "Figure":
     """Return an empty figure of a size in inches, which shows itself in a notebook.
 
     Raises:
         ConfigError: if matplotlib is missing.
     """
-    try:
-        from matplotlib.figure import Figure
-        from matplotlib.layout_engine import ConstrainedLayoutEngine
-    except ImportError as error:
-        raise ConfigError("plots need matplotlib: pip install 'clipkit-torch[plots]'") from error
+    require_matplotlib()
+    from matplotlib.figure import Figure
+    from matplotlib.layout_engine import ConstrainedLayoutEngine
+
     layout = ConstrainedLayoutEngine(h_pad=_PAD, w_pad=_PAD)
     figure = Figure(figsize=(width, height), dpi=100, facecolor="white", layout=layout)
     # Notebooks ask for it. They know figures by themselves only once pyplot was imported.
@@ -199,6 +207,7 @@ def show_pixels(axes: "Axes", pixels: NDArray[Any]) -> None:
 
 def area_color(place: int) -> str:
     """Return the color of a class by its place; after seven the same ones come lighter, darker."""
+    require_matplotlib()
     from matplotlib.colors import to_hex, to_rgb
 
     color = np.array(to_rgb(AREAS[place % len(AREAS)]))

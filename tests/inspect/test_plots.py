@@ -17,10 +17,8 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipkit.errors import ConfigError
-from clipkit.inspect import plots
 from clipkit.inspect.plot_style import AREAS, COLORS, MARKERS, area_color, pixels_of, shorten
-from tests.helpers.figures import FIGURES, LONG, spot
+from tests.helpers.figures import FIGURES, LONG
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -152,10 +150,31 @@ assert matplotlib.rcParams.copy() == before
     assert run.returncode == 0, run.stderr
 
 
-def test_a_missing_matplotlib_is_told_with_its_remedy(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
-    with pytest.raises(ConfigError, match=r"pip install 'clipkit-torch\[plots\]'"):
-        plots.heat_map(Image.new("RGB", (9, 9)), spot())
+@pytest.mark.parametrize(
+    "call",
+    [
+        "heat_map(photo, numpy.eye(3))",
+        "segmentation(photo, numpy.eye(9, dtype=int), ['cat', 'dog'])",
+        "few_shot_curves({'one': {1: [0.5]}})",
+        "embedding_map(numpy.eye(4), [0, 1, 0, 1])",
+    ],
+)
+def test_a_missing_matplotlib_is_told_with_its_remedy(call: str) -> None:
+    program = f"""
+import sys
+sys.modules["matplotlib"] = None
+import numpy, PIL.Image
+from clipkit.errors import ConfigError
+from clipkit.inspect import plots
+photo = PIL.Image.new("RGB", (9, 9))
+try:
+    plots.{call}
+except ConfigError as error:
+    assert "pip install 'clipkit-torch[plots]'" in str(error)
+    sys.exit(3)
+"""
+    run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert run.returncode == 3, run.stderr
 
 
 def lightness(color: str) -> float:
