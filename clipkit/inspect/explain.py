@@ -83,7 +83,7 @@ def explain(
     Raises:
         ConfigError: if there is no such method, the image tower cannot have it, or an argument is
             impossible or would be ignored.
-        ImageError: if the image cannot be read, or is smaller than a patch.
+        ImageError: if the image cannot be read, is smaller than a patch, or has NaN in it.
         TokenizerError: if the text is too long.
 
     Example:
@@ -106,6 +106,8 @@ def explain(
         grid_of(visual, prepared)
         text_features, ids = _encode_text(view, text)
         image_features = encode_any_size(visual, prepared)
+        if ids is None:
+            _check_feature(text_features[0], image_features.shape[1])
         size = int(prepared.shape[2]), int(prepared.shape[3])
         if method == "rise":
             heat_map, seen = _rise(visual, prepared, text_features, masks, seed), size
@@ -164,6 +166,11 @@ def _prepare(model: CLIP, image: "Readable | Tensor") -> Tensor:
         raise ImageError(
             f"explain takes one image at a time, not {len(image)}: call it for each of them"
         )
+    if not bool(image.isfinite().all()):
+        raise ImageError(
+            "explain takes finite numbers, and there are NaN or infinite ones in the image: pass "
+            "its file, or prepare it by model.preprocess"
+        )
     # A tensor that was made in inference mode could not be in a graph; a clone can.
     return image.detach().to(model.device, model.dtype).clone()
 
@@ -198,6 +205,21 @@ def _encode_text(model: CLIP, text: str | Tensor) -> tuple[Tensor, Tensor | None
     end = int(text_tower_of(model, "explain").find_ends(ids)[0])
     ids = ids[:, : end + 1]
     return model.encode_text(ids), ids
+
+
+def _check_feature(feature: Tensor, width: int) -> None:
+    """Raise `ConfigError` unless a feature in the place of a text can be compared."""
+    if len(feature) != width:
+        raise ConfigError(
+            f"a feature of width {len(feature)} cannot be compared with those of this model's "
+            f"images: pass one of shape ({width},), such as a row of zero_shot_weights"
+        )
+    wrong = len(feature) - int(feature.isfinite().sum())
+    if wrong:
+        raise ConfigError(
+            f"{wrong} of the {width} numbers of the feature are NaN or infinite: encode the text "
+            "anew, or pass the text itself"
+        )
 
 
 def _heat_map(

@@ -29,10 +29,6 @@ from clipkit.models.vision_transformer import VisionTransformer
 # From pooled tokens (N, W) before the last norm, or from what a pool gathers, to features (N, D).
 Finish = Callable[[Tensor], Tensor]
 
-# Gradients of a cosine are small numbers. In half precision they are computed of so many cosines.
-# A power of 2 leaves those of other precisions as they are, bit for bit.
-GRADIENT_SCALE = 256.0
-
 
 @dataclass(frozen=True)
 class Passed:
@@ -141,9 +137,8 @@ def gradients(cosine: Tensor, inputs: Sequence[Tensor]) -> list[Tensor]:
         inputs: what it was computed from.
     """
     with torch.enable_grad():
-        scaled = GRADIENT_SCALE * cosine.sum()
-    found = torch.autograd.grad(scaled, list(inputs))
-    return [gradient.float() / GRADIENT_SCALE for gradient in found]
+        total = cosine.sum()
+    return [gradient.float() for gradient in torch.autograd.grad(total, list(inputs))]
 
 
 def gradient_at(start: Tensor, finish: Finish, other: Tensor) -> Tensor:

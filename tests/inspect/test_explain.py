@@ -210,8 +210,14 @@ def test_images_and_texts_that_cannot_be_used() -> None:
         explain(model, image, many)
     with pytest.raises(ConfigError, match=r"of shape \(D,\), not torch.float32 of \(1, 16\)"):
         explain(model, image, torch.zeros(1, 16))
-    with pytest.raises(ConfigError, match="features of width 16 cannot be compared"):
+    with pytest.raises(ConfigError, match=r"of width 8 cannot .* pass one of shape \(16,\)"):
         explain(model, image, torch.ones(8))
+    feature = torch.ones(16)
+    feature[3] = torch.nan
+    with pytest.raises(ConfigError, match="1 of the 16 numbers of the feature are NaN or infinite"):
+        explain(model, image, feature)
+    with pytest.raises(ImageError, match="there are NaN or infinite ones in the image"):
+        explain(model, image / 0, TEXT)
     with pytest.raises(TokenizerError, match="context"):
         explain(model, image, "cat " * 50)
     with pytest.raises(ImageError, match="one image at a time, not 2"):

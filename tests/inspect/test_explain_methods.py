@@ -228,6 +228,23 @@ def test_rise_weighs_scores_by_masks() -> None:
     assert not torch.allclose(rise(score, image, masks=40, seed=4), found)
 
 
+def test_masks_of_rise_are_shifted_up_to_a_cell() -> None:
+    """The edge of a mask is even for half a cell, which the larger half of the shifts cut off."""
+    seen: list[Tensor] = []
+
+    def score(images: Tensor) -> Tensor:
+        seen.append(images[:, 0].clone())
+        return images.flatten(1).mean(dim=1)
+
+    rise(score, torch.ones(1, 3, 70, 140), masks=200, batch_size=200)
+    masks = seen[0]
+    uneven_above = (masks[:, 0] - masks[:, 1]).abs().amax(dim=1) > 1e-4
+    uneven_left = (masks[:, :, 0] - masks[:, :, 1]).abs().amax(dim=1) > 1e-4
+    assert 0.3 < uneven_above.float().mean() < 0.6
+    assert 0.3 < uneven_left.float().mean() < 0.6
+    assert not torch.equal(uneven_above, uneven_left)
+
+
 def test_tokens_are_named_and_put_together_to_words() -> None:
     """A letter of several tokens is whole in its word, and a word may be cut off."""
     tokenizer = Tokenizer()
