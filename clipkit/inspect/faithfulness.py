@@ -71,8 +71,16 @@ def area_under(curve: Tensor) -> float:
     """Return the area under a curve over the share of pixels, from 0 to 1, by trapezoids.
 
     Args:
-        curve: (steps + 1,).
+        curve: (steps + 1,), of at least two points.
+
+    Raises:
+        ConfigError: for anything else.
     """
+    if curve.ndim != 1 or len(curve) < 2:
+        raise ConfigError(
+            f"a curve needs two points or more, (steps + 1,), not {tuple(curve.shape)}: "
+            "deletion_curve makes one"
+        )
     return float(torch.trapezoid(curve, dx=1 / (len(curve) - 1)))
 
 
@@ -86,12 +94,16 @@ def pointing_hit(heat_map: Tensor, mask: Tensor) -> float:
         mask: (H, W) bool, True on the object. `box_mask` makes one of boxes.
 
     Raises:
-        ConfigError: if the sizes differ.
+        ConfigError: if the sizes differ, or the map is not finite.
     """
     if heat_map.shape != mask.shape or mask.dtype != torch.bool:
         raise ConfigError(
             f"a map of {tuple(heat_map.shape)} needs a mask of the same size and of torch.bool, "
             f"not {mask.dtype} of {tuple(mask.shape)}"
+        )
+    if not bool(heat_map.isfinite().all()):
+        raise ConfigError(
+            "a map needs finite numbers: it has NaN or infinity, which nothing is above"
         )
     highest = heat_map == heat_map.max()
     return float(mask.to(heat_map.device)[highest].float().mean())
@@ -120,9 +132,18 @@ def blur(image: Tensor) -> Tensor:
     """Return an image blurred by a Gaussian, by a sixteenth of its shorter side.
 
     Args:
-        image: (3, H, W) or (1, 3, H, W).
+        image: (3, H, W) or (1, 3, H, W), H and W at least 2.
+
+    Raises:
+        ImageError: for another shape.
     """
+    _check_image(image)
     height, width = int(image.shape[-2]), int(image.shape[-1])
+    if min(height, width) < 2:
+        raise ImageError(
+            f"an image of {height} x {width} pixels has no pixels beside its own to be blurred "
+            "with: pass one of at least 2 a side"
+        )
     deviation = BLUR * min(height, width)
     # Reflection takes less than the whole side, and three deviations are nearly all of it.
     radius = max(1, min(int(3 * deviation + 0.5), min(height, width) - 1))
@@ -169,13 +190,20 @@ def _rank(heat_map: Tensor, seed: int) -> Tensor:
     return ranks.view(heat_map.shape)
 
 
-def _check(image: Tensor, heat_map: Tensor, steps: int) -> None:
+def _check_image(image: Tensor) -> None:
+    """Raise `ImageError` unless an image is (3, H, W) or (1, 3, H, W)."""
     shape = tuple(image.shape)
     if shape[-3:-2] != (3,) or shape[:-3] not in ((), (1,)):
         raise ImageError(
             f"an image must be of shape (3, H, W) or (1, 3, H, W), not {shape}: prepare it with "
             "model.preprocess"
         )
+
+
+def _check(image: Tensor, heat_map: Tensor, steps: int) -> None:
+    """Raise an error unless an image, a map and steps fit each other."""
+    _check_image(image)
+    shape = tuple(image.shape)
     if tuple(heat_map.shape) != shape[-2:] or not bool(heat_map.isfinite().all()):
         raise ConfigError(
             f"an image of {shape[-2:]} pixels needs a finite map of the same size, not one of "

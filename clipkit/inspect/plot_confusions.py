@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.classify.metric_inputs import is_count
 from clipkit.data.decode import Readable
 from clipkit.errors import ConfigError
 from clipkit.inspect.plot_style import (
@@ -65,6 +66,8 @@ def confusion_pairs(
         plots.confusion_pairs(pairs, {"cat": "cat.jpg", "lynx": "lynx.jpg"})
     """
     check_rows("confusion_pairs", pairs)
+    if not (is_count(most) or most == 0):
+        raise ConfigError(f"confusion_pairs needs most of at least 0, not {most!r:.60}")
     if missing := [name for pair in pairs for name in pair[:2] if name not in examples]:
         raise ConfigError(f"confusion_pairs needs an example of each class: {missing[0]!r:.60}")
     wrong = mistakes or {}

@@ -100,6 +100,12 @@ def _check(results: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
             )
         if empty := [k for k in own if not np.size(own[k])]:
             raise ConfigError(f"few_shot_curves needs draws, and {name!r:.60} has none at {empty}")
+        for k, draws in own.items():
+            if np.asarray(draws).dtype.kind not in "fiu":
+                raise ConfigError(
+                    f"few_shot_curves needs accuracies as numbers, such as [0.61, 0.64], and "
+                    f"{name!r:.60} has {draws!r:.60} at {k}"
+                )
 
 
 def _spread(draws: Sequence[float]) -> float:

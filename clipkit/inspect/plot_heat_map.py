@@ -1,12 +1,13 @@
 """Draw maps over images: where something is strong."""
 
 import math
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.classify.metric_inputs import is_number
 from clipkit.data.decode import Readable
 from clipkit.errors import ConfigError
 from clipkit.inspect.plot_style import (
@@ -64,6 +65,7 @@ def heat_map(
     """
     maps = dict(values) if isinstance(values, Mapping) else {"": values}
     check_rows("heat_map", maps)
+    _check_limits(limits)
     pixels = pixels_of(image)
     count = len(maps) + 1
     columns = max(1, min(columns, count))
@@ -93,8 +95,6 @@ def _draw_map(
     from matplotlib.ticker import MaxNLocator
 
     low, high = limits or (float(values.min()), float(values.max()))
-    if not low <= high:
-        raise ConfigError(f"heat_map needs limits from low to high, not {limits!r:.60}")
     gray = (pixels @ _GRAY)[..., None].repeat(3, axis=2) / 255  # (h, w, 3)
     show_pixels(axes, gray)
     shown = axes.imshow(
@@ -113,6 +113,17 @@ def _draw_map(
     scale.outline.set_edgecolor(LINE)
     scale.locator = MaxNLocator(max(1, min(4, round(3 * height))))
     scale.update_ticks()
+
+
+def _check_limits(limits: object) -> None:
+    """Raise `ConfigError` unless limits are two finite numbers, the lower one first, or None."""
+    if limits is None:
+        return
+    pair = list(cast("Sequence[Any]", limits)) if isinstance(limits, tuple | list) else []
+    if len(pair) != 2 or not all(is_number(one) for one in pair) or not pair[0] <= pair[1]:
+        raise ConfigError(
+            f"heat_map needs limits from low to high, such as (0, 1), not {limits!r:.60}"
+        )
 
 
 def stretch(values: NDArray[np.float64], pixels: NDArray[np.uint8]) -> NDArray[np.float32]:

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 from numpy.typing import NDArray
 
+from clipkit.classify.metric_inputs import is_number
 from clipkit.data.decode import Readable
 from clipkit.errors import ConfigError
 from clipkit.inspect.plot_style import (
@@ -71,11 +72,14 @@ def segmentation(
     shares = np.bincount(indices.ravel(), minlength=len(names)) / indices.size
     order = cast("list[int]", np.argsort(-shares, kind="stable").tolist())
     shown = [place for place in order if shares[place] and place != background]
-    palette = [area_color(place) for place in range(len(names))] if colors is None else colors
-    if len(palette) != len(names):
-        raise ConfigError(f"{len(names)} classes need as many colors, not {len(palette)}")
-    if not 0 <= opacity <= 1:
-        raise ConfigError(f"segmentation needs an opacity of 0 to 1, not {opacity!r}")
+    palette = _palette(colors, len(names))
+    if not is_number(opacity) or not 0 <= opacity <= 1:
+        raise ConfigError(f"segmentation needs an opacity of 0 to 1, not {opacity!r:.60}")
+    if background is not None and background not in range(len(names)):
+        raise ConfigError(
+            f"segmentation needs a background of 0 to {len(names) - 1}, or None, not "
+            f"{background!r:.60}"
+        )
     columns = -(-len(shown) // _IN_A_COLUMN)
     width, height = (_SCALE * length for length in panel_size(pixels))
     rows = min(len(shown), _IN_A_COLUMN)
@@ -87,6 +91,22 @@ def segmentation(
     _write_numbers(axes, indices, shown)
     _add_legend(figure, shown, names, palette, shares)
     return figure
+
+
+def _palette(colors: Sequence[str] | None, classes: int) -> Sequence[str]:
+    """Return a color for each class, or raise `ConfigError`."""
+    if colors is None:
+        return [area_color(place) for place in range(classes)]
+    if len(colors) != classes:
+        raise ConfigError(f"{classes} classes need as many colors, not {len(colors)}")
+    from matplotlib.colors import is_color_like
+
+    if wrong := [color for color in colors if not is_color_like(color)]:
+        raise ConfigError(
+            "segmentation needs colors as matplotlib takes them, such as '#0072B2', not "
+            f"{wrong[0]!r:.60}"
+        )
+    return colors
 
 
 def _indices(classes: Map, names: Sequence[str], pixels: NDArray[np.uint8]) -> NDArray[np.int64]:

@@ -73,7 +73,7 @@ def test_options_reach_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     }
     where = ["-o", str(tmp_path), *MODEL]
     assert main(["segment", CAT, "--labels", "cat", "wall", *where]) == 0
-    given = "--method values --window 64 --stride 96 --short-side 224 --threshold 0.7 --refine"
+    given = "--method values --window 64 --stride 48 --short-side 224 --threshold 0.7 --refine"
     options = [*given.split(), "--templates", "{}", "a {}"]
     assert main(["segment", CAT, "--labels", "cat", "wall", *options, *where]) == 0
     assert taken[0] == expected
@@ -82,7 +82,7 @@ def test_options_reach_the_maps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "background": 0.7,
         "method": "values",
         "window": 64,
-        "stride": 96,
+        "stride": 48,
         "short_side": 224,
         "refine": True,
     }

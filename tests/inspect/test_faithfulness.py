@@ -147,3 +147,12 @@ def test_what_cannot_be_measured() -> None:
     wrong: Any = torch.zeros(8, 8)
     with pytest.raises(ConfigError, match=r"mask of the same size and of torch\.bool"):
         pointing_hit(heat_map, wrong)
+    with pytest.raises(ConfigError, match="a map needs finite numbers"):
+        pointing_hit(heat_map.log().mul(0), wrong.bool())
+    for curve in (torch.ones(1), torch.ones(2, 2), torch.tensor(1.0)):
+        with pytest.raises(ConfigError, match="two points or more, .* deletion_curve makes one"):
+            area_under(curve)
+    with pytest.raises(ImageError, match="of 1 x 8 pixels has no .* at least 2 a side"):
+        blur(torch.ones(3, 1, 8))
+    with pytest.raises(ImageError, match=r"not \(8, 8\): prepare it"):
+        blur(torch.ones(8, 8))

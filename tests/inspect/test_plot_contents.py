@@ -1,6 +1,7 @@
 """Figures show the numbers that they are given."""
 
 import statistics
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -197,6 +198,9 @@ def test_robustness_shows_every_row() -> None:
     assert first.get_xlabel() == "height of letters / short side"
 
 
+UNTYPED: Any = plots  # takes what types forbid
+
+
 @pytest.mark.parametrize(
     ("draw", "error", "message"),
     [
@@ -222,6 +226,31 @@ def test_robustness_shows_every_row() -> None:
         (lambda: plots.heat_map(RED, np.full((2, 2), np.nan)), ConfigError, "finite numbers"),
         (lambda: plots.heat_map(RED, np.eye(2), limits=(2, 1)), ConfigError, "from low to high"),
         (lambda: plots.segmentation(RED, np.eye(2), ["a"]), ConfigError, "a map of integers"),
+        *[
+            (partial(UNTYPED.heat_map, RED, np.eye(2), limits=one), ConfigError, "from low to hi")
+            for one in ((1,), (), ("a", "b"), 3, (float("nan"), 1))
+        ],
+        *[
+            (partial(UNTYPED.segmentation, RED, areas(), list("abcd"), **one), ConfigError, message)
+            for one, message in (
+                ({"colors": ["nocolor"] * 4}, "such as '#0072B2', not 'nocolor'"),
+                ({"background": 7}, "a background of 0 to 3, or None, not 7"),
+                ({"opacity": "1"}, "an opacity of 0 to 1, not '1'"),
+            )
+        ],
+        *[
+            (
+                partial(UNTYPED.confusion_pairs, [("a", "a", 1)], {"a": RED}, most=one),
+                ConfigError,
+                "needs most of at least 0, not",
+            )
+            for one in (-1, "2", 1.5)
+        ],
+        (
+            partial(UNTYPED.few_shot_curves, {"a": {1: ["x"]}}),
+            ConfigError,
+            r"numbers, such as .*'a' has \['x'\] at 1",
+        ),
         (lambda: plots.segmentation(RED, areas(), ["a"]), ConfigError, "0 to 0, not 0 to 3"),
         (lambda: plots.segmentation(RED, -areas(), ["a"] * 4), ConfigError, "not -3 to 0"),
         (
