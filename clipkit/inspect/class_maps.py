@@ -38,7 +38,7 @@ class ClassMapper:
 
     Beside the model and the result, there are in memory the photo at its working size (12 bytes a
     pixel), one batch of windows in the tower, and 4 bytes for each name and patch; with `refine`,
-    at most 18 for each name and pixel of the working size, and 230 for each of these pixels.
+    at most 18 for each name and pixel of the working size, and 250 for each of these pixels.
 
     Args:
         model: a CLIP, with a `Preprocess`.

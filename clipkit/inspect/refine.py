@@ -36,7 +36,7 @@ def refine_scores(
 
     Returns:
         (C, H, W). In float32 and with the default distances, at most 18 bytes for each score are in
-        memory, those of `scores` among them, and 230 for each pixel.
+        memory, those of `scores` among them, and 250 for each pixel.
 
     Raises:
         ConfigError: if shapes differ, there is no distance, or a number is impossible.
@@ -78,9 +78,20 @@ def _average(scores: Tensor, shifts: list[tuple[int, int]], weights: Tensor) -> 
 
 
 def _weigh_neighbors(image: Tensor, shifts: list[tuple[int, int]], centers: int) -> Tensor:
-    """Return how much each neighbor weighs, (neighbors, H, W); together they weigh 1.
+    """Return how much each neighbor weighs, (neighbors, H, W); together they weigh 1."""
+    unit = 1e-8 + _SHARE_OF_DEVIATION * _deviation(image, shifts, centers)  # (3, H, W)
+    padded = _pad(image, shifts)
+    nearness = image.new_empty((len(shifts), *image.shape[1:]))
+    for number, shift in enumerate(shifts):
+        difference = _shifted(padded, shift, shifts, image) - image
+        nearness[number] = -(difference.abs() / unit).mean(dim=0)
+    return nearness.softmax(dim=0)
 
-    The standard deviation is of all neighbors, and of the pixel itself once for each distance.
+
+def _deviation(image: Tensor, shifts: list[tuple[int, int]], centers: int) -> Tensor:
+    """Return the standard deviation around each pixel, (3, H, W).
+
+    It is of all neighbors, and of the pixel itself once for each distance.
     """
     padded = _pad(image, shifts)
     total, squares = torch.zeros_like(image), torch.zeros_like(image)
@@ -89,13 +100,7 @@ def _weigh_neighbors(image: Tensor, shifts: list[tuple[int, int]], centers: int)
         total += difference
         squares += difference**2
     count = len(shifts) + centers
-    deviation = ((squares - total**2 / count).clamp(min=0) / (count - 1)).sqrt()  # (3, H, W)
-    unit = 1e-8 + _SHARE_OF_DEVIATION * deviation
-    nearness = image.new_empty((len(shifts), *image.shape[1:]))
-    for number, shift in enumerate(shifts):
-        difference = _shifted(padded, shift, shifts, image) - image
-        nearness[number] = -(difference.abs() / unit).mean(dim=0)
-    return nearness.softmax(dim=0)
+    return ((squares - total**2 / count).clamp(min=0) / (count - 1)).sqrt()
 
 
 def _pad(maps: Tensor, shifts: list[tuple[int, int]]) -> Tensor:

@@ -1,5 +1,7 @@
 """Windows cover an image, agree where they overlap, and are enlarged as the whole would be."""
 
+import subprocess
+import sys
 from typing import Any
 
 import numpy as np
@@ -171,6 +173,27 @@ def test_refinement_is_by_default_that_of_naclip() -> None:
     scores, image = (torch.rand(count, 30, 40, generator=random) for count in (2, 3))
     expected = refine_scores(scores, image, iterations=10, dilations=(8, 16))
     assert torch.equal(refine_scores(scores, image), expected)
+
+
+# Prints the bytes for each pixel that the refinement of some scores adds at its peak.
+MEASURE_MEMORY = """
+import resource, sys, torch
+from clipkit.inspect import refine_scores
+count = int(sys.argv[1])
+refine_scores(torch.rand(count, 32, 32), torch.rand(3, 32, 32))
+scores, image = torch.rand(count, 1200, 1500), torch.rand(3, 1200, 1500)
+before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+refine_scores(scores, image, iterations=2)
+print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024 / 1200 / 1500)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the unit of ru_maxrss differs")
+@pytest.mark.parametrize("count", [1, 24])
+def test_refinement_needs_no_more_memory_than_it_says(count: int) -> None:
+    command = [sys.executable, "-W", "ignore", "-c", MEASURE_MEMORY, str(count)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert float(result.stdout) < 250 + (18 - 4) * count  # of which 4 are of the scores themselves
 
 
 def test_refinement_stops_at_an_edge_of_the_image() -> None:
