@@ -22,6 +22,7 @@ from clipkit.inspect.plot_style import (
     new_figure,
     panel_size,
     pixels_of,
+    require_matplotlib,
     shorten,
     show_pixels,
     write_text,
@@ -99,6 +100,7 @@ def _palette(colors: Sequence[str] | None, classes: int) -> Sequence[str]:
         return [area_color(place) for place in range(classes)]
     if len(colors) != classes:
         raise ConfigError(f"{classes} classes need as many colors, not {len(colors)}")
+    require_matplotlib()
     from matplotlib.colors import is_color_like
 
     if wrong := [color for color in colors if not is_color_like(color)]:

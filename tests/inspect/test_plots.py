@@ -155,6 +155,7 @@ assert matplotlib.rcParams.copy() == before
     [
         "heat_map(photo, numpy.eye(3))",
         "segmentation(photo, numpy.eye(9, dtype=int), ['cat', 'dog'])",
+        "segmentation(photo, numpy.eye(9, dtype=int), ['cat', 'dog'], colors=['red', 'blue'])",
         "few_shot_curves({'one': {1: [0.5]}})",
         "embedding_map(numpy.eye(4), [0, 1, 0, 1])",
     ],
