@@ -77,7 +77,7 @@ def load_classifier(name: str, labels: list[str] | None) -> clipkit.ImageClassif
 
 
 def main() -> None:
-    import uvicorn
+    import uvicorn  # pyright: ignore[reportMissingImports]
 
     parser = argparse.ArgumentParser(description="Serve a classifier over HTTP.")
     parser.add_argument("classifier", help="a folder, a hub id; or a model, with --labels")
