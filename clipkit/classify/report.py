@@ -1,6 +1,5 @@
 """Say how good a classifier is, and where it errs, from its probabilities of labeled images."""
 
-import json
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
@@ -13,7 +12,7 @@ from clipkit.classify.figures import ClassFigures, Confusion, Estimate, Figures,
 from clipkit.classify.report_html import as_page, as_table
 from clipkit.classify.report_text import as_line, as_text
 from clipkit.errors import ConfigError
-from clipkit.files import replacing
+from clipkit.files import replacing, write_json
 from clipkit.plurals import number_of_classes
 
 LEVEL = 0.95  # of the interval
@@ -77,9 +76,7 @@ class Report(Figures):
         Raises:
             OutputError: if it cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        with replacing(path) as partial:
-            partial.write_text(f"{text}\n", "utf-8")
+        write_json(self.to_dict(), path)
 
     def to_html(self, path: str | os.PathLike[str], *, title: str = "Report") -> None:
         """Write the report as one page, which needs no other file and no network.

@@ -1,7 +1,6 @@
 """`clipkit segment`: paint the classes of each pixel over photos."""
 
 import argparse
-import json
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -17,7 +16,7 @@ from clipkit.commands.inputs import find_images, images_among, read_labels
 from clipkit.commands.model_choice import ModelChoice, add_model, read_templates
 from clipkit.data.decode import read_image
 from clipkit.errors import ConfigError, ImageError
-from clipkit.files import check_output, replacing
+from clipkit.files import check_output, replacing, write_json
 from clipkit.inspect.class_maps import ClassMapper, MapMethod
 from clipkit.inspect.overlay import color_of, draw_overlay, shares_of
 from clipkit.visible import visible
@@ -219,8 +218,7 @@ class _Writer:
         if not self.masks:
             return
         _save(_as_mask(indices, len(self.labels)), self.folder / f"{name}{_MASK}")
-        with replacing(self.folder / _LABELS) as partial:
-            partial.write_text(json.dumps(self.labels, indent=1) + "\n", "utf-8")
+        write_json(self.labels, self.folder / _LABELS)
 
 
 def _save(image: "Image", path: Path) -> None:

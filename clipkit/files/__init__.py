@@ -12,7 +12,7 @@ from clipkit.files.read import (
     sha256,
     spell_path,
 )
-from clipkit.files.write import remove_leftovers, replacing, write_weights
+from clipkit.files.write import remove_leftovers, replacing, write_json, write_weights
 
 __all__ = [
     "address_scheme",
@@ -29,5 +29,6 @@ __all__ = [
     "sha256",
     "spell_path",
     "typed_write_errors",
+    "write_json",
     "write_weights",
 ]

@@ -1,6 +1,7 @@
 """Write files whole or not at all."""
 
 import contextlib
+import json
 import os
 import re
 import uuid
@@ -51,6 +52,24 @@ def write_weights(
         about = {"format": "pt", **(metadata or {})}
         safetensors.torch.save_file(dense, partial, metadata=about)
         partial.chmod(mode)
+
+
+def write_json(values: object, path: str | os.PathLike[str]) -> None:
+    """Write plain values as JSON, whole or not at all.
+
+    Args:
+        values: what JSON can hold, without numbers that are not finite.
+        path: the file, which is replaced if it exists. Missing folders are made.
+
+    Raises:
+        OutputError: if it cannot be written. One that was there is then still there.
+
+    Example:
+        write_json({"accuracy": 0.9}, "report.json")
+    """
+    text = json.dumps(values, indent=1, allow_nan=False)
+    with replacing(path) as partial:
+        partial.write_text(f"{text}\n", "utf-8")
 
 
 @contextmanager

@@ -24,6 +24,7 @@ from clipkit.data.pictures import Images
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
 from clipkit.inspect import towers
+from clipkit.inspect.pooled import finish_vit
 from clipkit.inspect.prepared import prepare_batch
 from clipkit.inspect.towers import Grid
 from clipkit.models.kernels import apply_linear
@@ -166,8 +167,7 @@ def _read_block(
     if method == "values":  # the block as it is, but for whom a patch attends to
         gathered = x[:, 1:] + gathered
         gathered = gathered + block.mlp(block.ln_2(gathered))
-    gathered = visual.ln_post(gathered)
-    return gathered if visual.proj is None else gathered @ visual.proj
+    return finish_vit(visual)(gathered)
 
 
 def _read_pool(visual: nn.Module, images: Tensor, method: Method, weights: Tensor | None) -> Tensor:

@@ -138,11 +138,16 @@ def _paint(
         strength[background] = 0
     share = strength[indices][:, :, None]  # (H, W, 1)
     painted = np.asarray((1 - share) * photo + share * colors[indices], dtype=np.float32)
+    painted[edges_of(indices)] = 255
+    return np.asarray(painted.round(), dtype=np.uint8)
+
+
+def edges_of(indices: NDArray[np.int64]) -> NDArray[np.bool_]:
+    """Return where the class (H, W) is another than to the left or above, (H, W) bool."""
     edges = np.zeros(indices.shape, dtype=bool)
     edges[:, 1:] |= indices[:, 1:] != indices[:, :-1]
     edges[1:] |= indices[1:] != indices[:-1]
-    painted[edges] = 255
-    return np.asarray(painted.round(), dtype=np.uint8)
+    return edges
 
 
 def _draw_numbers(

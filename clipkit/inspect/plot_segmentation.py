@@ -9,6 +9,7 @@ from numpy.typing import NDArray
 from clipkit.classify.metric_inputs import is_number
 from clipkit.data.decode import Readable
 from clipkit.errors import ConfigError
+from clipkit.inspect.overlay import edges_of
 from clipkit.inspect.plot_style import (
     INK,
     TEXT,
@@ -143,10 +144,7 @@ def _colored(
     for place in shown:
         area = indices == place
         mixed[area] = (1 - opacity) * mixed[area] + opacity * np.array(to_rgb(palette[place]))
-    edge = np.zeros(indices.shape, dtype=bool)
-    edge[:, 1:] |= indices[:, 1:] != indices[:, :-1]
-    edge[1:] |= indices[1:] != indices[:-1]
-    mixed[edge] = 1.0
+    mixed[edges_of(indices)] = 1.0
     return mixed
 
 

@@ -81,11 +81,11 @@ def pass_blocks(
 
 
 def finish_vit(visual: VisionTransformer) -> Finish:
-    """Return what makes features of the class token after the last block."""
+    """Return what makes features of the class token, or of all, after the last block."""
 
     def finish(x: Tensor) -> Tensor:
         x = visual.ln_post(x)
-        return x if visual.proj is None else x @ visual.proj  # (N, W) -> (N, D)
+        return x if visual.proj is None else x @ visual.proj  # (..., W) -> (..., D)
 
     return finish
 

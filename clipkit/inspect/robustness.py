@@ -1,6 +1,5 @@
 """Measure how a classifier does on images that are masked, noisy, blurred or written on."""
 
-import json
 import os
 from collections.abc import Collection, Sequence
 from contextlib import closing
@@ -19,7 +18,7 @@ from clipkit.classify.metric_inputs import is_number
 from clipkit.classify.metrics import wilson_interval
 from clipkit.encode.embed import stream_features
 from clipkit.errors import ConfigError, DataError
-from clipkit.files import replacing
+from clipkit.files import write_json
 from clipkit.inspect.corrupted_images import CorruptedImages, Variant
 from clipkit.inspect.corruptions import Blur, Corruption, GaussianNoise, Jpeg, Masking
 from clipkit.inspect.plot_robustness import robustness_figure
@@ -63,9 +62,7 @@ class Robustness(RobustnessFigures):
         Raises:
             OutputError: if it cannot be written.
         """
-        text = json.dumps(self.to_dict(), indent=1, allow_nan=False)
-        with replacing(path) as partial:
-            partial.write_text(f"{text}\n", "utf-8")
+        write_json(self.to_dict(), path)
 
     def figure(self) -> "Figure":
         """Return accuracy and confidence over the severities as a figure; needs matplotlib.

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from clipkit.columns import align
+from clipkit.plurals import number_of
 from clipkit.visible import visible
 
 
@@ -69,21 +70,23 @@ class RobustnessFigures:
 def as_line(figures: RobustnessFigures) -> str:
     """Return a measurement in one line."""
     means = ", ".join(f"{name} {share:.1%}" for name, share in figures.mean_accuracy().items())
-    return f"Robustness({_images(figures.images)}: accuracy {figures.accuracy:.1%}; {means})"
+    images = number_of(figures.images, "image")
+    return f"Robustness({images}: accuracy {figures.accuracy:.1%}; {means})"
 
 
 def as_text(figures: RobustnessFigures) -> str:
     """Return a measurement as a table, with what was left out."""
+    images = number_of(figures.images, "image")
     low, high = figures.interval
     lines = [
-        f"{_images(figures.images)}: accuracy {figures.accuracy:.1%} (95% interval {low:.1%} to "
+        f"{images}: accuracy {figures.accuracy:.1%} (95% interval {low:.1%} to "
         f"{high:.1%}), mean confidence {figures.confidence:.1%}",
         *_notes(figures),
     ]
     for name, rows in figures.by_corruption().items():
         title = f"{visible(name)} ({visible(rows[0].unit)})"
         if rows[0].images < figures.images:
-            title += f", {_images(rows[0].images)}"
+            title += f", {number_of(rows[0].images, 'image')}"
         cells = align(
             [list(_cells(rows[0])), *(list(_cells(row).values()) for row in rows)], right=range(5)
         )
@@ -106,12 +109,9 @@ def _notes(figures: RobustnessFigures) -> list[str]:
     """Return what is to be said of images that are not measured."""
     notes: list[str] = []
     if figures.left_out:
-        notes.append(f"left out: {_images(figures.left_out)}; the classifier was fitted on them")
+        left_out = number_of(figures.left_out, "image")
+        notes.append(f"left out: {left_out}; the classifier was fitted on them")
     if figures.skipped:
         first = visible(figures.skipped[0][1])
-        notes.append(f"not read: {_images(len(figures.skipped))}; the first: {first}")
+        notes.append(f"not read: {number_of(len(figures.skipped), 'image')}; the first: {first}")
     return notes
-
-
-def _images(count: int) -> str:
-    return "1 image" if count == 1 else f"{count:,} images"

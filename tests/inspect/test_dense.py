@@ -31,18 +31,6 @@ Array = numpy_clip.Array
 PHOTOS = TESTS.parent / "examples" / "photos"
 
 
-@pytest.fixture(scope="module")
-def exact_vit() -> CLIP:
-    """Return a model in float64, of 3 x 4 patches. Tests must not change it."""
-    return make_exact(vit_config())
-
-
-@pytest.fixture(scope="module")
-def exact_resnet() -> CLIP:
-    """Return a model in float64, of 2 x 3 places. Tests must not change it."""
-    return make_exact(resnet_config())
-
-
 def softmax(scores: Array) -> Array:
     weights = np.exp(scores - scores.max())
     return weights / weights.sum()

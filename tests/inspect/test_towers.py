@@ -17,25 +17,10 @@ from tests.helpers.exact import (
     EXACT,
     images_for,
     largest_difference,
-    make_exact,
-    resnet_config,
-    vit_config,
     vit_of,
 )
 from tests.helpers.random_weights import some_images
 from tests.helpers.towers import make_inputs, make_resnet, make_vit
-
-
-@pytest.fixture(scope="module")
-def exact_vit() -> CLIP:
-    """Return a model in float64, of 3 x 4 patches. Tests must not change it."""
-    return make_exact(vit_config())
-
-
-@pytest.fixture(scope="module")
-def exact_resnet() -> CLIP:
-    """Return a model in float64, of 2 x 3 places. Tests must not change it."""
-    return make_exact(resnet_config())
 
 
 def double_images(size: tuple[int, int], count: int = 2) -> Tensor:
