@@ -8,44 +8,49 @@ tokens = clipkit.tokenize(["a photo of a cat", "a photo of a dog"])
 logits_per_image, logits_per_text = model(image, tokens)
 """
 
+import importlib
 import typing
 
 import clipkit.moved as _moved
-from clipkit import errors, inspect
-from clipkit.checkpoints.registry import available_models, list_models
-from clipkit.classify.calibration import Calibration
-from clipkit.classify.classifier import ImageClassifier
-from clipkit.classify.encoder import CLIPEncoder
-from clipkit.classify.estimators import CLIPClassifier
-from clipkit.classify.few_shot import fit_head, sample_shots
-from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
-from clipkit.classify.prediction import Prediction
-from clipkit.classify.presence import Presence
-from clipkit.classify.report import Report
-from clipkit.classify.suspects import Suspect
-from clipkit.classify.template_weights import weigh_templates
-from clipkit.classify.zero_shot import zero_shot_weights
-from clipkit.clip import CLIP, load
-from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
-from clipkit.data.descriptors import read_descriptors
-from clipkit.data.labelled import Pairs, read_folder, read_pairs, read_table
-from clipkit.data.preprocess import Preprocess
-from clipkit.encode.embed import Features, embed_images, embed_texts
-from clipkit.encode.store import extract_features, load_features
-from clipkit.errors import ClipkitError
-from clipkit.models.low_rank import lora, merge_lora
-from clipkit.prompts import PromptSet, prompt_set, prompt_sets
-from clipkit.tokenizer import Tokenizer, tokenize
-from clipkit.training.batches import Augment, Batch, PairBatches
-from clipkit.training.config import TrainConfig
-from clipkit.training.finetune import finetune, finetune_captions
-from clipkit.training.interpolation import interpolate_weights
-from clipkit.training.loop import Trainer
-from clipkit.training.losses import clip_loss, sigmoid_loss
-from clipkit.training.recompute import cached_features
-from clipkit.training.run import RunConfig, train
-from clipkit.training.shards import ShardBatches
-from clipkit.training.tasks import ClassificationTask, ContrastiveTask, PromptTask, Task
+
+# A type checker reads these. At run time each comes when it is first asked for: a program that
+# never computes, such as a search whose query is known, must not wait for torch.
+if typing.TYPE_CHECKING:
+    from clipkit import errors, inspect
+    from clipkit.checkpoints.registry import available_models, list_models
+    from clipkit.classify.calibration import Calibration
+    from clipkit.classify.classifier import ImageClassifier
+    from clipkit.classify.encoder import CLIPEncoder
+    from clipkit.classify.estimators import CLIPClassifier
+    from clipkit.classify.few_shot import fit_head, sample_shots
+    from clipkit.classify.heads import CacheHead, CosineHead, Head, LinearHead, WeightedPromptHead
+    from clipkit.classify.prediction import Prediction
+    from clipkit.classify.presence import Presence
+    from clipkit.classify.report import Report
+    from clipkit.classify.suspects import Suspect
+    from clipkit.classify.template_weights import weigh_templates
+    from clipkit.classify.zero_shot import zero_shot_weights
+    from clipkit.clip import CLIP, load
+    from clipkit.config import CLIPConfig, PreprocessConfig, ResNetConfig, TextConfig, ViTConfig
+    from clipkit.data.descriptors import read_descriptors
+    from clipkit.data.labelled import Pairs, read_folder, read_pairs, read_table
+    from clipkit.data.preprocess import Preprocess
+    from clipkit.encode.embed import Features, embed_images, embed_texts
+    from clipkit.encode.store import extract_features, load_features
+    from clipkit.errors import ClipkitError
+    from clipkit.models.low_rank import lora, merge_lora
+    from clipkit.prompts import PromptSet, prompt_set, prompt_sets
+    from clipkit.tokenizer import Tokenizer, tokenize
+    from clipkit.training.batches import Augment, Batch, PairBatches
+    from clipkit.training.config import TrainConfig
+    from clipkit.training.finetune import finetune, finetune_captions
+    from clipkit.training.interpolation import interpolate_weights
+    from clipkit.training.loop import Trainer
+    from clipkit.training.losses import clip_loss, sigmoid_loss
+    from clipkit.training.recompute import cached_features
+    from clipkit.training.run import RunConfig, train
+    from clipkit.training.shards import ShardBatches
+    from clipkit.training.tasks import ClassificationTask, ContrastiveTask, PromptTask, Task
 
 __version__ = "0.2.0.dev0"
 
@@ -117,9 +122,67 @@ __all__ = [
     "zero_shot_weights",
 ]
 
+# Where the names are.
+_HOMES = {
+    "clipkit": ("errors", "inspect"),
+    "clipkit.checkpoints.registry": ("available_models", "list_models"),
+    "clipkit.classify.calibration": ("Calibration",),
+    "clipkit.classify.classifier": ("ImageClassifier",),
+    "clipkit.classify.encoder": ("CLIPEncoder",),
+    "clipkit.classify.estimators": ("CLIPClassifier",),
+    "clipkit.classify.few_shot": ("fit_head", "sample_shots"),
+    "clipkit.classify.heads": (
+        "CacheHead",
+        "CosineHead",
+        "Head",
+        "LinearHead",
+        "WeightedPromptHead",
+    ),
+    "clipkit.classify.prediction": ("Prediction",),
+    "clipkit.classify.presence": ("Presence",),
+    "clipkit.classify.report": ("Report",),
+    "clipkit.classify.suspects": ("Suspect",),
+    "clipkit.classify.template_weights": ("weigh_templates",),
+    "clipkit.classify.zero_shot": ("zero_shot_weights",),
+    "clipkit.clip": ("CLIP", "load"),
+    "clipkit.config": ("CLIPConfig", "PreprocessConfig", "ResNetConfig", "TextConfig", "ViTConfig"),
+    "clipkit.data.descriptors": ("read_descriptors",),
+    "clipkit.data.labelled": ("Pairs", "read_folder", "read_pairs", "read_table"),
+    "clipkit.data.preprocess": ("Preprocess",),
+    "clipkit.encode.embed": ("Features", "embed_images", "embed_texts"),
+    "clipkit.encode.store": ("extract_features", "load_features"),
+    "clipkit.errors": ("ClipkitError",),
+    "clipkit.models.low_rank": ("lora", "merge_lora"),
+    "clipkit.prompts": ("PromptSet", "prompt_set", "prompt_sets"),
+    "clipkit.tokenizer": ("Tokenizer", "tokenize"),
+    "clipkit.training.batches": ("Augment", "Batch", "PairBatches"),
+    "clipkit.training.config": ("TrainConfig",),
+    "clipkit.training.finetune": ("finetune", "finetune_captions"),
+    "clipkit.training.interpolation": ("interpolate_weights",),
+    "clipkit.training.loop": ("Trainer",),
+    "clipkit.training.losses": ("clip_loss", "sigmoid_loss"),
+    "clipkit.training.recompute": ("cached_features",),
+    "clipkit.training.run": ("RunConfig", "train"),
+    "clipkit.training.shards": ("ShardBatches",),
+    "clipkit.training.tasks": ("ClassificationTask", "ContrastiveTask", "PromptTask", "Task"),
+}
+
 # A type checker would take every misspelt name for one of the package's.
 if not typing.TYPE_CHECKING:
 
-    def __getattr__(name: str) -> typing.NoReturn:
-        """Say where a name of OpenAI's package is, if there is no such name here."""
+    def __getattr__(name: str) -> object:
+        """Import a public name, or say where a name of OpenAI's package is."""
+        for home, names in _HOMES.items():
+            if name in names:
+                value = _import(home, name)
+                globals()[name] = value  # from now on it is found without this function
+                return value
         raise _moved.missing("clipkit", name, _moved.PACKAGE)
+
+    def _import(home: str, name: str) -> object:
+        if home == "clipkit":  # a module of the package itself
+            return importlib.import_module(f"clipkit.{name}")
+        return getattr(importlib.import_module(home), name)
+
+    def __dir__() -> list[str]:
+        return sorted({*globals(), *__all__})

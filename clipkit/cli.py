@@ -5,27 +5,55 @@ import contextlib
 import os
 import select
 import sys
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import Any
 
-import torch
-
 import clipkit
-from clipkit.commands.classify import CLASSIFY
-from clipkit.commands.command import DONE, FAILED, INTERRUPTED, Command
+from clipkit.commands.command import DONE, FAILED, INTERRUPTED, Command, CommandEntry
 from clipkit.commands.display import lossless_streams, tell_error, warn
-from clipkit.commands.evaluate import EVAL
-from clipkit.commands.finetune import FINETUNE
-from clipkit.commands.fit import FIT
 from clipkit.commands.logs import told_logs
-from clipkit.commands.model_choice import take_model
-from clipkit.commands.models import MODELS_COMMAND, PROMPTS
-from clipkit.commands.segment import SEGMENT
-from clipkit.commands.train import TRAIN
 from clipkit.commands.wording import NO_OPTIONS, in_options
 from clipkit.errors import ClipkitError
 
-COMMANDS = (CLASSIFY, FIT, EVAL, SEGMENT, FINETUNE, TRAIN, MODELS_COMMAND, PROMPTS)
+# Only the one that is called is imported: most of them bring torch along.
+COMMANDS = (
+    CommandEntry(
+        "classify",
+        "rank labels for images, without training or by a fitted classifier",
+        "classify",
+        "CLASSIFY",
+    ),
+    CommandEntry(
+        "fit", "make a classifier from class folders of images, a few each or many", "fit", "FIT"
+    ),
+    CommandEntry(
+        "eval", "measure a classifier, or zero-shot, on class folders of images", "evaluate", "EVAL"
+    ),
+    CommandEntry(
+        "segment",
+        "paint the class of each pixel over photos, without training",
+        "segment",
+        "SEGMENT",
+    ),
+    CommandEntry(
+        "finetune",
+        "adapt a model to your captioned images or class folders",
+        "finetune",
+        "FINETUNE",
+    ),
+    CommandEntry(
+        "train", "train as a JSON file says; under torchrun on many processes", "train", "TRAIN"
+    ),
+    CommandEntry(
+        "models",
+        "list the checkpoints that can be loaded by name, with their sizes",
+        "models",
+        "MODELS_COMMAND",
+    ),
+    CommandEntry(
+        "prompts", "list the prompt sets that --templates takes by name", "models", "PROMPTS"
+    ),
+)
 EPILOG = """\
 examples:
   clipkit classify photo.jpg --labels cat dog "cup of coffee"
@@ -56,7 +84,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         main(["classify", "photo.jpg", "--labels", "cat", "dog"])
     """
     with lossless_streams():
-        parser = make_parser()
+        words = sys.argv[1:] if arguments is None else arguments
+        parser = make_parser(words)
         options = vars(parser.parse_args(arguments))
         command: Command | None = options.pop("command")
         if command is None:
@@ -68,8 +97,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _run(command: Command, options: dict[str, Any]) -> int:
     """Run a command with the values of its arguments; whatever goes wrong ends in one line."""
     names = [name for name in options if name not in NO_OPTIONS]
-    if command.takes_model:
-        options["choice"] = take_model(options)
+    if command.prepare is not None:
+        command.prepare(options)
     try:
         with told_logs():
             code = command.run(**options)
@@ -91,10 +120,20 @@ def _run(command: Command, options: dict[str, Any]) -> int:
             return FAILED
         _silence_output()  # it is the output that cannot be written
         return FAILED
-    except (MemoryError, torch.OutOfMemoryError) as error:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         reason = str(error) or "there is none left"
         tell_error(f"the memory does not suffice: {reason}")
         return FAILED
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    """Return whether the memory did not suffice, of the computer or of a device.
+
+    The latter is torch.OutOfMemoryError, for which torch would have to be imported.
+    """
+    return isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError"
 
 
 def _flush_output() -> None:
@@ -123,8 +162,12 @@ def _silence_output() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def make_parser() -> argparse.ArgumentParser:
-    """Return the parser of the whole program, with a parser for each command."""
+def make_parser(words: Collection[str]) -> argparse.ArgumentParser:
+    """Return the parser of the whole program, with the arguments of the commands among `words`.
+
+    Args:
+        words: of the command line.
+    """
     parser = argparse.ArgumentParser(
         prog="clipkit",
         description="CLIP checkpoints and classifiers.",
@@ -134,16 +177,18 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"clipkit {clipkit.__version__}")
     parser.set_defaults(command=None)
     commands = parser.add_subparsers(metavar="COMMAND")
-    for command in COMMANDS:
+    for entry in COMMANDS:
         own = commands.add_parser(
-            command.name,
-            help=command.summary,
-            description=f"{command.summary[0].upper()}{command.summary[1:]}.",
-            epilog=_epilog(command),
+            entry.name,
+            help=entry.summary,
+            description=f"{entry.summary[0].upper()}{entry.summary[1:]}.",
             formatter_class=argparse.RawDescriptionHelpFormatter,
         )
-        command.add_arguments(own)
-        own.set_defaults(command=command)
+        if entry.name in words:
+            command = entry.load()
+            own.epilog = _epilog(command)
+            command.add_arguments(own)
+            own.set_defaults(command=command)
     return parser
 
 

@@ -11,8 +11,10 @@ from pathlib import Path
 import pytest
 
 import clipkit
-from clipkit import cli
 from clipkit.cli import COMMANDS, main, make_parser
+from clipkit.commands import models
+from clipkit.commands.command import Command
+from clipkit.commands.model_choice import take_model
 from clipkit.commands.train import EXAMPLE
 
 README = Path(__file__).parents[1] / "README.md"
@@ -60,15 +62,37 @@ def test_help_of_a_command_shows_an_example_that_can_be_read(
     )
     assert examples
     for example in examples:
-        options = make_parser().parse_args(shlex.split(example))
+        options = make_parser([name]).parse_args(shlex.split(example))
         assert options.command.name == name
+
+
+def command_of(name: str) -> Command:
+    """Return a command by the word after `clipkit`."""
+    return next(entry for entry in COMMANDS if entry.name == name).load()
 
 
 def own_parser(name: str) -> argparse.ArgumentParser:
     """Return a parser with the arguments of one command alone."""
     parser = argparse.ArgumentParser(prog=name)
-    next(command for command in COMMANDS if command.name == name).add_arguments(parser)
+    command_of(name).add_arguments(parser)
     return parser
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_command_has_the_name_of_its_entry(name: str) -> None:
+    assert command_of(name).name == name
+
+
+def test_nothing_is_imported_for_commands_that_nobody_called() -> None:
+    program = (
+        "import sys; from clipkit.cli import make_parser\n"
+        "make_parser([]).format_help()\n"
+        "print('torch' in sys.modules, 'numpy' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False False\n"
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -87,7 +111,7 @@ def test_the_readme_shows_every_option(name: str) -> None:
     options = set(re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", own_parser(name).format_help(), re.M))
     shown = set(re.findall(r"--[\w-]+", usage.group()))
     assert options - {"--help", "--workers", "--out", *MODEL_OPTIONS} == shown
-    takes_model = next(command for command in COMMANDS if command.name == name).takes_model
+    takes_model = command_of(name).prepare is take_model
     assert ("[MODEL]" in usage.group()) == takes_model
 
 
@@ -144,8 +168,7 @@ def test_an_error_of_the_disk_exits_with_2_and_one_line(
     def fail(*, as_json: bool) -> int:
         raise OSError(28, "No space left on device")
 
-    models = replace(next(command for command in COMMANDS if command.name == "models"), run=fail)
-    monkeypatch.setattr(cli, "COMMANDS", (models,))
+    monkeypatch.setattr(models, "MODELS_COMMAND", replace(models.MODELS_COMMAND, run=fail))
     assert main(["models"]) == 2
     assert capsys.readouterr().err == "clipkit: [Errno 28] No space left on device\n"
 

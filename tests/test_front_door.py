@@ -19,7 +19,7 @@ import clipkit
 from tests.helpers.package import MODULES, PACKAGE
 
 # Run in a fresh interpreter. torch and NumPy do as they please when they are imported, so they
-# come first.
+# come first. Then every name of the front door is asked for.
 WATCH = """
 import json, os, sys, warnings
 import numpy, torch
@@ -28,6 +28,8 @@ warnings.simplefilter("error")
 before, environment, events = set(sys.modules), dict(os.environ), []
 sys.addaudithook(lambda event, args: events.append((event, str(args[0]) if args else "")))
 import clipkit
+for name in clipkit.__all__:
+    getattr(clipkit, name)
 seen, imported = list(events), sorted(set(sys.modules) - before)
 present = [name for name in UNWANTED if name in sys.modules]
 
@@ -99,12 +101,27 @@ def test_loading_leaves_torchs_compiler_alone(fresh: Report) -> None:
     assert fresh["compiler"] == []
 
 
-def test_all_is_what_is_imported() -> None:
+def test_all_is_what_a_type_checker_and_a_program_are_shown() -> None:
     tree = ast.parse(MODULES["clipkit"].read_text("utf-8"))
-    imports = [node for node in tree.body if isinstance(node, ast.ImportFrom)]
-    imported = [alias.asname or alias.name for node in imports for alias in node.names]
-    assert clipkit.__all__ == sorted(imported)
-    assert len(set(imported)) == len(imported)
+    blocks = [node for node in tree.body if isinstance(node, ast.If)]
+    imports = [node for node in blocks[0].body if isinstance(node, ast.ImportFrom)]
+    shown = {(node.module, alias.name) for node in imports for alias in node.names}
+    homes: dict[str, tuple[str, ...]] = vars(clipkit)["_HOMES"]
+    assert shown == {(home, name) for home, names in homes.items() for name in names}
+    assert clipkit.__all__ == sorted(name for _, name in shown)
+    assert len(clipkit.__all__) == len(shown)
+
+
+def test_import_waits_for_neither_torch_nor_numpy() -> None:
+    program = "import sys, clipkit; print('torch' in sys.modules, 'numpy' in sys.modules)"
+    run = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert run.stdout == "False False\n"
+
+
+def test_the_front_door_lists_its_names() -> None:
+    assert set(clipkit.__all__) <= set(dir(clipkit))
 
 
 @pytest.mark.parametrize("name", clipkit.__all__)

@@ -29,7 +29,7 @@ from clipkit.commands.inputs import (
     read_labels,
     read_paths,
 )
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
+from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
 from clipkit.encode.embed import Features, stream_features
 from clipkit.errors import ConfigError
 from clipkit.prompts import ClassNames
@@ -301,12 +301,11 @@ def _as_text(path: str, prediction: Prediction, top: int, style: Style) -> str:
 
 CLASSIFY = Command(
     name="classify",
-    summary="rank labels for images, without training or by a fitted classifier",
     examples="clipkit classify photo.jpg --labels cat dog --model ViT-B/32\n"
     "clipkit classify photos/ --classifier pets/ --json\n"
     "clipkit classify photos/ --classifier pets/ --coverage 0.9 --reject\n"
     "find . -name '*.jpg' -print0 | clipkit classify --images-from - --labels-file labels.txt",
     add_arguments=_add_arguments,
     run=classify,
-    takes_model=True,
+    prepare=take_model,
 )

@@ -3,7 +3,9 @@
 import argparse
 from collections.abc import Callable
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
+from typing import Any, NamedTuple
 
 # Exit codes. argparse leaves with 2 as well where it cannot read the arguments.
 DONE = 0
@@ -18,21 +20,37 @@ class Command:
 
     Attributes:
         name: the word after `clipkit`.
-        summary: one line for the list of commands.
         examples: command lines that work, shown in its help, one a line.
         add_arguments: adds the arguments to the command's own parser.
         run: takes the values of all arguments by name and returns the exit code.
         details: what its help says at the end.
-        takes_model: whether `add_model` is among its arguments: `run` then takes a `ModelChoice`.
+        prepare: changes the values of the arguments before `run` gets them.
     """
 
     name: str
-    summary: str
     examples: str
     add_arguments: Callable[[argparse.ArgumentParser], None]
     run: Callable[..., int]
     details: str = ""
-    takes_model: bool = False
+    prepare: Callable[[dict[str, Any]], None] | None = None
+
+
+class CommandEntry(NamedTuple):
+    """Say where a command is, so that nothing is imported for those that nobody called.
+
+    Example:
+        CommandEntry("models", "list the checkpoints", "models", "MODELS").load()
+    """
+
+    name: str  # the word after `clipkit`
+    summary: str  # one line for the list of commands
+    module: str  # of `clipkit.commands`
+    variable: str  # in the module
+
+    def load(self) -> Command:
+        """Import the command."""
+        command: Command = getattr(import_module(f"clipkit.commands.{self.module}"), self.variable)
+        return command
 
 
 def path_of(text: str) -> Path:

@@ -24,7 +24,7 @@ from clipkit.commands.command import (
 from clipkit.commands.display import Style, tell
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
+from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
 from clipkit.errors import ConfigError
 from clipkit.files import check_output
 from clipkit.plurals import number_of, number_of_classes
@@ -201,10 +201,9 @@ def _print_suspects(suspects: Sequence[Suspect], most: int) -> None:
 
 EVAL = Command(
     name="eval",
-    summary="measure a classifier, or zero-shot, on class folders of images",
     examples="clipkit eval test_folders/ --classifier pets/ --html report.html\n"
     "clipkit eval train_folders/ --classifier pets/ --suspects 20",
     add_arguments=_add_arguments,
     run=evaluate,
-    takes_model=True,
+    prepare=take_model,
 )

@@ -18,7 +18,7 @@ from clipkit.commands.folders import (
     tell_size,
     ways_to_load,
 )
-from clipkit.commands.model_choice import ModelChoice, add_model
+from clipkit.commands.model_choice import ModelChoice, add_model, take_model
 from clipkit.errors import DataError
 from clipkit.plurals import number_of
 from clipkit.training.run import finetune_from
@@ -189,10 +189,9 @@ def _print_way_on(out: Path, is_classifier: bool) -> None:
 
 FINETUNE = Command(
     name="finetune",
-    summary="adapt a model to your captioned images or class folders",
     examples="clipkit finetune my_photos/captions.csv --out tuned/ --model ViT-B/32\n"
     "clipkit finetune my_folders/ --out tuned/ --blocks 2 --epochs 10",
     add_arguments=_add_arguments,
     run=finetune,
-    takes_model=True,
+    prepare=take_model,
 )

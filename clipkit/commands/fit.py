@@ -28,7 +28,7 @@ from clipkit.commands.folders import (
     read_class_folders,
 )
 from clipkit.commands.inputs import tell_unknown_ids
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier
+from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import name_ids
 
@@ -164,10 +164,9 @@ def _print_choices(classifier: ImageClassifier, images: int, accuracy: dict[str,
 
 FIT = Command(
     name="fit",
-    summary="make a classifier from class folders of images, a few each or many",
     examples="clipkit fit train_folders/ --out pets/ --model ViT-B/32 --shots 16\n"
     "clipkit fit train_folders/ --out pets/ --calibrate",
     add_arguments=_add_arguments,
     run=fit,
-    takes_model=True,
+    prepare=take_model,
 )

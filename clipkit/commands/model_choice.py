@@ -120,9 +120,10 @@ def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
     add_device(parser)
 
 
-def take_model(options: dict[str, Any]) -> ModelChoice:
-    """Move the values of `add_model`'s options out of those of a whole command."""
-    return ModelChoice(**{field.name: options.pop(field.name) for field in fields(ModelChoice)})
+def take_model(options: dict[str, Any]) -> None:
+    """Put a `ModelChoice` named `choice` in the place of the values of `add_model`'s options."""
+    chosen = {field.name: options.pop(field.name) for field in fields(ModelChoice)}
+    options["choice"] = ModelChoice(**chosen)
 
 
 def read_config(config: str | None) -> str | CLIPConfig | None:

@@ -141,14 +141,12 @@ def prompts(*, as_json: bool) -> int:
 
 MODELS_COMMAND = Command(
     name="models",
-    summary="list the checkpoints that can be loaded by name, with their sizes",
     examples="clipkit models\nclipkit models --json",
     add_arguments=_add_models_arguments,
     run=models,
 )
 PROMPTS = Command(
     name="prompts",
-    summary="list the prompt sets that --templates takes by name",
     examples="clipkit prompts",
     add_arguments=_add_prompts_arguments,
     run=prompts,

@@ -13,12 +13,13 @@ from torch import Tensor
 from clipkit.commands.command import DONE, FAILED, SOME_LEFT_OUT, Command, add_out
 from clipkit.commands.display import Style, tell_skipped, typed
 from clipkit.commands.inputs import find_images, images_among, read_labels
-from clipkit.commands.model_choice import ModelChoice, add_model, read_templates
+from clipkit.commands.model_choice import ModelChoice, add_model, read_templates, take_model
 from clipkit.data.decode import read_image
 from clipkit.errors import ConfigError, ImageError
 from clipkit.files import check_output, replacing, write_json
 from clipkit.inspect.class_maps import ClassMapper, MapMethod
-from clipkit.inspect.overlay import color_of, draw_overlay, shares_of
+from clipkit.inspect.areas import color_of, share_text, shares_of
+from clipkit.inspect.overlay import draw_overlay
 from clipkit.visible import visible
 
 if TYPE_CHECKING:
@@ -248,11 +249,10 @@ def _print_shares(path: Path, labels: Sequence[str], indices: Tensor) -> None:
 
 SEGMENT = Command(
     name="segment",
-    summary="paint the class of each pixel over photos, without training",
     examples="clipkit segment photo.jpg --labels cat sofa --background wall floor -o painted/\n"
     "clipkit segment photos/ --labels-file labels.json --masks --refine -o painted/ "
     "--model ViT-B/16",
     add_arguments=_add_arguments,
     run=segment,
-    takes_model=True,
+    prepare=take_model,
 )

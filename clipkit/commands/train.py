@@ -103,7 +103,6 @@ def _train(config: RunConfig, device: str | None) -> None:
 
 TRAIN = Command(
     name="train",
-    summary="train as a JSON file says; under torchrun on many processes",
     examples="clipkit train run.json --device cuda",
     add_arguments=_add_arguments,
     run=train,

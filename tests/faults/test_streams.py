@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from clipkit import cli
+from clipkit.commands import models
 from clipkit.commands.command import Command
 
 
@@ -32,8 +33,8 @@ def test_ctrl_c_ends_with_one_line_and_130(
     def interrupted(**options: object) -> int:
         raise KeyboardInterrupt(*arguments)
 
-    command = Command("models", "list", "clipkit models", lambda parser: None, interrupted)
-    monkeypatch.setattr(cli, "COMMANDS", (command,))
+    command = Command("models", "clipkit models", lambda parser: None, interrupted)
+    monkeypatch.setattr(models, "MODELS_COMMAND", command)
     assert cli.main(["models"]) == 130
     assert capsys.readouterr().err == f"clipkit: {said}\n"
 
@@ -44,8 +45,8 @@ def fail_with(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(**options: object) -> int:
         raise error
 
-    command = Command("models", "list", "clipkit models", lambda parser: None, fail)
-    monkeypatch.setattr(cli, "COMMANDS", (command,))
+    command = Command("models", "clipkit models", lambda parser: None, fail)
+    monkeypatch.setattr(models, "MODELS_COMMAND", command)
 
 
 def test_a_pipe_that_breaks_and_is_not_the_output_is_a_failure(
@@ -63,9 +64,10 @@ def test_a_pipe_that_breaks_and_is_not_the_output_is_a_failure(
 def test_long_lines_for_a_reader_that_has_seen_enough_are_no_error(unbuffered: str) -> None:
     """What is longer than a buffer leaves nothing in it by which the pipe would be known."""
     program = (
-        "import sys; from clipkit import cli; from clipkit.commands.command import Command\n"
+        "import sys; from clipkit import cli; from clipkit.commands import models\n"
+        "from clipkit.commands.command import Command\n"
         "run = lambda **options: print('x' * 10**6, flush=True) or 0\n"
-        "cli.COMMANDS = (Command('models', '-', '-', lambda parser: None, run),)\n"
+        "models.MODELS_COMMAND = Command('models', '-', lambda parser: None, run)\n"
         "sys.exit(cli.main(['models']))"
     )
     run = subprocess.run(
