@@ -8,15 +8,14 @@ tokens = clipkit.tokenize(["a photo of a cat", "a photo of a dog"])
 logits_per_image, logits_per_text = model(image, tokens)
 """
 
-import importlib
 import typing
 
+import clipkit.late as _late
 import clipkit.moved as _moved
 
-# A type checker reads these. At run time each comes when it is first asked for: a program that
-# never computes, such as a search whose query is known, must not wait for torch.
+# A type checker reads these. At run time each comes when it is first asked for.
 if typing.TYPE_CHECKING:
-    from clipkit import errors, inspect
+    from clipkit import errors, inspect, search
     from clipkit.checkpoints.registry import available_models, list_models
     from clipkit.classify.calibration import Calibration
     from clipkit.classify.classifier import ImageClassifier
@@ -115,6 +114,7 @@ __all__ = [
     "read_pairs",
     "read_table",
     "sample_shots",
+    "search",
     "sigmoid_loss",
     "tokenize",
     "train",
@@ -124,7 +124,7 @@ __all__ = [
 
 # Where the names are.
 _HOMES = {
-    "clipkit": ("errors", "inspect"),
+    "clipkit": ("errors", "inspect", "search"),
     "clipkit.checkpoints.registry": ("available_models", "list_models"),
     "clipkit.classify.calibration": ("Calibration",),
     "clipkit.classify.classifier": ("ImageClassifier",),
@@ -169,20 +169,6 @@ _HOMES = {
 
 # A type checker would take every misspelt name for one of the package's.
 if not typing.TYPE_CHECKING:
-
-    def __getattr__(name: str) -> object:
-        """Import a public name, or say where a name of OpenAI's package is."""
-        for home, names in _HOMES.items():
-            if name in names:
-                value = _import(home, name)
-                globals()[name] = value  # from now on it is found without this function
-                return value
-        raise _moved.missing("clipkit", name, _moved.PACKAGE)
-
-    def _import(home: str, name: str) -> object:
-        if home == "clipkit":  # a module of the package itself
-            return importlib.import_module(f"clipkit.{name}")
-        return getattr(importlib.import_module(home), name)
-
-    def __dir__() -> list[str]:
-        return sorted({*globals(), *__all__})
+    __getattr__, __dir__ = _late.late_names(
+        "clipkit", _HOMES, lambda name: _moved.missing("clipkit", name, _moved.PACKAGE)
+    )

@@ -101,15 +101,18 @@ def test_loading_leaves_torchs_compiler_alone(fresh: Report) -> None:
     assert fresh["compiler"] == []
 
 
-def test_all_is_what_a_type_checker_and_a_program_are_shown() -> None:
-    tree = ast.parse(MODULES["clipkit"].read_text("utf-8"))
+@pytest.mark.parametrize("door", ["clipkit", "clipkit.search"])
+def test_all_is_what_a_type_checker_and_a_program_are_shown(door: str) -> None:
+    tree = ast.parse(MODULES[door].read_text("utf-8"))
     blocks = [node for node in tree.body if isinstance(node, ast.If)]
     imports = [node for node in blocks[0].body if isinstance(node, ast.ImportFrom)]
     shown = {(node.module, alias.name) for node in imports for alias in node.names}
-    homes: dict[str, tuple[str, ...]] = vars(clipkit)["_HOMES"]
+    package = importlib.import_module(door)
+    homes: dict[str, tuple[str, ...]] = vars(package)["_HOMES"]
     assert shown == {(home, name) for home, names in homes.items() for name in names}
-    assert clipkit.__all__ == sorted(name for _, name in shown)
-    assert len(clipkit.__all__) == len(shown)
+    assert package.__all__ == sorted(name for _, name in shown)
+    assert len(package.__all__) == len(shown)
+    assert all(hasattr(package, name) for name in package.__all__)
 
 
 def test_import_waits_for_neither_torch_nor_numpy() -> None:

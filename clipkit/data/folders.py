@@ -1,7 +1,9 @@
 """Find the images in folders, and tell them from what systems leave there."""
 
+import fnmatch
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipkit.data.decode import image_suffixes
@@ -45,7 +47,12 @@ def check_folder(folder: str | os.PathLike[str]) -> Path:
     raise DataError(f"there is no folder or file {str(path)!r}: check its spelling")
 
 
-def list_images(folder: str | os.PathLike[str]) -> list[Path]:
+def list_images(
+    folder: str | os.PathLike[str],
+    *,
+    exclude: Sequence[str] = (),
+    include_hidden: bool = False,
+) -> list[Path]:
     """Return the images in a folder and in the folders below it, sorted by path.
 
     They are told by the endings of their names. Hidden files and folders are left out (see
@@ -54,24 +61,50 @@ def list_images(folder: str | os.PathLike[str]) -> list[Path]:
 
     The rows of features of a folder come in this order.
 
+    Args:
+        folder: where to look.
+        exclude: patterns as in a shell, such as "thumbnails", "*.gif" or "2019/*". What they match
+            is left out with all that is below it: a name by itself, or a path below the folder.
+        include_hidden: whether to look in hidden folders and for hidden files, too.
+
     Raises:
         DataError: if there is no such folder.
 
     Example:
-        files = list_images("photos")
+        files = list_images("photos", exclude=["thumbnails"])
     """
-    found: list[Path] = []
+    root = check_folder(folder)
     suffixes = image_suffixes()
-    for parent, files in _walk(check_folder(folder)):
+    is_left_out = _left_out(root, exclude, include_hidden)
+    found: list[Path] = []
+    for parent, files in _walk(root, is_left_out):
         for name in files:
             path = Path(parent, name)
-            if path.suffix.lower() in suffixes and not is_hidden(name) and path.is_file():
+            is_image = path.suffix.lower() in suffixes
+            if is_image and not is_left_out(parent, name) and path.is_file():
                 found.append(path)
     return sorted(found)
 
 
-def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
-    """Yield each folder that is not hidden once, with the names of its files.
+def _left_out(
+    root: Path, exclude: Sequence[str], include_hidden: bool
+) -> Callable[[str, str], bool]:
+    """Return a function that says of a folder and a name in it whether that is left out."""
+    if not exclude:
+        return lambda parent, name: is_hidden(name) and not include_hidden
+    patterns = re.compile("|".join(map(fnmatch.translate, exclude)))
+
+    def is_left_out(parent: str, name: str) -> bool:
+        if is_hidden(name) and not include_hidden:
+            return True
+        path = Path(parent, name).relative_to(root).as_posix()
+        return patterns.match(name) is not None or patterns.match(path) is not None
+
+    return is_left_out
+
+
+def _walk(root: Path, is_left_out: Callable[[str, str], bool]) -> Iterator[tuple[str, list[str]]]:
+    """Yield each folder that is not left out once, with the names of its files.
 
     A folder that lies below the root and is linked too comes by its own path, not by the link's.
     """
@@ -82,8 +115,8 @@ def _walk(root: Path) -> Iterator[tuple[str, list[str]]]:
         for start in starts:
             for parent, folders, files in os.walk(start, onerror=_refuse_unreadable):
                 real = os.path.realpath(parent)
-                shown = [] if real in seen else [name for name in folders if not is_hidden(name)]
-                folders[:] = shown  # os.walk enters these only, and no links
+                shown = [name for name in folders if not is_left_out(parent, name)]
+                folders[:] = [] if real in seen else shown  # os.walk enters these, and no links
                 if real in seen:
                     continue
                 seen.add(real)

@@ -8,16 +8,18 @@ import uuid
 from collections.abc import Generator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from clipkit.files.output import check_output, typed_write_errors
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _KEPT = 40  # characters of a name that the name of its unfinished file has too
 
 
 def write_weights(
-    tensors: Mapping[str, Tensor],
+    tensors: "Mapping[str, Tensor]",
     path: str | os.PathLike[str],
     metadata: Mapping[str, str] | None = None,
 ) -> None:

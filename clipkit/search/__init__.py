@@ -1,0 +1,42 @@
+"""Find images by texts, by other images, and by sums of both: `Index` and its stores."""
+
+import typing
+
+import clipkit.late as _late
+
+# A type checker reads these. At run time each comes when it is first asked for.
+if typing.TYPE_CHECKING:
+    from clipkit.search.collection import Collection
+    from clipkit.search.filling import Changes
+    from clipkit.search.index import Index
+    from clipkit.search.memory import MemoryStore
+    from clipkit.search.query import Term
+    from clipkit.search.results import Duplicates, Result, Results
+    from clipkit.search.store import Hit, Store
+
+__all__ = [
+    "Changes",
+    "Collection",
+    "Duplicates",
+    "Hit",
+    "Index",
+    "MemoryStore",
+    "Result",
+    "Results",
+    "Store",
+    "Term",
+]
+
+# Where the names are.
+_HOMES = {
+    "clipkit.search.collection": ("Collection",),
+    "clipkit.search.filling": ("Changes",),
+    "clipkit.search.index": ("Index",),
+    "clipkit.search.memory": ("MemoryStore",),
+    "clipkit.search.query": ("Term",),
+    "clipkit.search.results": ("Duplicates", "Result", "Results"),
+    "clipkit.search.store": ("Hit", "Store"),
+}
+
+if not typing.TYPE_CHECKING:
+    __getattr__, __dir__ = _late.late_names("clipkit.search", _HOMES)

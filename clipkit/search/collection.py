@@ -1,0 +1,347 @@
+"""Ask an index whatever needs no model: what was asked before, and images that it has.
+
+`Index` stands on it and brings the model. This half imports no torch, which takes longer to import
+than a search in 100,000 images.
+"""
+
+import math
+import os
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, cast
+
+import numpy as np
+
+from clipkit.errors import ConfigError, DataError
+from clipkit.files import spell_path
+from clipkit.prompts import Templates, render
+from clipkit.search.arrays import map_arrays
+from clipkit.search.duplicates import find_duplicates
+from clipkit.search.encoder import Encoder
+from clipkit.search.entries import NO_ROW, Entries
+from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
+from clipkit.search.memory import Halves, MemoryStore
+from clipkit.search.probe import check_images, check_texts
+from clipkit.search.query import Term, read_query
+from clipkit.search.results import Duplicates, Result, Results
+from clipkit.search.scan import Scan, scan_folder, scan_list
+from clipkit.search.store import Floats, Hit, Store, check_count
+from clipkit.search.texts import TextCache
+
+if TYPE_CHECKING:
+    from clipkit.search.query import QueryLike
+
+_SAMPLE = 4096  # features by which the spread of a query over a large collection is estimated
+_TRIES = 5  # to read a state while another process replaces it
+
+
+class Collection:
+    """Search the images of an index.
+
+    Args:
+        folder: of the index, or of images with an index in it.
+        encoder: for queries that were not asked before; without one they are an error.
+        store: where to search; exactly, in the index's own files, if not given.
+
+    Attributes:
+        folder: of the index.
+        manifest: what the index is of.
+        entries: its images.
+
+    Raises:
+        DataError: if there is no index, or it is damaged.
+    """
+
+    def __init__(
+        self,
+        folder: str | os.PathLike[str],
+        encoder: Encoder | None = None,
+        store: Store | None = None,
+    ) -> None:
+        self.folder = find_index(folder)
+        self._encoder = encoder
+        self._store = store
+        self._checked: set[str] = set()  # what of the encoder was compared with the index
+        self._read()
+
+    def __len__(self) -> int:
+        """Return the number of images that can be found."""
+        return len(self.memory)
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({len(self)} images in {os.fspath(self.folder)!r})"
+
+    @cached_property
+    def memory(self) -> MemoryStore:
+        """The features of the index, mapped from its files."""
+        readable = np.flatnonzero(self.entries.rows != NO_ROW)  # (n,)
+        if not len(readable):
+            return MemoryStore(self.manifest.width)
+        paths = self.entries.paths
+        names = [paths[place] for place in cast("list[int]", readable.tolist())]
+        return MemoryStore.of(self._blocks, names, self.entries.rows[readable])
+
+    @property
+    def paths(self) -> list[str]:
+        """The paths of all images that can be found, in order, as they can be opened from here."""
+        return [self._path_of(name) for name, _ in self._names()]
+
+    @property
+    def features(self) -> Floats:
+        """The features of the images, (n, D) float32, in the order of `paths`."""
+        return self.memory.features([name for name, _ in self._names()])
+
+    @property
+    def skipped(self) -> list[tuple[str, str]]:
+        """The images that could not be read, and why."""
+        return [(self._path_of(name), why) for name, why in self.entries.problems.items()]
+
+    def search(
+        self,
+        query: "QueryLike",
+        k: int = 10,
+        *,
+        where: str | None = None,
+        templates: Templates | None = None,
+    ) -> Results:
+        """Return the images nearest to a query, the best first.
+
+        Args:
+            query: a text such as "a cat in jeans" or "2 * dog - indoor + photo.jpg"; a path or a
+                PIL image; or a list of `Term`. The features of several terms are added up by their
+                weights.
+            k: how many images.
+            where: a pattern of paths below the folder, such as "2024/*.jpg".
+            templates: texts around each text of the query, whose features are averaged, or the name
+                of a prompt set such as "imagenet"; each text as it is if not given.
+
+        Raises:
+            ConfigError: if the query is empty, `k` no positive integer, or there is no model and
+                the query needs one.
+            ImageError: if an image of the query cannot be read.
+        """
+        feature = self.feature_of(query, templates)
+        return self._search(feature, k, where)
+
+    def similar(
+        self, path: str | os.PathLike[str], k: int = 10, *, where: str | None = None
+    ) -> Results:
+        """Return the images nearest to one image, without that image.
+
+        Args:
+            path: of an image of the collection, which needs no model, or of any other.
+            k, where: as in `search`.
+        """
+        name = self._name_of(Path(path))
+        found = self._search(self.feature_of(Path(path)), k + 1, where)
+        own = None if name is None else self._path_of(name)
+        return Results([result for result in found if result.path != own][:k])
+
+    def duplicates(self, threshold: float = 0.96) -> list[Duplicates]:
+        """Return groups of images that look alike.
+
+        Each image of a group is as near to another one of it as the threshold says, so that the two
+        ends of a long chain may differ. Every image is compared with every other: a minute or so
+        for 50,000.
+
+        Args:
+            threshold: the lowest cosine of two that are alike, from 0 to 1. What is right depends
+                on the model; 1 finds copies alone.
+
+        Raises:
+            ConfigError: if the threshold is out of its range.
+        """
+        groups = find_duplicates(self.memory, threshold)
+        return [
+            Duplicates([self._path_of(name) for name in group.paths], group.cosine)
+            for group in groups
+        ]
+
+    def feature_of(self, query: "QueryLike", templates: Templates | None = None) -> Floats:
+        """Return the feature of a query, (D,) float32 of unit length. Arguments: see `search`."""
+        total = np.zeros(self.manifest.width, np.float64)
+        for term in read_query(query):
+            total += term.weight * self._feature_of_term(term, templates)
+        length = float(np.linalg.norm(total))
+        if length < 1e-6:
+            raise ConfigError(f"the terms of the query cancel each other out: {query!r:.300}")
+        return (total / length).astype(np.float32)
+
+    def needs_model(self, query: "QueryLike", templates: Templates | None = None) -> bool:
+        """Return whether a query holds a text that was not asked before, or an unknown image."""
+        return any(self._known(term, templates) is None for term in read_query(query))
+
+    def scan(self, images: Iterable[str | os.PathLike[str]] | None = None) -> Scan:
+        """Return what differs between the index and its files, without changing it.
+
+        Args:
+            images: of an index of a list: the new list. The old one if not given.
+
+        Raises:
+            ConfigError: if a list is given for an index of a folder.
+            DataError: if the folder is gone, or empty where it was not.
+        """
+        if self._root is None:
+            return scan_list(self.entries.paths if images is None else images, self.entries)
+        if images is not None:
+            raise ConfigError(f"this index is of the folder {self._root}, and takes no list")
+        manifest = self.manifest
+        return scan_folder(
+            Path(self._root), self.entries, manifest.exclude, manifest.include_hidden
+        )
+
+    def _read(self) -> None:
+        """Read the present state. Another process may replace it at the same time."""
+        for attempt in range(_TRIES):
+            self.manifest = Manifest.read(self.folder)
+            try:
+                self.entries = Entries.read(self.folder / self.manifest.entries)
+                self._blocks = [self._map(name) for name in self.manifest.features]
+                break
+            except DataError:
+                if attempt == _TRIES - 1 or Manifest.read(self.folder) == self.manifest:
+                    raise
+        self.__dict__.pop("memory", None)
+        rows = sum(map(len, self._blocks))
+        if len(self.entries) and not self.entries.rows.max() < rows:
+            raise DataError(
+                f"the index in {self.folder} is damaged: it has {rows} features, and images of "
+                "later rows. Delete the folder and build the index again"
+            )
+
+    def _map(self, name: str) -> Halves:
+        features = map_arrays(self.folder / name).get("features")
+        is_sound = features is not None and features.shape[1:] == (self.manifest.width,)
+        if features is None or not is_sound or features.dtype != np.float16:
+            raise DataError(
+                f"{self.folder / name} is damaged: it holds no float16 features of width "
+                f"{self.manifest.width}. Delete the folder and build the index again"
+            )
+        return features
+
+    def _names(self) -> list[tuple[str, int]]:
+        """Return the name and the row of each image that can be found."""
+        rows: list[int] = self.entries.rows.tolist()
+        every = zip(self.entries.paths, rows, strict=True)
+        return [(name, row) for name, row in every if row != NO_ROW]
+
+    @cached_property
+    def _root(self) -> str | None:
+        """The folder of the images, or None if they were given as a list."""
+        if self.manifest.root is None:
+            return None
+        return os.path.normpath(os.path.join(self.folder, self.manifest.root))
+
+    def _path_of(self, name: str) -> str:
+        return name if self._root is None else os.path.normpath(os.path.join(self._root, name))
+
+    def _name_of(self, path: Path) -> str | None:
+        """Return how the index spells a path, or None if it has no feature of it."""
+        place: int | None = None
+        name = os.fspath(path)
+        if self._root is None:
+            place = self.entries.places.get(name)
+        else:
+            below = os.path.relpath(os.path.abspath(path), os.path.abspath(self._root))
+            name = Path(below).as_posix()
+            place = self.entries.places.get(name)
+        if place is None or self.entries.rows[place] == NO_ROW:
+            return None
+        return name if self._is_unchanged(path, place) else None
+
+    def _is_unchanged(self, path: Path, place: int) -> bool:
+        """Return whether a file is what it was when it was encoded; one that is gone is, too."""
+        try:
+            about = path.stat()
+        except OSError:
+            return True
+        known = (self.entries.sizes[place], self.entries.modified[place])
+        return (about.st_size, about.st_mtime_ns) == known
+
+    def _known(self, term: Term, templates: Templates | None) -> Floats | None:
+        """Return the feature of a term, (D,), if that needs no model; else None."""
+        if isinstance(term.content, str):
+            return self._texts.get(_prompts_of(term.content, templates))
+        if isinstance(term.content, Path):
+            name = self._name_of(term.content)
+            return None if name is None else self.memory.features([name])[0]
+        return None
+
+    def _feature_of_term(self, term: Term, templates: Templates | None) -> Floats:
+        known = self._known(term, templates)
+        if known is not None:
+            return known
+        if self._encoder is None:
+            raise ConfigError(
+                f"a query that was not asked before needs a model: {term.content!r:.99}. Open the "
+                "index with one: Index.open(folder, model)"
+            )
+        if isinstance(term.content, str):
+            return self._encode_text(self._encoder, _prompts_of(term.content, templates))
+        self._check_once("images", self._encoder)
+        return self._encoder.images([term.content])[0]
+
+    def _encode_text(self, encoder: Encoder, prompts: Sequence[str]) -> Floats:
+        """Return the mean feature of prompts, (D,), and keep it for the next time."""
+        self._check_once("texts", encoder)
+        mean = encoder.texts(prompts).astype(np.float64).mean(axis=0)
+        feature = (mean / np.linalg.norm(mean)).astype(np.float32)
+        self._texts.put(prompts, feature)
+        return feature
+
+    def _check_once(self, what: str, encoder: Encoder) -> None:
+        """Raise `ConfigError` if the encoder is another model than that of the index."""
+        if what not in self._checked:
+            check = check_texts if what == "texts" else check_images
+            check(encoder, self.folder)
+            self._checked.add(what)
+
+    @cached_property
+    def _texts(self) -> TextCache:
+        return TextCache(self.folder, self.manifest.width)
+
+    def _search(self, feature: Floats, k: int, where: str | None) -> Results:
+        check_count(k)
+        queries = feature[None]  # (1, D)
+        if self._store is None:
+            (cosines,) = self.memory.cosines(queries)
+            hits = self.memory.best(cosines, k, where)
+        else:
+            (hits,) = self._store.search(queries, k, where)
+            cosines = queries[0] @ np.transpose(self._sample)  # (n,)
+        return Results(self._results(hits, cosines))
+
+    def _results(self, hits: Sequence[Hit], cosines: Floats) -> list[Result]:
+        """Return hits with their z-scores, given the query's cosines over the collection."""
+        mean = float(cosines.mean(dtype=np.float64)) if len(cosines) else 0.0
+        spread = float(cosines.std(dtype=np.float64)) if len(cosines) else 0.0
+        return [
+            Result(
+                path=self._path_of(hit.name),
+                cosine=hit.cosine,
+                z=(hit.cosine - mean) / spread if spread > 0 else math.nan,
+            )
+            for hit in hits
+        ]
+
+    @cached_property
+    def _sample(self) -> Floats:
+        """Features from all over the collection, (n, D) float32."""
+        names = [name for name, _ in self._names()]
+        return self.memory.features(names[:: max(1, len(names) // _SAMPLE)])
+
+
+def find_index(folder: str | os.PathLike[str]) -> Path:
+    """Return the folder of an index: the given one, or the one that lies in it."""
+    path = Path(spell_path(folder, "the folder of an index"))
+    inside = path / FOLDER
+    return inside if not (path / MANIFEST).exists() and inside.is_dir() else path
+
+
+def _prompts_of(text: str, templates: Templates | None) -> list[str]:
+    """Return the prompts of a text."""
+    if templates is None:
+        return [text]
+    _, prompts = render([text], templates)
+    return prompts[0]

@@ -1,0 +1,80 @@
+"""Find images that look alike among all pairs of a collection."""
+
+import numpy as np
+
+from clipkit.errors import ConfigError
+from clipkit.search.memory import MemoryStore
+from clipkit.search.results import Duplicates
+from clipkit.search.store import Floats
+
+_ROWS = 1024  # of a block: 4 MB of cosines of two blocks
+_NOISE = 1e-5  # what rounding takes off the cosine of a feature with itself
+
+
+def find_duplicates(store: MemoryStore, threshold: float) -> list[Duplicates]:
+    """Return groups of names of which each is alike to another one of its group.
+
+    Args:
+        store: the features.
+        threshold: the lowest cosine of two that are alike, from 0 to 1.
+
+    Raises:
+        ConfigError: if the threshold is out of its range.
+    """
+    if not 0 < threshold <= 1:
+        raise ConfigError(f"threshold must be above 0 and at most 1, not {threshold!r:.60}")
+    names: list[str] = []
+    blocks: list[Floats] = []
+    for own, features in store.blocks(_ROWS):
+        names += own
+        blocks.append(features / np.linalg.norm(features, axis=1, keepdims=True))
+    groups = _Groups(len(names))
+    for i, rows in enumerate(blocks):
+        for j in range(i, len(blocks)):
+            cosines = rows @ np.transpose(blocks[j])  # (rows, columns)
+            _join(groups, cosines, i * _ROWS, j * _ROWS, threshold)
+    return [
+        Duplicates([names[place] for place in places], cosine)
+        for places, cosine in groups.of_several()
+    ]
+
+
+def _join(groups: "_Groups", cosines: Floats, row: int, column: int, threshold: float) -> None:
+    """Join the pairs of two blocks that are alike, the most alike first."""
+    pairs = np.argwhere(cosines >= min(threshold, 1 - _NOISE))
+    ordered = sorted(((float(cosines[i, j]), i, j) for i, j in pairs.tolist()), reverse=True)
+    for cosine, i, j in ordered:
+        if row + i < column + j:
+            groups.join(row + i, column + j, min(cosine, 1.0))
+
+
+class _Groups:
+    """Hold disjoint groups of places, and the lowest cosine by which one of a group was joined."""
+
+    def __init__(self, count: int) -> None:
+        self._parents = list(range(count))
+        self._cosines: dict[int, float] = {}
+
+    def join(self, one: int, other: int, cosine: float) -> None:
+        """Make one group of the groups of two places."""
+        first, second = sorted((self._first_of(one), self._first_of(other)))
+        if first == second:
+            return
+        lowest = min(self._cosines.pop(first, 1.0), self._cosines.pop(second, 1.0), cosine)
+        self._parents[second] = first
+        self._cosines[first] = lowest
+
+    def of_several(self) -> list[tuple[list[int], float]]:
+        """Return the groups of at least two places, each with its lowest cosine."""
+        members: dict[int, list[int]] = {first: [] for first in self._cosines}
+        for place in range(len(self._parents)):
+            first = self._first_of(place)
+            if first in members:
+                members[first].append(place)
+        return [(members[first], self._cosines[first]) for first in sorted(members)]
+
+    def _first_of(self, place: int) -> int:
+        while self._parents[place] != place:
+            self._parents[place] = self._parents[self._parents[place]]
+            place = self._parents[place]
+        return place

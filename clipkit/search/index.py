@@ -1,0 +1,253 @@
+"""Build an index of images, keep it up to date, and search it: the room's front door."""
+
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
+
+from clipkit.data.folders import list_images
+from clipkit.errors import ConfigError
+from clipkit.files import lock
+from clipkit.plurals import number_of
+from clipkit.search.collection import Collection
+from clipkit.search.encoder import Encoder
+from clipkit.search.entries import Entries
+from clipkit.search.filling import Changes, Filling
+from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
+from clipkit.search.model_encoder import ModelEncoder, SearchModel
+from clipkit.search.probe import check_images, write_probe
+from clipkit.search.reading import choose_workers
+from clipkit.search.scan import Scan
+from clipkit.search.store import Store
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
+
+Paths: TypeAlias = "str | os.PathLike[str] | Iterable[str | os.PathLike[str]]"
+Workers: TypeAlias = 'int | Literal["auto"]'
+
+_FIRST = "entries-1.safetensors"
+
+
+class Index(Collection):
+    """Find images by texts, by other images, and by sums of both.
+
+    Example:
+        model = clipkit.CLIP.from_pretrained("ViT-B/32")
+        index = Index.build("photos", model)  # the first time; after that it only updates
+        print(index.search("a cat in jeans"))
+        print(index.search("2 * dog - indoor + rex.jpg", k=3))
+    """
+
+    @classmethod
+    def build(
+        cls,
+        images: Paths,
+        model: SearchModel,
+        out: str | os.PathLike[str] | None = None,
+        *,
+        model_name: str = "",
+        workers: Workers = "auto",
+        batch_size: int = 32,
+        exclude: Sequence[str] = (),
+        include_hidden: bool = False,
+        progress: bool = False,
+    ) -> "Index":
+        """Build an index, or bring one that is there up to date.
+
+        A process that is killed loses the last few seconds at most, and the next call goes on where
+        it was. Images that cannot be read are left out, and are listed in `index.skipped`.
+
+        Args:
+            images: a folder, or paths of images.
+            model: a CLIP.
+            out: the folder of the index. If not given it is `.clipkit` in the folder of the images,
+                and moves along with it.
+            model_name: by which `clipkit search` can load the model again, such as "ViT-B/32".
+            workers: threads that read and prepare images while the model encodes; "auto" for as
+                many as there are processors, at most 8.
+            batch_size: images encoded at once.
+            exclude: patterns of names or paths that are left out, such as "thumbnails" or "*.gif".
+            include_hidden: whether hidden files and folders are searched, too.
+            progress: whether to show a bar.
+
+        Raises:
+            ConfigError: if there is no image, the index is of another model or folder, or `out` is
+                missing for a list.
+            DataError: if there is no such folder, or the index is damaged.
+            OutputError: if the index cannot be written, or another process is writing it.
+        """
+        encoder = ModelEncoder(model)
+        root, paths = _take_apart(images)
+        if root is None and out is None:
+            raise ConfigError("an index of a list of images needs a folder of its own: out=")
+        folder = Path(out) if out is not None else Path(root or "") / FOLDER
+        _check_images(root, paths, exclude, include_hidden)
+        with lock(folder):
+            _prepare(folder, encoder, root, model_name, exclude, include_hidden)
+        index = cls(folder, encoder)
+        index.update(paths, workers=workers, batch_size=batch_size, progress=progress)
+        return index
+
+    @classmethod
+    def open(
+        cls,
+        folder: str | os.PathLike[str],
+        model: SearchModel | None = None,
+        *,
+        store: Store | None = None,
+    ) -> "Index":
+        """Open an index as it is on the disk.
+
+        Args:
+            folder: of the index, or of the images that it lies in.
+            model: the one that built it; without one, only images of the index and texts that were
+                asked before can be searched for.
+            store: where to search, filled by `copy_to`; exactly, in the index's own files, if not
+                given.
+
+        Raises:
+            DataError: if there is no index, or it is damaged.
+        """
+        return cls(folder, None if model is None else ModelEncoder(model), store)
+
+    def update(
+        self,
+        images: Iterable[str | os.PathLike[str]] | None = None,
+        *,
+        workers: Workers = "auto",
+        batch_size: int = 32,
+        progress: bool = False,
+    ) -> Changes:
+        """Bring the index up to date with its files, and return what was changed.
+
+        A file is taken as it was if its size and time are. One of another name is known again by
+        its content, and is not encoded again.
+
+        Args:
+            images: of an index of a list: the new list. The old one if not given.
+            workers, batch_size, progress: as in `build`.
+
+        Raises:
+            ConfigError: if there are new images and no model, or the model is another one.
+            DataError: if the folder is gone, or empty where it was not.
+            OutputError: if the index cannot be written, or another process is writing it.
+        """
+        if batch_size < 1:
+            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        with lock(self.folder):
+            self._read()  # another process may have written meanwhile
+            scan = self.scan(images)
+            if scan.is_clean:
+                return Changes(0, 0, 0, 0, 0)
+            encoder = self._encoder_of(scan)
+            filling = Filling(self.folder, self.manifest, self.entries, scan)
+            with _bar(scan, progress) as bar:
+                changes = filling.run(
+                    encoder,
+                    workers=choose_workers(workers),
+                    batch_size=batch_size,
+                    tell=bar.update,
+                )
+            self._read()
+        return changes
+
+    def copy_to(self, store: Store, *, progress: bool = False) -> None:
+        """Add all features to a store, under the paths of the images below the folder.
+
+        Args:
+            store: such as `UsearchStore` or `PostgresStore`. Open the index with it afterwards.
+            progress: whether to show a bar.
+        """
+        from tqdm import tqdm
+
+        with tqdm(total=len(self), unit="image", disable=not progress) as bar:
+            for names, features in self.memory.blocks():
+                store.add(names, features)
+                bar.update(len(names))
+
+    def _encoder_of(self, scan: Scan) -> ModelEncoder | None:
+        """Return the model if there is anything to encode, and check that it is the index's."""
+        if not scan.todo:
+            return None
+        if not isinstance(self._encoder, ModelEncoder):
+            raise ConfigError(
+                f"there {'is' if len(scan.todo) == 1 else 'are'} "
+                f"{number_of(len(scan.todo), 'image')} to encode, which needs a model: open the "
+                "index with one, Index.open(folder, model)"
+            )
+        self._check_once("images", self._encoder)
+        return self._encoder
+
+
+def _bar(scan: Scan, progress: bool) -> "tqdm[NoReturn]":
+    """Return a bar for the images to read, which tells images a second and the time left."""
+    from tqdm import tqdm
+
+    return tqdm(total=len(scan.todo), unit="image", disable=not progress)
+
+
+def _take_apart(images: Paths) -> tuple[Path | None, list[str] | None]:
+    """Return the folder, or absolute paths of a list."""
+    if isinstance(images, str | os.PathLike):
+        return Path(images), None
+    return None, [os.path.abspath(path) for path in images]
+
+
+def _check_images(
+    root: Path | None, paths: list[str] | None, exclude: Sequence[str], include_hidden: bool
+) -> None:
+    """Raise `ConfigError` if there is no image, before an index is made of it."""
+    if root is not None:
+        paths = [
+            str(path) for path in list_images(root, exclude=exclude, include_hidden=include_hidden)
+        ]
+    if not paths:
+        where = "the list" if root is None else str(root)
+        raise ConfigError(f"an index needs at least one image, and there is none in {where}")
+
+
+def _prepare(
+    folder: Path,
+    encoder: Encoder,
+    root: Path | None,
+    model_name: str,
+    exclude: Sequence[str],
+    include_hidden: bool,
+) -> None:
+    """Make an empty index if there is none, or check that it is of this model and folder."""
+    spelled = _spell_root(folder, root)
+    if not (folder / MANIFEST).exists():
+        width = write_probe(encoder, folder)
+        Entries.of([]).write(folder / _FIRST)
+        new = Manifest(1, model_name, width, spelled, list(exclude), include_hidden, _FIRST, [])
+        new.write(folder)
+        return
+    manifest = Manifest.read(folder)
+    check_images(encoder, folder)
+    if _resolved(folder, manifest.root) != _resolved(folder, spelled):
+        raise ConfigError(
+            f"the index in {folder} is of {manifest.root or 'a list of images'}, not of "
+            f"{root or 'a list'}: give another out="
+        )
+    changed = replace(
+        manifest,
+        model=model_name or manifest.model,
+        exclude=list(exclude),
+        include_hidden=include_hidden,
+    )
+    if changed != manifest:
+        changed.write(folder)
+
+
+def _spell_root(folder: Path, root: Path | None) -> str | None:
+    """Return the folder of the images, relative if the index lies in it and so moves with it."""
+    if root is None:
+        return None
+    inside = os.path.abspath(folder.parent) == os.path.abspath(root)
+    return ".." if inside else os.path.abspath(root)
+
+
+def _resolved(folder: Path, root: str | None) -> str | None:
+    return None if root is None else os.path.realpath(os.path.join(folder, root))

@@ -1,0 +1,60 @@
+"""Encode the queries and images of an index by a CLIP."""
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from clipkit.data.pictures import ImageSet, Transform
+from clipkit.encode.embed import (
+    EncodesImages,
+    EncodesTexts,
+    ImageEncoder,
+    embed_images,
+    embed_texts,
+)
+from clipkit.errors import ImageError
+from clipkit.search.store import Floats
+
+
+class SearchModel(EncodesImages, EncodesTexts, Protocol):
+    """Describe a model that encodes both images and texts, such as a `CLIP`."""
+
+
+class ModelEncoder:
+    """Turn texts and images into features of unit length, float32 NumPy arrays.
+
+    Args:
+        model: a CLIP, or whatever encodes as one does.
+    """
+
+    def __init__(self, model: SearchModel) -> None:
+        self.model = model
+        self._encode = ImageEncoder(model)
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """Return the features of texts, (n, D)."""
+        return embed_texts(self.model, texts).numpy()
+
+    def images(self, images: Sequence[Any]) -> Floats:
+        """Return the features of images, (n, D): paths, PIL images or the bytes of files."""
+        return embed_images(self.model, list(images)).numpy()
+
+    def prepare(self, content: bytes) -> Tensor:
+        """Return an image as the tower takes it, (3, H, W), from the bytes of a file.
+
+        Raises:
+            ImageError: if it cannot be read.
+        """
+        transform: Transform = self.model.preprocess
+        item = ImageSet([content], transform)[0]
+        if item.problem:
+            raise ImageError(item.problem)
+        return item.sample
+
+    def encode(self, prepared: Sequence[Tensor]) -> Floats:
+        """Return the features of prepared images, (n, D)."""
+        features = self._encode(torch.stack(list(prepared)))
+        return np.ascontiguousarray(features.numpy())

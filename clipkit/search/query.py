@@ -1,0 +1,112 @@
+"""Read queries: texts, images, and weighted sums of both.
+
+    a cat in jeans
+    2 * dog - indoor + holiday/rex.jpg
+    "black + white" - "t-shirt - print"
+
+Terms are joined by + and - with a space on either side, so that a t-shirt stays what it is. A
+number and * before a term weigh it. A term that ends like the name of an image is its path. Quotes
+make a text of whatever is in them.
+"""
+
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias, cast
+
+from clipkit.data.decode import image_suffixes
+from clipkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    # A text, which is parsed; a path or an image; or terms.
+    QueryLike: TypeAlias = "str | os.PathLike[str] | Image | Iterable[Term]"
+
+_QUOTED = r'"[^"]*"'
+_JOINT = re.compile(rf"({_QUOTED})|(?:^|\s)([+-])\s")
+_WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*\*\s*(?=\S)")
+_MAX_WEIGHT = 1e6
+
+
+@dataclass(frozen=True)
+class Term:
+    """Hold one term of a query: a text, or the path of an image or the image itself.
+
+    Example:
+        Term("dog", weight=2), Term(Path("rex.jpg")), Term("indoor", weight=-1)
+    """
+
+    content: "str | Path | Image"
+    weight: float = 1.0
+
+
+def read_query(query: "QueryLike") -> list[Term]:
+    """Return the terms of a query.
+
+    Args:
+        query: a text with weights and signs; a path or a PIL image; or terms as they are.
+
+    Raises:
+        ConfigError: if it is empty, or a part of it is.
+
+    Example:
+        >>> read_query("2 * dog - indoor")
+        [Term(content='dog', weight=2.0), Term(content='indoor', weight=-1.0)]
+    """
+    if isinstance(query, str):
+        terms = _parse(query)
+    elif isinstance(query, os.PathLike):
+        terms = [Term(Path(query))]
+    elif hasattr(query, "getbands"):
+        terms = [Term(cast("Image", query))]
+    else:
+        terms = list(cast("Iterable[Term]", query))
+        if not terms or not all(isinstance(term, Term) for term in terms):
+            raise ConfigError(
+                f"a query is a text, a path, an image or a list of Terms, not {query!r:.99}"
+            )
+    for term in terms:
+        if not 0 < abs(term.weight) <= _MAX_WEIGHT:
+            raise ConfigError(f"a weight must be between 0 and {_MAX_WEIGHT:,.0f}: {term!r:.99}")
+    return terms
+
+
+def _parse(query: str) -> list[Term]:
+    """Return the terms of a text."""
+    terms: list[Term] = []
+    sign, start = "+", 0
+    for joint in _JOINT.finditer(query):
+        if joint[1] is not None:  # what is quoted stays as it is
+            continue
+        before = query[start : joint.start()]
+        if before.strip():
+            terms.append(_term(before, sign, query))
+        elif terms or start:
+            raise ConfigError(f"there is no term between two signs in the query {query!r:.300}")
+        sign, start = joint[2], joint.end()
+    terms.append(_term(query[start:], sign, query))
+    return terms
+
+
+def _term(text: str, sign: str, query: str) -> Term:
+    """Return the term of a text between two signs."""
+    text = text.strip()
+    weight = 1.0
+    if found := _WEIGHT.match(text):
+        weight = float(found[1])
+        text = text[found.end() :]
+    if not text:
+        raise ConfigError(f"a term of the query is empty: {query!r:.300}")
+    if sign == "-":
+        weight = -weight
+    if re.fullmatch(_QUOTED, text):
+        if not text[1:-1].strip():
+            raise ConfigError(f"the quotes of the query hold no text: {query!r:.300}")
+        return Term(text[1:-1], weight)
+    suffix = Path(text).suffix.lower()
+    if suffix and suffix in image_suffixes():
+        return Term(Path(text), weight)
+    return Term(text, weight)
