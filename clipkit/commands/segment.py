@@ -13,12 +13,13 @@ from torch import Tensor
 from clipkit.commands.command import DONE, FAILED, SOME_LEFT_OUT, Command, add_out
 from clipkit.commands.display import Style, tell_skipped, typed
 from clipkit.commands.inputs import find_images, images_among, read_labels
-from clipkit.commands.model_choice import ModelChoice, add_model, read_templates, take_model
+from clipkit.commands.model_choice import load_model, read_templates
+from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.data.decode import read_image
 from clipkit.errors import ConfigError, ImageError
 from clipkit.files import check_output, replacing, write_json
-from clipkit.inspect.class_maps import ClassMapper, MapMethod
 from clipkit.inspect.areas import color_of, share_text, shares_of
+from clipkit.inspect.class_maps import ClassMapper, MapMethod
 from clipkit.inspect.overlay import draw_overlay
 from clipkit.visible import visible
 
@@ -125,7 +126,7 @@ def segment(
         tell_skipped(problems)
         return FAILED
     mapper = ClassMapper(
-        choice.load(),
+        load_model(choice),
         names,
         "imagenet" if templates is None else read_templates(templates),
         background=background if background is not None else threshold,
@@ -243,7 +244,9 @@ def _print_shares(path: Path, labels: Sequence[str], indices: Tensor) -> None:
     style = Style.of(sys.stdout)
     shares = shares_of(indices, len(labels))
     order = sorted(range(len(labels)), key=lambda index: -shares[index])
-    parts = [f"{visible(labels[index])} {shares[index]:.1%}" for index in order if shares[index]]
+    parts = [
+        f"{visible(labels[index])} {share_text(shares[index])}" for index in order if shares[index]
+    ]
     print(f"{style.bold(visible(str(path)))}: {', '.join(parts)}", flush=True)
 
 

@@ -19,10 +19,10 @@ from clipkit.inspect.plot_style import (
     new_figure,
     pixels_of,
     set_title,
-    shorten,
     show_pixels,
     write_text,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 _SIDE = 1.25  # inches of an image
 _WORDS = 1.9  # inches of the names
 _LINE = 0.15  # of text, in heights of an image
-_LETTERS = 22
+_LETTERS = 20  # of a line of a name
 
 
 def confusion_pairs(
@@ -76,8 +76,10 @@ def confusion_pairs(
     widths = [_WORDS / _SIDE, 1.0, 1.0, 0.05, *[1.0] * extra]
     grid = figure.add_gridspec(len(pairs), 4 + extra, width_ratios=widths)
     titles = {1: "the class", 2: "taken for", 4: "such images"}
+    every = list(dict.fromkeys(name for pair in pairs for name in pair[:2]))
+    short = dict(zip(every, shorten_all(every, letters(_LETTERS), 2), strict=True))
     for row, (one, other, value) in enumerate(pairs):
-        _write_pair(add_axes(figure, grid[row, 0]), one, other, _count(value, unit))
+        _write_pair(add_axes(figure, grid[row, 0]), short[one], short[other], _count(value, unit))
         shown = dict(enumerate(list(wrong.get((one, other), ()))[:extra], start=4))
         for column, image in {1: examples[one], 2: examples[other], **shown}.items():
             axes = add_axes(figure, grid[row, column])
@@ -92,8 +94,8 @@ def _write_pair(axes: "Axes", one: str, other: str, count: str) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(0, 1)
-    first, second = shorten(one, _LETTERS, 2), shorten(f"\u2192 {other}", _LETTERS, 2)
-    write_text(axes, 0, 0.57, first, Look(TEXT, bold=True, vertical="bottom"))
+    second = f"\u2192 {other}"
+    write_text(axes, 0, 0.57, one, Look(TEXT, bold=True, vertical="bottom"))
     write_text(axes, 0, 0.53, second, Look(TEXT, vertical="top"))
     below = 0.53 - _LINE * len(second.splitlines()) - 0.03
     write_text(axes, 0, below, count, Look(color=MUTED, vertical="top"))

@@ -15,11 +15,12 @@ from clipkit.inspect.plot_style import (
     MARKERS,
     add_axes,
     add_legend,
+    legend_size,
     new_figure,
     set_labels,
     set_title,
-    shorten,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 
 Rows = Tensor | NDArray[Any]
 
-_IN_A_COLUMN = 18  # names of the legend
-_LETTERS = 24
+_LETTERS = 24  # of a name in the legend
 
 
 class Projection(NamedTuple):
@@ -107,12 +107,12 @@ def embedding_map(
     points, axis_names = _points(features, coordinates)
     classes, texts = _classes(labels, names, len(points))
     present = [place for place in range(len(texts)) if (classes == place).any()]
-    columns = -(-len(present) // _IN_A_COLUMN)
-    figure = new_figure(5.2 + 1.9 * columns, max(4.6, 0.2 * min(len(present), _IN_A_COLUMN)))
+    shown = shorten_all([texts[place] for place in present], letters(_LETTERS))
+    legend = legend_size(shown)
+    figure = new_figure(5.2 + legend.width, max(4.6, legend.height + 0.2))
     axes = add_axes(figure)
     handles = [_scatter(axes, points[classes == place], place) for place in present]
-    shown = [shorten(texts[place], _LETTERS) for place in present]
-    add_legend(figure, handles, shown, columns=columns)
+    add_legend(figure, handles, shown, columns=legend.columns)
     axes.set_aspect("equal", adjustable="datalim")
     set_labels(axes, *axis_names)
     set_title(axes, title)

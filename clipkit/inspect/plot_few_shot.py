@@ -16,16 +16,20 @@ from clipkit.inspect.plot_style import (
     add_legend,
     check_rows,
     in_percent,
+    legend_size,
     new_figure,
     set_labels,
     set_title,
-    shorten,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-_SHIFT = 0.025  # between the points of two methods, as a share of the images, so that bars show
+# Between the points of two methods, and of all of them, as shares of the images: so that bars show,
+# and points stay with their number of images.
+_SHIFT, _SPREAD = 0.025, 0.3
+_LETTERS = 26  # of a name in the legend
 
 
 def few_shot_curves(
@@ -52,13 +56,16 @@ def few_shot_curves(
         plots.few_shot_curves({"anchored": {1: [0.61, 0.64], 4: [0.72, 0.71]}}, zero_shot=0.58)
     """
     _check(results)
-    figure = new_figure(6.4, 4.0)
-    axes = add_axes(figure)
     order = sorted(results, key=lambda name: -float(np.mean(results[name][max(results[name])])))
+    names = shorten_all(order, letters(_LETTERS)) + ["zero-shot"] * (zero_shot is not None)
+    legend = legend_size(names)
+    figure = new_figure(4.2 + legend.width, max(4.0, legend.height + 0.2))
+    axes = add_axes(figure)
+    step = min(_SHIFT, _SPREAD / len(order))
     handles: list[object] = []
     for place, name in enumerate(order):
         ks = sorted(results[name])
-        shift = 1 + _SHIFT * (place - (len(order) - 1) / 2)
+        shift = 1 + step * (place - (len(order) - 1) / 2)
         handles.append(
             axes.errorbar(
                 [k * shift for k in ks],
@@ -73,11 +80,9 @@ def few_shot_curves(
                 capsize=2.5,
             )
         )
-    names = [shorten(name, 26) for name in order]
     if zero_shot is not None:
         handles.append(axes.axhline(zero_shot, color=MUTED, linestyle=":", linewidth=1.4))
-        names.append("zero-shot")
-    add_legend(figure, handles, names)
+    add_legend(figure, handles, names, columns=legend.columns)
     every = sorted({k for one in results.values() for k in one})
     axes.set_xscale("log", base=2)
     axes.set_xticks(every, [str(k) for k in every], minor=False)

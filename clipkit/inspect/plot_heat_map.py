@@ -24,9 +24,9 @@ from clipkit.inspect.plot_style import (
     panel_size,
     pixels_of,
     set_title,
-    shorten,
     show_pixels,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -77,9 +77,10 @@ def heat_map(
     show_pixels(first, pixels)
     if len(maps) > 1 or "" not in maps:
         set_title(first, "image")
-    for place, (title, one) in enumerate(maps.items(), start=1):
+    titles = shorten_all(maps, letters(30), 2)
+    for place, (title, one) in enumerate(zip(titles, maps.values(), strict=True), start=1):
         axes = add_axes(figure, grid[place // columns, place % columns])
-        set_title(axes, shorten(title, 30, 2))
+        set_title(axes, title)
         _draw_map(figure, axes, pixels, _numbers(one), limits)
     return figure
 

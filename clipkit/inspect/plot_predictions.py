@@ -20,10 +20,10 @@ from clipkit.inspect.plot_style import (
     check_rows,
     new_figure,
     pixels_of,
-    shorten,
     show_pixels,
     write_text,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -132,7 +132,8 @@ def _draw(axes: "Axes", bars: Sequence[_Bar], rows: int) -> None:
     axes.set_axis_off()
     axes.set_xlim(0, 1)
     axes.set_ylim(rows, 0)
-    for place, bar in enumerate(bars):
+    names = shorten_all([bar.text for bar in bars], letters(_LETTERS))
+    for place, (bar, name) in enumerate(zip(bars, names, strict=True)):
         middle = place + 0.72
         axes.barh([middle], [1.0], _BOX, color="#efefef")
         axes.barh([middle], [bar.share], _BOX, color=bar.color)
@@ -142,5 +143,5 @@ def _draw(axes: "Axes", bars: Sequence[_Bar], rows: int) -> None:
         if bar.mark:  # the font that comes with matplotlib has these signs
             write_text(axes, 0, line, bar.mark, Look(color=bar.color, family="DejaVu Sans"))
         start = 0.065 if bar.mark else 0.0
-        write_text(axes, start, line, shorten(bar.text, _LETTERS), look)
+        write_text(axes, start, line, name, look)
         write_text(axes, 1, line, f"{bar.share:.1%}", replace(look, horizontal="right"))

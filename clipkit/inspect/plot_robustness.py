@@ -18,9 +18,9 @@ from clipkit.inspect.plot_style import (
     new_figure,
     set_labels,
     set_title,
-    shorten,
 )
 from clipkit.inspect.robustness_figures import RobustnessFigures, RobustnessRow
+from clipkit.inspect.short_names import letters, shorten, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -55,10 +55,11 @@ def robustness_figure(result: RobustnessFigures) -> "Figure":
     figure = new_figure(width, _HEIGHT * rows + 0.5 + 0.2 * math.ceil(_ENTRIES / across))
     grid = figure.add_gridspec(rows, columns)
     handles: dict[str, Any] = {}
-    for place, (name, own) in enumerate(groups.items()):
+    titles = shorten_all(groups, letters(34))
+    for place, (title, own) in enumerate(zip(titles, groups.values(), strict=True)):
         axes = add_axes(figure, grid[place // columns, place % columns])
         handles |= _draw(axes, own)
-        set_title(axes, shorten(name, 34))
+        set_title(axes, title)
         set_labels(
             axes, shorten(own[0].unit, 36, 2), "" if place % columns else "accuracy, confidence"
         )

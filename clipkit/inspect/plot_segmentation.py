@@ -1,43 +1,51 @@
 """Draw which class each pixel of an image is of."""
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
-from clipkit.classify.metric_inputs import is_number
 from clipkit.data.decode import Readable
 from clipkit.errors import ConfigError
-from clipkit.inspect.overlay import edges_of
+from clipkit.inspect.areas import (
+    Color,
+    Entry,
+    check_options,
+    color_of,
+    entries_of,
+    paint,
+    place_numbers,
+    shares_of,
+)
 from clipkit.inspect.plot_style import (
     INK,
-    TEXT,
+    SMALL,
     Look,
     Map,
     add_axes,
     add_legend,
-    area_color,
     as_map,
     check_rows,
+    legend_size,
     new_figure,
     panel_size,
     pixels_of,
     require_matplotlib,
-    shorten,
     show_pixels,
     write_text,
 )
+from clipkit.inspect.short_names import letters, shorten_all
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
 _LETTERS = 28  # of a name in the legend
-_IN_A_COLUMN = 16  # entries of the legend
-_SMALLEST = 0.0008  # share of the image below which an area has no number
-_GRID = 160  # pixels of the longer side of the map in which places for numbers are sought
 _SCALE = 1.5  # an image is this much larger here than in other figures
+_SHARP = 800  # pixels of the longer side that make lines fine, and pixels of small images sharp
 
 
 def segmentation(
@@ -52,13 +60,14 @@ def segmentation(
     """Return an image with the class of each pixel as a color, and a legend with their shares.
 
     Each area has a line around it, and the number of its class in it, so that nobody needs to tell
-    colors apart.
+    colors apart. A class has the same color and number in every image, those of `draw_overlay`. The
+    legend has the classes that are in the image; those that are nowhere are left out.
 
     Args:
         image: as in `heat_map`.
         classes: (h, w) integers, indices of `names`, which are stretched over the image.
         names: C names.
-        background: a class that gets no color, and no place in the legend.
+        background: a class that gets no color and no number. It comes last in the legend.
         colors: C colors as matplotlib takes them, by default those that the color-blind tell apart.
         opacity: of the colors, 0 to 1.
 
@@ -69,47 +78,53 @@ def segmentation(
     Example:
         plots.segmentation("street.jpg", scores.argmax(dim=0), ["road", "car", "sky"])
     """
+    require_matplotlib()
     pixels = pixels_of(image)
     indices = _indices(classes, names, pixels)
-    shares = np.bincount(indices.ravel(), minlength=len(names)) / indices.size
-    order = cast("list[int]", np.argsort(-shares, kind="stable").tolist())
-    shown = [place for place in order if shares[place] and place != background]
+    check_options(len(names), background, opacity)
     palette = _palette(colors, len(names))
-    if not is_number(opacity) or not 0 <= opacity <= 1:
-        raise ConfigError(f"segmentation needs an opacity of 0 to 1, not {opacity!r:.60}")
-    if background is not None and background not in range(len(names)):
-        raise ConfigError(
-            f"segmentation needs a background of 0 to {len(names) - 1}, or None, not "
-            f"{background!r:.60}"
-        )
-    columns = -(-len(shown) // _IN_A_COLUMN)
+    shares = shares_of(torch.from_numpy(indices), len(names))
+    entries = entries_of(names, shares, background)
+    lines = _lines(entries)
+    legend = legend_size(lines)
     width, height = (_SCALE * length for length in panel_size(pixels))
-    rows = min(len(shown), _IN_A_COLUMN)
-    longest = max((len(shorten(names[place], _LETTERS)) for place in shown), default=0)
-    legend = (0.95 + 0.078 * longest) * columns
-    figure = new_figure(width + legend + 0.2, max(height, 0.21 * rows) + 0.2)
+    figure = new_figure(width + legend.width + 0.2, max(height, legend.height) + 0.2)
     axes = add_axes(figure)
-    show_pixels(axes, _colored(pixels, indices, shown, palette, opacity))
-    _write_numbers(axes, indices, shown)
-    _add_legend(figure, shown, names, palette, shares)
+    many = max(1, round(_SHARP / max(indices.shape)))
+    painted = paint(
+        _enlarge(pixels, many),
+        _enlarge(indices, many),
+        palette,
+        background=background,
+        opacity=opacity,
+    )
+    show_pixels(axes, painted, size=pixels.shape[:2])
+    for number in place_numbers(indices, shares, background):
+        _write_number(axes, number.x, number.y, number.text)
+    add_legend(figure, _patches(entries, palette), lines, columns=legend.columns)
     return figure
 
 
-def _palette(colors: Sequence[str] | None, classes: int) -> Sequence[str]:
+def _palette(colors: Sequence[str] | None, classes: int) -> list[Color]:
     """Return a color for each class, or raise `ConfigError`."""
     if colors is None:
-        return [area_color(place) for place in range(classes)]
+        return [color_of(place) for place in range(classes)]
     if len(colors) != classes:
         raise ConfigError(f"{classes} classes need as many colors, not {len(colors)}")
-    require_matplotlib()
-    from matplotlib.colors import is_color_like
+    from matplotlib.colors import is_color_like, to_rgb
 
     if wrong := [color for color in colors if not is_color_like(color)]:
         raise ConfigError(
             "segmentation needs colors as matplotlib takes them, such as '#0072B2', not "
             f"{wrong[0]!r:.60}"
         )
-    return colors
+    levels = [[round(255 * level) for level in to_rgb(color)] for color in colors]
+    return [(red, green, blue) for red, green, blue in levels]
+
+
+def _enlarge(rows: NDArray[Any], many: int) -> NDArray[Any]:
+    """Return (h, w, ...) with as many rows and columns in the place of each."""
+    return rows.repeat(many, axis=0).repeat(many, axis=1)
 
 
 def _indices(classes: Map, names: Sequence[str], pixels: NDArray[np.uint8]) -> NDArray[np.int64]:
@@ -130,75 +145,31 @@ def _indices(classes: Map, names: Sequence[str], pixels: NDArray[np.uint8]) -> N
     return found[np.ix_(rows, columns)].astype(np.int64)
 
 
-def _colored(
-    pixels: NDArray[np.uint8],
-    indices: NDArray[np.int64],
-    shown: Sequence[int],
-    palette: Sequence[str],
-    opacity: float,
-) -> NDArray[np.float64]:
-    """Return an image (h, w, 3), 0 to 1, with colors over the areas and white lines between."""
-    from matplotlib.colors import to_rgb
-
-    mixed = pixels / 255
-    for place in shown:
-        area = indices == place
-        mixed[area] = (1 - opacity) * mixed[area] + opacity * np.array(to_rgb(palette[place]))
-    mixed[edges_of(indices)] = 1.0
-    return mixed
+def _write_number(axes: "Axes", x: float, y: float, number: str) -> None:
+    """Write the number of a class on a box, as `draw_overlay` does."""
+    look = Look(SMALL, "white", bold=True, horizontal="center", vertical="center")
+    text = write_text(axes, x, y, number, look)
+    text.set_bbox(
+        {"boxstyle": "round,pad=0.25", "facecolor": "black", "edgecolor": "white", "linewidth": 0.8}
+    )
 
 
-def _write_numbers(axes: "Axes", indices: NDArray[np.int64], shown: Sequence[int]) -> None:
-    """Write the number of each class where its area is thickest."""
-    from matplotlib.patheffects import withStroke
-
-    step = max(1, max(indices.shape) // _GRID)
-    coarse = indices[::step, ::step]
-    for number, place in enumerate(shown, start=1):
-        area = coarse == place
-        if area.mean() < _SMALLEST:
-            continue
-        row, column = _thickest(area)
-        text = write_text(
-            axes,
-            step * (column + 0.5) - 0.5,
-            step * (row + 0.5) - 0.5,
-            str(number),
-            Look(TEXT, bold=True, horizontal="center", vertical="center"),
-        )
-        text.set_path_effects([withStroke(linewidth=2.5, foreground="white")])
+def _lines(entries: Sequence[Entry]) -> list[str]:
+    """Return the texts of a legend: number, name and share of each class."""
+    names = shorten_all([entry.label for entry in entries], letters(_LETTERS))
+    return [
+        "  ".join(filter(None, (entry.number, name, entry.share)))
+        for entry, name in zip(entries, names, strict=True)
+    ]
 
 
-def _thickest(area: NDArray[np.bool_]) -> tuple[int, int]:
-    """Return the row and column of the place that is furthest from the end of an area (h, w)."""
-    left = area
-    while True:
-        padded = np.pad(left, 1)
-        smaller = padded[1:-1, 1:-1] & padded[:-2, 1:-1] & padded[2:, 1:-1]
-        smaller &= padded[1:-1, :-2] & padded[1:-1, 2:]
-        if not smaller.any():
-            rows, columns = left.nonzero()
-            middle = len(rows) // 2
-            return int(rows[middle]), int(columns[middle])
-        left = smaller
-
-
-def _add_legend(
-    figure: "Figure",
-    shown: Sequence[int],
-    names: Sequence[str],
-    palette: Sequence[str],
-    shares: NDArray[np.float64],
-) -> None:
-    """List the classes with number, color and share, the largest first."""
+def _patches(entries: Sequence[Entry], palette: Sequence[Color]) -> "list[Patch]":
+    """Return the colors of a legend. The background is white."""
     from matplotlib.patches import Patch
 
-    if not shown:
-        return
-    handles = [Patch(facecolor=palette[place], edgecolor=INK, linewidth=0.5) for place in shown]
-    lines = [
-        f"{number}  {shorten(names[place], _LETTERS)}  {shares[place]:.1%}"
-        for number, place in enumerate(shown, start=1)
+    white: Color = (255, 255, 255)
+    colors = [palette[entry.place] if entry.number else white for entry in entries]
+    return [
+        Patch(facecolor=(red / 255, green / 255, blue / 255), edgecolor=INK, linewidth=0.5)
+        for red, green, blue in colors
     ]
-    columns = -(-len(shown) // _IN_A_COLUMN)
-    add_legend(figure, handles, lines, columns=columns)

@@ -7,10 +7,9 @@ are stated, so that a dark style of the caller's leaves a figure as it is.
 import functools
 import importlib
 import io
-import textwrap
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,8 +35,7 @@ PLAIN = "#9a9a9a"  # of bars without a meaning of their own
 # stand out on white first.
 BLUE, VERMILION, GREEN, PURPLE = "#0072B2", "#D55E00", "#009E73", "#CC79A7"
 ORANGE, SKY, YELLOW, BLACK = "#E69F00", "#56B4E9", "#F0E442", "#000000"
-COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)
-AREAS = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION, YELLOW)
+COLORS = (BLUE, VERMILION, GREEN, PURPLE, ORANGE, SKY, BLACK)  # of areas, see `areas.COLORS`
 
 # Shapes tell apart what colors do not: together there are 70 kinds of points.
 MARKERS = ("o", "s", "^", "D", "v", "P", "X", "<", "*", ">")
@@ -46,6 +44,8 @@ DASHES = ("-", "--", "-.", ":")
 SMALL, TEXT, TITLE = 8.0, 9.0, 10.0  # points
 SIDE, _LEAST = 2.9, 1.1  # inches of the longer side of an image, and of the shorter one at least
 _PAD = 0.07  # inches around axes
+_IN_A_COLUMN = 16  # entries of a legend
+_HANDLE, _LETTER, _ENTRY = 0.6, 0.078, 0.2  # inches in a legend: before a name, and of an entry
 _LONGEST = 1024  # pixels of the longer side of an image that is drawn
 
 
@@ -55,6 +55,14 @@ def require_matplotlib() -> None:
         importlib.import_module("matplotlib.figure")
     except ImportError as error:
         raise ConfigError("plots need matplotlib: pip install 'clipkit-torch[plots]'") from error
+
+
+class LegendSize(NamedTuple):
+    """Hold how many columns a legend has, and its width and height in inches."""
+
+    columns: int
+    width: float
+    height: float
 
 
 def new_figure(width: float, height: float) -> "Figure":
@@ -168,18 +176,12 @@ def add_legend(
         text.set_text(name)
 
 
-def shorten(name: str, width: int, lines: int = 1) -> str:
-    """Return a name in a few lines of a width in letters; what has no room becomes an ellipsis.
-
-    Example:
-        >>> shorten("a golden retriever in the snow", 20, 2)
-        'a golden retriever\\nin the snow'
-    """
-    parts = textwrap.wrap(" ".join(name.split()), width) or [name]
-    if len(parts) <= lines:
-        return "\n".join(parts)
-    last = parts[lines - 1][: width - 1].rstrip()
-    return "\n".join([*parts[: lines - 1], f"{last}\u2026"])
+def legend_size(names: Sequence[str]) -> LegendSize:
+    """Return the room that a legend beside the axes needs."""
+    columns = -(-len(names) // _IN_A_COLUMN)
+    longest = max(map(len, names), default=0)
+    lines = min(len(names), _IN_A_COLUMN)
+    return LegendSize(columns, (_HANDLE + _LETTER * longest) * columns, _ENTRY * lines)
 
 
 def pixels_of(image: Readable) -> NDArray[np.uint8]:
@@ -195,25 +197,22 @@ def pixels_of(image: Readable) -> NDArray[np.uint8]:
     return np.asarray(found.convert("RGB"))
 
 
-def show_pixels(axes: "Axes", pixels: NDArray[Any]) -> None:
-    """Show pixels (h, w, 3) without ticks, in a thin frame that ends white images."""
-    axes.imshow(pixels, interpolation="antialiased", aspect="equal")
+def show_pixels(axes: "Axes", pixels: NDArray[Any], *, size: tuple[int, int] | None = None) -> None:
+    """Show pixels (h, w, 3) without ticks, in a thin frame that ends white images.
+
+    Args:
+        axes: where to show them.
+        pixels: of an image.
+        size: (height, width) that the image has in the axes; its own if not given.
+    """
+    height, width = pixels.shape[:2] if size is None else size
+    extent = (-0.5, width - 0.5, height - 0.5, -0.5)
+    axes.imshow(pixels, interpolation="antialiased", aspect="equal", extent=extent)
     axes.set_xticks([])
     axes.set_yticks([])
     for spine in axes.spines.values():
         spine.set_visible(True)
         spine.set_color(LINE)
-
-
-def area_color(place: int) -> str:
-    """Return the color of a class by its place; after seven the same ones come lighter, darker."""
-    require_matplotlib()
-    from matplotlib.colors import to_hex, to_rgb
-
-    color = np.array(to_rgb(AREAS[place % len(AREAS)]))
-    shade = place // len(AREAS) % 3
-    mixed = [color, 0.5 + 0.5 * color, 0.55 * color][shade]
-    return to_hex(cast("tuple[float, float, float]", tuple(mixed.tolist())))
 
 
 def check_rows(name: str, given: Mapping[str, Any] | Sequence[Any]) -> None:

@@ -59,7 +59,7 @@ def tiles(count: int = 30) -> NDArray[np.int64]:
 def curves(methods: int) -> dict[str, dict[int, list[float]]]:
     """Return the accuracy of methods in five draws each."""
     random = np.random.default_rng(0)
-    names = [*NAMES, *(f"method {place}" for place in range(20))][:methods]
+    names = [*NAMES, *(f"{LONG}, method {place}" for place in range(60))][:methods]
     return {
         name: {k: random.normal(0.5 + 0.05 * np.log2(k), 0.02, 5).tolist() for k in (1, 2, 4, 8)}
         for name in names
@@ -119,12 +119,19 @@ FIGURES: dict[str, "Callable[[], Figure]"] = {
     "segmentation of 30 classes": lambda: plots.segmentation(
         COFFEE, tiles(), [f"class number {place}" for place in range(30)]
     ),
+    "segmentation of a small image": lambda: plots.segmentation(
+        Image.new("RGB", (20, 15), "tan"), areas()[::4, ::4], ["wall", "fur", LONG, "$x$"]
+    ),
+    "segmentation of names that begin alike": lambda: plots.segmentation(
+        CAT, tiles(), [f"{LONG} {place}" for place in range(30)], background=29
+    ),
     "segmentation of one class": lambda: plots.segmentation(TALL, np.zeros((4, 4), int), ["all"]),
     "segmentation of background": lambda: plots.segmentation(
         WIDE, np.zeros((4, 4), int), ["all"], background=0
     ),
     "curves": lambda: plots.few_shot_curves(curves(4), zero_shot=0.5, title="$a$ title"),
     "curves of many methods": lambda: plots.few_shot_curves(curves(20), zero_shot=0.4),
+    "curves of 60 methods": lambda: plots.few_shot_curves(curves(60), zero_shot=0.4),
     "curve of one point": lambda: plots.few_shot_curves({"anchored": {4: [0.5]}}),
     "confusions": _pairs,
     "confusions with mistakes": lambda: _pairs(mistakes={("cat", "dog"): [CAT, WIDE, TALL, CAT]}),

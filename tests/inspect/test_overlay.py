@@ -1,53 +1,16 @@
 """The overlay shows the class of each pixel in colors that all can tell apart, with a legend."""
 
-from itertools import combinations
 from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageFont
 
 from clipkit.errors import ConfigError
 from clipkit.inspect import overlay
-from clipkit.inspect.overlay import COLORS, color_of, draw_overlay, shares_of
-
-# Linear RGB to what the eyes of people without red, or without green, cones take in (Viénot,
-# Brettel and Mollon, 1999: Digital video colourmaps for checking the legibility of displays).
-TO_CONES = np.array(
-    [[17.8824, 43.5161, 4.11935], [3.45565, 27.1554, 3.86714], [0.0299566, 0.184309, 1.46709]]
-)
-WITHOUT = {
-    "red": np.array([[0, 2.02344, -2.52581], [0, 1, 0], [0, 0, 1]]),
-    "green": np.array([[1, 0, 0], [0.494207, 0, 1.24827], [0, 0, 1]]),
-}
-
-
-def seen_without(cones: str, color: tuple[int, int, int]) -> np.ndarray:
-    linear = (np.array(color) / 255) ** 2.2
-    simulated = np.linalg.inv(TO_CONES) @ WITHOUT[cones] @ TO_CONES @ linear
-    return simulated.clip(0, 1) ** (1 / 2.2)
-
-
-@pytest.mark.parametrize("cones", ["red", "green"])
-def test_colors_differ_for_the_color_blind(cones: str) -> None:
-    for one, other in combinations(COLORS, 2):
-        distance = np.linalg.norm(seen_without(cones, one) - seen_without(cones, other))
-        assert distance > 0.1, (one, other)
-    brick, olive = (190, 80, 60), (110, 110, 60)  # the test would fail for such a pair
-    assert np.linalg.norm(seen_without(cones, brick) - seen_without(cones, olive)) < 0.1
-
-
-def test_further_classes_have_colors_of_their_own() -> None:
-    colors = [color_of(index) for index in range(21)]
-    assert colors[:7] == list(COLORS)
-    assert len(set(colors)) == 21
-
-
-def test_no_color_of_many_classes_is_near_black_or_that_of_its_neighbor() -> None:
-    colors = np.array([color_of(index) for index in range(200)])
-    assert colors.max(axis=1).min() > 60
-    assert np.abs(np.diff(colors, axis=0)).max(axis=1).min() > 30
+from clipkit.inspect.areas import color_of
+from clipkit.inspect.overlay import draw_overlay
 
 
 def halves() -> torch.Tensor:
@@ -132,10 +95,57 @@ def test_the_legend_stands_below_and_is_as_wide_as_it_must() -> None:
     legend = np.asarray(drawn)[200:].reshape(-1, 3).tolist()
     assert list(color_of(0)) in legend
     assert list(color_of(1)) in legend
-    many = draw_overlay(photo, halves(), [f"class {i}" for i in range(20)])
+    indices = torch.arange(20).repeat_interleave(15).repeat(200, 1)
+    many = draw_overlay(photo, indices, [f"class {i}" for i in range(20)])
     assert many.height > drawn.height + 100
     wide = draw_overlay(photo, halves(), ["a class with a rather long name " * 3, "dog"])
-    assert wide.width > 300
+    assert wide.width == 300
+    assert wide.height > drawn.height + 15
+    narrow = draw_overlay(Image.new("RGB", (32, 24)), halves()[:24, 134:166], labels)
+    assert 150 < narrow.width < 300
+
+
+def written(monkeypatch: pytest.MonkeyPatch, indices: torch.Tensor, labels: list[str]) -> list[str]:
+    """Return the texts that are written in the legend of a photo of 300 x 200 pixels."""
+    texts: list[str] = []
+    own = overlay._draw_entry
+
+    def note(draw: Any, entry: Any, text: str, place: Any, legend: Any) -> None:
+        texts.append(text)
+        own(draw, entry, text, place, legend)
+
+    monkeypatch.setattr(overlay, "_draw_entry", note)
+    draw_overlay(Image.new("RGB", (300, 200)), indices, labels)
+    return texts
+
+
+def test_the_legend_leaves_out_classes_that_are_nowhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    indices = halves()
+    indices[0, 0] = 2
+    labels = ["cat", "dog", "eye", "nowhere"]
+    assert written(monkeypatch, indices, labels) == ["cat  50.0%", "dog  50.0%", "eye  <0.1%"]
+
+
+def test_long_labels_are_wrapped_and_never_become_the_same(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    start = "a street with houses and trees on both sides, and people "
+    labels = [start + "who walk by day", start + "who walk by night"]
+    first, second = written(monkeypatch, halves(), labels)
+    assert first != second
+    assert first.startswith("a street with houses")
+    assert first.endswith("\u2026day  50.0%")
+    assert second.endswith("\u2026night  50.0%")
+    assert first.count("\n") == 1
+
+
+def test_a_pillow_without_freetype_writes_a_legend(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its font has the letters of Latin-1 alone."""
+    plain = ImageFont.load_default_imagefont()
+    monkeypatch.setattr(ImageFont, "load_default", lambda *_: plain)
+    texts = written(monkeypatch, halves(), ["\u732b", "a street " * 20])
+    assert texts[0] == "?  50.0%"
+    assert texts[1].endswith("...  50.0%")
 
 
 @pytest.mark.parametrize("size", [(1, 1), (5, 900), (2000, 1500)])
@@ -143,10 +153,6 @@ def test_any_size_is_drawn(size: tuple[int, int]) -> None:
     indices = torch.zeros(size, dtype=torch.int64)
     drawn = draw_overlay(Image.new("RGB", (size[1], size[0])), indices, ["cat"])
     assert drawn.width >= size[1]
-
-
-def test_shares_are_of_pixels() -> None:
-    assert shares_of(torch.tensor([[0, 2], [2, 2]]), 4) == [0.25, 0, 0.75, 0]
 
 
 def test_what_does_not_fit_is_refused() -> None:

@@ -8,15 +8,16 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from matplotlib.colors import to_hex, to_rgb
+from matplotlib.colors import to_hex
 from matplotlib.text import Text
 from PIL import Image
 from sklearn.decomposition import PCA
 
 from clipkit import Prediction
 from clipkit.errors import ConfigError, DataError, ImageError
-from clipkit.inspect import plots
-from clipkit.inspect.plot_style import BLUE, GREEN, PLAIN, VERMILION, area_color
+from clipkit.inspect import draw_overlay, plots
+from clipkit.inspect.areas import color_of
+from clipkit.inspect.plot_style import BLUE, GREEN, PLAIN, VERMILION
 from tests.helpers.figures import CAT, COFFEE, NAMES, PREDICTIONS, areas, clouds, curves, measured
 
 RED = Image.new("RGB", (40, 20), (200, 30, 30))
@@ -75,36 +76,77 @@ def test_areas_have_their_colors_and_the_legend_their_shares() -> None:
     image = Image.new("RGB", (180, 120), (100, 100, 100))
     figure: Any = plots.segmentation(image, classes, ["wall", "fur", "eye", "$x$"], opacity=0.25)
     pixels = figure.axes[0].images[0].get_array()
+    many = pixels.shape[0] // 120  # so many times it is enlarged, so that lines are fine
     for y, x in ((10, 10), (10, 170), (60, 90), (110, 20)):
-        color = np.array(to_rgb(area_color(int(classes[y // 2, x // 2]))))
-        assert np.abs(pixels[y, x] - (0.75 * 100 / 255 + 0.25 * color)).max() < 1e-6
-    assert (pixels[10, 80] == 1).all()  # the line between wall and fur
+        color = np.array(color_of(int(classes[y // 2, x // 2])))
+        found = pixels[many * y + many // 2, many * x + many // 2]
+        assert np.abs(found - (0.75 * 100 + 0.25 * color)).max() <= 0.5
+    assert (pixels[10 * many, 80 * many] == 255).all()  # the line between wall and fur
     lines = [text.get_text() for text in figure.legends[0].get_texts()]
     shares = np.bincount(classes.ravel()) / classes.size
-    names = ["fur", "wall", "eye", "$x$"]
-    order = [1, 0, 2, 3]
     assert lines == [
-        f"{place}  {name}  {shares[index]:.1%}"
-        for place, (name, index) in enumerate(zip(names, order, strict=True), start=1)
+        f"{index + 1}  {name}  {shares[index]:.1%}"
+        for index, name in enumerate(["wall", "fur", "eye", "$x$"])
     ]
+
+
+def test_small_images_are_sharp_and_their_lines_fine() -> None:
+    classes = np.zeros((24, 32), dtype=np.int64)
+    classes[10, 10] = 1
+    figure: Any = plots.segmentation(Image.new("RGB", (32, 24)), classes, ["a", "b"])
+    image = figure.axes[0].images[0]
+    pixels = image.get_array()
+    assert max(pixels.shape) >= 800
+    assert (pixels == 255).all(axis=2).mean() < 0.002
+    own = np.array(color_of(1)) * 0.55  # of the only pixel of its class
+    assert (np.abs(pixels - own).max(axis=2) <= 0.5).sum() > 400
+    assert list(image.get_extent()) == [-0.5, 31.5, 23.5, -0.5]  # places are those of the image
+
+
+def test_a_class_looks_as_in_an_overlay() -> None:
+    image = Image.new("RGB", (90, 60), (100, 100, 100))
+    names, classes = ["a", "b", "c", "d", "nowhere"], areas()
+    figure: Any = plots.segmentation(image, classes, names, opacity=0.5)
+    drawn = np.asarray(draw_overlay(image, torch.from_numpy(classes), names, opacity=0.5))
+    pixels = figure.axes[0].images[0].get_array()
+    many = pixels.shape[0] // 60
+    for y, x in ((5, 5), (5, 85), (22, 50), (57, 3)):
+        found = pixels[many * y + many // 2, many * x + many // 2]
+        assert found.tolist() == drawn[y, x].tolist()
+    for text in figure.axes[0].texts:
+        x, y = text.get_position()
+        assert text.get_bbox_patch().get_facecolor() == (0, 0, 0, 1)
+        # The boxes of its numbers are black too.
+        assert (drawn[round(y) - 2 : round(y) + 3, round(x) - 8 : round(x) + 9] == 0).any()
 
 
 def test_numbers_stand_in_their_areas() -> None:
     classes = areas()
     figure: Any = plots.segmentation(Image.new("RGB", (90, 60)), classes, ["a", "b", "c", "d"])
-    order = [1, 0, 2, 3]
     found = {text.get_text(): text.get_position() for text in figure.axes[0].texts}
     assert list(found) == ["1", "2", "3", "4"]
     for number, (x, y) in found.items():
-        assert classes[round(y), round(x)] == order[int(number) - 1]
+        assert classes[round(y), round(x)] == int(number) - 1
 
 
-def test_background_has_no_color_and_no_place_in_the_legend() -> None:
+def test_background_has_no_color_and_no_number() -> None:
     image = Image.new("RGB", (90, 60), (100, 100, 100))
     figure: Any = plots.segmentation(image, areas(), ["a", "b", "c", "d"], background=1)
-    assert np.abs(figure.axes[0].images[0].get_array()[5, 80] - 100 / 255).max() < 1e-9
-    lines = [text.get_text().split()[1] for text in figure.legends[0].get_texts()]
-    assert lines == ["a", "c", "d"]
+    pixels = figure.axes[0].images[0].get_array()
+    assert (pixels[pixels.shape[0] // 12, pixels.shape[1] * 8 // 9] == 100).all()
+    lines = [text.get_text().split() for text in figure.legends[0].get_texts()]
+    assert [line[:-1] for line in lines] == [["1", "a"], ["3", "c"], ["4", "d"], ["b"]]
+    assert [text.get_text() for text in figure.axes[0].texts] == ["1", "3", "4"]
+
+
+def test_colors_of_the_callers_are_taken() -> None:
+    image = Image.new("RGB", (90, 60))
+    colors = ["red", "#00ff00", (0, 0, 1), "0.5"]
+    figure: Any = plots.segmentation(image, areas(), list("abcd"), colors=colors, opacity=1)  # pyright: ignore[reportArgumentType]
+    pixels = figure.axes[0].images[0].get_array()
+    assert pixels[20, 20].tolist() == [255, 0, 0]
+    assert pixels[20, -20].tolist() == [0, 255, 0]
+    assert to_hex(figure.legends[0].get_patches()[1].get_facecolor()) == "#00ff00"
 
 
 def test_curves_show_means_and_standard_deviations() -> None:
@@ -234,8 +276,8 @@ UNTYPED: Any = plots  # takes what types forbid
             (partial(UNTYPED.segmentation, RED, areas(), list("abcd"), **one), ConfigError, message)
             for one, message in (
                 ({"colors": ["nocolor"] * 4}, "such as '#0072B2', not 'nocolor'"),
-                ({"background": 7}, "a background of 0 to 3, or None, not 7"),
-                ({"opacity": "1"}, "an opacity of 0 to 1, not '1'"),
+                ({"background": 7}, "the number of a class, 0 to 3, or None, not 7"),
+                ({"opacity": "1"}, "a number from 0 to 1, not '1'"),
             )
         ],
         *[
@@ -261,7 +303,7 @@ UNTYPED: Any = plots  # takes what types forbid
         (
             lambda: plots.segmentation(RED, areas(), ["a"] * 4, opacity=2),
             ConfigError,
-            "an opacity of 0 to 1, not 2",
+            "a number from 0 to 1, not 2",
         ),
         (lambda: plots.few_shot_curves({}), ConfigError, "nothing to draw"),
         (lambda: plots.few_shot_curves({"a": {}}), ConfigError, r"'a' has \[\]"),

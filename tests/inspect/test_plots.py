@@ -17,7 +17,7 @@ from matplotlib.text import Text
 from numpy.typing import NDArray
 from PIL import Image
 
-from clipkit.inspect.plot_style import AREAS, COLORS, MARKERS, area_color, pixels_of, shorten
+from clipkit.inspect.plot_style import COLORS, MARKERS, pixels_of
 from tests.helpers.figures import FIGURES, LONG
 
 if TYPE_CHECKING:
@@ -190,30 +190,6 @@ def test_lines_and_points_are_told_apart_without_colors() -> None:
     }
     assert len(kinds) == 70
     assert all(lightness(color) < 190 for color in COLORS)  # they stand out on white
-
-
-def test_areas_have_21_colors() -> None:
-    assert [area_color(place) for place in range(7)] == [color.lower() for color in AREAS]
-    assert len({area_color(place) for place in range(21)}) == 21
-    assert area_color(21) == area_color(0)
-    assert lightness(area_color(7)) > lightness(area_color(0)) > lightness(area_color(14))
-
-
-@pytest.mark.parametrize(
-    ("name", "width", "lines", "expected"),
-    [
-        ("cat", 5, 1, "cat"),
-        ("", 5, 1, ""),
-        ("abcdefgh", 5, 1, "abcd\u2026"),
-        ("a bc def", 4, 2, "a bc\ndef"),
-        ("aa bb cc dd", 5, 1, "aa b\u2026"),
-        ("aa bb cc dd", 5, 2, "aa bb\ncc dd"),
-        ("aa bb cc dd ee", 5, 2, "aa bb\ncc d\u2026"),
-        ("line\nbreak\tand", 20, 1, "line break and"),
-    ],
-)
-def test_names_are_shortened(name: str, width: int, lines: int, expected: str) -> None:
-    assert shorten(name, width, lines) == expected
 
 
 def test_large_images_are_drawn_small_and_stay_as_they_are() -> None:
