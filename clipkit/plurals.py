@@ -1,4 +1,4 @@
-"""Put a number and its noun together, in one or in many."""
+"""Put a number and its noun or unit together."""
 
 
 def number_of(number: int, noun: str, plural: str = "") -> str:
@@ -24,3 +24,20 @@ def number_of_classes(number: int) -> str:
         ('1 class', '10 classes')
     """
     return number_of(number, "class", "classes")
+
+
+def size_in_words(number_of_bytes: float) -> str:
+    """Return a size in words, with three digits.
+
+    Example:
+        >>> size_in_words(605_200_000), size_in_words(999)
+        ('605 MB', '999 bytes')
+    """
+    if number_of_bytes < 1000:
+        return f"{number_of_bytes:.0f} bytes"
+    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
+        value = number_of_bytes / scale
+        if value < 999.5 or unit == "GB":
+            break
+    digits = 0 if value >= 99.95 else 1
+    return f"{value:.{digits}f} {unit}"

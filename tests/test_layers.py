@@ -27,6 +27,7 @@ FLOORS = [
         "clipkit.byte_pairs",
         "clipkit.words",
         "clipkit.plurals",
+        "clipkit.page",
         "clipkit.moved",
         "clipkit.late",
     },

@@ -2,13 +2,14 @@
 
 from pathlib import Path
 
+import pytest
 import torch
 
 from clipkit import CLIP, Features, ImageClassifier, Pairs
 from clipkit.classify.calibration import Calibration
 from clipkit.classify.figures import Estimate
 from clipkit.classify.report import make_report
-from clipkit.plurals import number_of, number_of_classes
+from clipkit.plurals import number_of, number_of_classes, size_in_words
 
 
 def test_numbers_agree_with_their_nouns() -> None:
@@ -21,6 +22,22 @@ def test_numbers_agree_with_their_nouns() -> None:
         "1 class",
         "2 classes",
     ]
+
+
+@pytest.mark.parametrize(
+    ("number", "shown"),
+    [
+        (0, "0 bytes"),
+        (999, "999 bytes"),
+        (1000, "1.0 kB"),
+        (22_665_580, "22.7 MB"),
+        (605_109_252, "605 MB"),
+        (999_700_000, "1.0 GB"),
+        (10_158_000_000, "10.2 GB"),
+    ],
+)
+def test_sizes_have_three_digits(number: int, shown: str) -> None:
+    assert size_in_words(number) == shown
 
 
 def test_one_image_of_one_class_is_told_so() -> None:

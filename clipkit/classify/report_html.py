@@ -1,12 +1,10 @@
 """Write a report as a page that needs nothing beside itself, and as a table for notebooks.
 
-The page has a policy that forbids a browser to load anything, its own data aside. Every name is
-escaped, since names of files and labels may come from anywhere.
+Every name is escaped, since names of files and labels may come from anywhere.
 """
 
 from collections.abc import Sequence
 from dataclasses import replace
-from html import escape
 from pathlib import PurePath
 
 from clipkit.classify.figures import ClassFigures, Confusion, Figures, Mistake
@@ -20,15 +18,14 @@ from clipkit.classify.report_text import (
     sentences,
     weakest_first,
 )
-from clipkit.classify.thumbnails import thumbnail
+from clipkit.data.thumbnails import thumbnail
+from clipkit.page import as_html, frame
 from clipkit.plurals import number_of_classes
-from clipkit.visible import visible
 
 _CONFUSIONS = 30
 _MISTAKES = 24
 _FEW = 5  # rows in a notebook
 _PARTS = 3  # of a path: all of it would tell strangers of the machine
-_POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
 def as_page(figures: Figures, title: str) -> str:
@@ -41,23 +38,17 @@ def as_page(figures: Figures, title: str) -> str:
     skipped = [_shortened(name, problem) for name, problem in figures.estimate.skipped]
     figures = replace(figures, estimate=replace(figures.estimate, skipped=skipped))
     parts = [
-        f"<h1>{_text(title)}</h1>",
-        f'<p class="how quiet">{_text(sentences(figures))}</p>',
+        f"<h1>{as_html(title)}</h1>",
+        f'<p class="how quiet">{as_html(sentences(figures))}</p>',
         _cards(figures),
         _classes(figures.classes),
         f'<div class="pair">{_confusions(figures)}{_reliability(figures)}</div>',
         _mistakes(figures),
         _skipped(figures.estimate.skipped),
-        "<footer>Made by clipkit. The page holds all that it shows and loads nothing.</footer>",
     ]
     body = "\n".join(part for part in parts if part)
-    return (
-        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
-        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">\n'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{_text(title)}</title>\n<style>\n{STYLE}</style>\n</head>\n<body>\n<main>\n"
-        f"{body}\n</main>\n<script>\n{SCRIPT}</script>\n</body>\n</html>\n"
-    )
+    head, foot = frame(title, style=STYLE, script=SCRIPT)
+    return f"{head}{body}{foot}"
 
 
 def as_table(figures: Figures) -> str:
@@ -74,14 +65,9 @@ def as_table(figures: Figures) -> str:
 
 def _row(name: str, value: str) -> str:
     return (
-        f"<tr><th style='text-align: left'>{_text(name)}</th>"
-        f"<td style='text-align: left'>{_text(value)}</td></tr>"
+        f"<tr><th style='text-align: left'>{as_html(name)}</th>"
+        f"<td style='text-align: left'>{as_html(value)}</td></tr>"
     )
-
-
-def _text(text: str) -> str:
-    """Return a text as HTML. Marks that reverse the direction of writing are shown as escapes."""
-    return escape(visible(text))
 
 
 def _cards(figures: Figures) -> str:
@@ -182,11 +168,11 @@ def _mistake(mistake: Mistake, uri: str | None) -> str:
         name = _end_of(mistake.path)
     return (
         f"<li>{image}<div>"
-        f'<div class="said"><i>true</i><b>{_text(mistake.true)}</b>'
+        f'<div class="said"><i>true</i><b>{as_html(mistake.true)}</b>'
         f"<span>{mistake.true_probability:.1%}</span></div>"
-        f'<div class="said wrong"><i>predicted</i><b>{_text(mistake.predicted)}</b>'
+        f'<div class="said wrong"><i>predicted</i><b>{as_html(mistake.predicted)}</b>'
         f"<span>{mistake.predicted_probability:.1%}</span></div>"
-        f'<div class="file">{_text(name)}</div></div></li>'
+        f'<div class="file">{as_html(name)}</div></div></li>'
     )
 
 
@@ -241,7 +227,7 @@ def _table(
 
 
 def _cell(text: str) -> str:
-    return f"<td>{_text(text)}</td>"
+    return f"<td>{as_html(text)}</td>"
 
 
 def _number(shown: str, value: float) -> str:

@@ -1,34 +1,6 @@
-"""Hold the style and the script of a report's page."""
+"""Hold the style and the script of a report's page, beside the look of all pages."""
 
-# Colors of light and dark are told apart as one by those who see less color: blue and orange.
 STYLE = """\
-:root {
-  color-scheme: light dark;
-  --page: #f6f7f9; --card: #ffffff; --ink: #1d2430; --quiet: #5b6675; --line: #dfe3e9;
-  --right: #1f6fb2; --wrong: #c2571a; --fill: #cfe2f3;
-}
-@media (prefers-color-scheme: dark) {
-  :root {
-    --page: #12161c; --card: #1b212a; --ink: #e6eaf0; --quiet: #9aa6b5; --line: #323b47;
-    --right: #6db3f0; --wrong: #f0975a; --fill: #23405c;
-  }
-}
-* { box-sizing: border-box; }
-body {
-  margin: 0; background: var(--page); color: var(--ink);
-  font: 16px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, "Noto Sans", sans-serif;
-}
-main { max-width: 1040px; margin: 0 auto; padding: 24px 16px 48px; }
-h1 { font-size: 1.6rem; line-height: 1.25; margin: 0 0 4px; overflow-wrap: anywhere; }
-h2 { font-size: 1.15rem; margin: 0 0 4px; }
-p { margin: 0 0 12px; }
-.quiet { color: var(--quiet); }
-.how { max-width: 70ch; margin-bottom: 20px; }
-section, .figure {
-  background: var(--card); border: 1px solid var(--line); border-radius: 10px;
-}
-section { padding: 16px 18px; margin-top: 16px; }
-section > p { max-width: 75ch; font-size: 0.9rem; }
 .figures { display: grid; gap: 12px; grid-template-columns: repeat(auto-fit, minmax(150px, 1fr)); }
 .figure { padding: 12px 14px; }
 .figure strong { display: block; font-size: 1.7rem; line-height: 1.3; font-weight: 650; }
@@ -67,13 +39,8 @@ svg .ideal { stroke: var(--quiet); stroke-dasharray: 4 4; }
 svg .whisker { stroke: var(--right); stroke-width: 1.5; opacity: 0.6; }
 svg .dot { fill: var(--right); }
 svg .count { fill: var(--fill); }
-.images { display: grid; gap: 12px; grid-template-columns: repeat(auto-fill, minmax(160px, 1fr));
-  padding: 0; margin: 0; list-style: none; }
-.images li { border: 1px solid var(--line); border-radius: 8px; overflow: hidden; min-width: 0; }
-.images img { display: block; width: 100%; aspect-ratio: 4 / 3; object-fit: contain;
-  background: var(--page); }
 .images li > div { padding: 8px 10px 10px; font-size: 0.88rem; overflow-wrap: anywhere; }
-.images .file { color: var(--quiet); font-size: 0.75rem; line-height: 1.3; margin-top: 6px; }
+.images .file { margin-top: 6px; }
 .said { display: flex; flex-wrap: wrap; gap: 0 8px; justify-content: space-between;
   align-items: baseline; }
 .said i { flex-basis: 100%; color: var(--quiet); font-size: 0.75rem; font-style: normal; }
@@ -81,18 +48,14 @@ svg .count { fill: var(--fill); }
 .said b { font-weight: 600; }
 .said span { white-space: nowrap; }
 .wrong b, .wrong span { color: var(--wrong); }
-footer { margin-top: 20px; font-size: 0.85rem; color: var(--quiet); }
 @media (max-width: 480px) {
-  main { padding: 16px 10px 32px; }
-  section { padding: 14px 12px; }
-  .images { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   .figures { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; }
   .figure { padding: 10px 12px; }
   .figure strong { font-size: 1.4rem; }
   th > span, th button, td { padding-left: 5px; padding-right: 5px; }
   table { font-size: 0.85rem; }
 }
-@media print { .scroll { max-height: none; } section { break-inside: avoid; } }
+@media print { .scroll { max-height: none; } }
 """
 
 # A click on the head of a column sorts the rows by it, numbers from high to low at first.

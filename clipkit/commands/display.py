@@ -170,20 +170,3 @@ def typed(*words: object) -> str:
         "cat 'cup of coffee'"
     """
     return visible(shlex.join(str(word) for word in words))
-
-
-def size(number_of_bytes: float) -> str:
-    """Return a size in words, with three digits.
-
-    Example:
-        >>> size(605_200_000), size(999)
-        ('605 MB', '999 bytes')
-    """
-    if number_of_bytes < 1000:
-        return f"{number_of_bytes:.0f} bytes"
-    for unit, scale in (("kB", 1e3), ("MB", 1e6), ("GB", 1e9)):
-        value = number_of_bytes / scale
-        if value < 999.5 or unit == "GB":
-            break
-    digits = 0 if value >= 99.95 else 1
-    return f"{value:.{digits}f} {unit}"

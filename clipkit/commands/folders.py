@@ -5,12 +5,12 @@ from pathlib import Path
 
 from clipkit import Pairs, distributed, read_folder
 from clipkit.classify.folder import HEAD, MODEL, ZERO_SHOT
-from clipkit.commands.display import size, tell, typed, warn
+from clipkit.commands.display import tell, typed, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import is_hidden
 from clipkit.errors import DataError, OutputError
 from clipkit.files import check_output
-from clipkit.plurals import number_of
+from clipkit.plurals import number_of, size_in_words
 from clipkit.training.state import CHECKPOINT
 from clipkit.visible import visible
 
@@ -90,10 +90,12 @@ def ways_to_load(model: Path) -> str:
 
 def tell_size(folder: Path) -> None:
     """Tell how much of the disk a result takes, and what of it may be deleted."""
-    message = f"{folder} takes {size(_size_of(folder))} on disk"
+    message = f"{folder} takes {size_in_words(_size_of(folder))} on disk"
     for part in (folder / RUN, folder / CHECKPOINT):
         if part.exists():
-            message += f", {size(_size_of(part))} of it {part}, which only going on with it needs"
+            message += (
+                f", {size_in_words(_size_of(part))} of it {part}, which only going on with it needs"
+            )
     tell(f"{message}.")
 
 

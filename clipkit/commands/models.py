@@ -11,8 +11,9 @@ from clipkit.checkpoints.registry import MODELS
 from clipkit.checkpoints.source import resolve
 from clipkit.columns import align, width_of
 from clipkit.commands.command import DONE, Command, add_json
-from clipkit.commands.display import Style, size, tell
+from clipkit.commands.display import Style, tell
 from clipkit.models.count import count_parameters
+from clipkit.plurals import size_in_words
 
 
 @dataclass(frozen=True)
@@ -62,7 +63,7 @@ class Row:
         return [
             self.name,
             f"{self.parameters / 1e6:,.0f} M",
-            f"{'~' if self.is_estimated else ''}{size(self.bytes)}",
+            f"{'~' if self.is_estimated else ''}{size_in_words(self.bytes)}",
             f"{self.resolution[0]} px",
             str(self.embed_dim),
             self.activation,

@@ -3,12 +3,7 @@
 import base64
 import io
 import json
-import os
-import re
-import shutil
-import subprocess
 from collections.abc import Sequence
-from html.parser import HTMLParser
 from pathlib import Path
 
 import numpy as np
@@ -21,42 +16,11 @@ from torch.utils.data import Dataset
 from clipkit import CLIP, ImageClassifier, Report
 from clipkit.classify.figures import Estimate
 from clipkit.classify.report import make_report
-from clipkit.classify.thumbnails import SIDE, thumbnail
+from tests.helpers.pages import CHROMIUM, Page, check_loads_nothing, run_in_browser
 from tests.helpers.toy_classifier import NAMES, ColoredImages
 from tests.helpers.toy_data import two_colors
 
 EVIL = "<script>alert('x')</script> & \"q\" \u202egpj.exe"
-VOID = {"meta", "img"}
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-
-class Page(HTMLParser):
-    """Gather tags with their attributes, and the texts; and check that what opens is closed."""
-
-    def __init__(self, text: str) -> None:
-        super().__init__()
-        self.tags: list[tuple[str, dict[str, str | None]]] = []
-        self.texts: list[str] = []
-        self.open: list[str] = []
-        self.feed(text)
-        self.close()
-
-    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-        if tag not in VOID:
-            self.open.append(tag)
-
-    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
-        self.tags.append((tag, dict(attrs)))
-
-    def handle_endtag(self, tag: str) -> None:
-        assert self.open.pop() == tag
-
-    def handle_data(self, data: str) -> None:
-        self.texts.append(data)
-
-    def named(self, tag: str) -> list[dict[str, str | None]]:
-        return [attributes for name, attributes in self.tags if name == tag]
 
 
 def report_of(labels: list[str], paths: Sequence[str | None] | None = None) -> Report:
@@ -85,17 +49,8 @@ def photo(tmp_path: Path) -> str:
 
 def test_the_page_loads_nothing(tmp_path: Path, photo: str) -> None:
     text, page = page_of(report_of(["a", "b", "c"], [photo] * 40), tmp_path)
-    assert page.open == []
-    assert not {"link", "iframe", "object", "embed", "base", "form"} & {t for t, _ in page.tags}
-    attributes = [(name, value or "") for _, own in page.tags for name, value in own.items()]
-    loaded = [value for name, value in attributes if name in ("src", "href", "srcset", "action")]
-    assert loaded
-    assert all(value.startswith("data:image/jpeg;base64,") for value in loaded)
-    assert not re.search(r"https?:|url\(|@import|//[a-z]", text)
-    assert [name for name, _ in attributes if name.startswith("on")] == []
-    (policy,) = [own["content"] for own in page.named("meta") if "http-equiv" in own]
-    assert policy is not None
-    assert policy.startswith("default-src 'none'; img-src data:;")
+    check_loads_nothing(text, page)
+    assert page.named("a") == []
     assert {"name": "viewport", "content": "width=device-width, initial-scale=1"} in [
         *page.named("meta")
     ]
@@ -183,35 +138,6 @@ def image_in(uri: str | None) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(uri.removeprefix("data:image/jpeg;base64,"))))
 
 
-def test_thumbnails_are_small_copies(tmp_path: Path, photo: str) -> None:
-    copy = image_in(thumbnail(photo))
-    assert copy.size == (SIDE, SIDE // 2)
-    assert np.asarray(copy).astype(float)[40, 30] == pytest.approx([200, 10, 10], abs=40)
-    original = two_colors((9, 9, 9), (9, 9, 9), seed=0, size=(600, 300))
-    assert image_in(thumbnail(original)).size == (SIDE, SIDE // 2)
-    assert original.size == (600, 300)
-    noise = np.random.default_rng(0).integers(0, 256, (500, 500, 3), dtype=np.uint8)
-    uri = thumbnail(noise)
-    assert uri is not None
-    assert len(uri) < 40_000
-    for item in ((photo, 3), {"img": Path(photo)}, Path(photo).read_bytes()):
-        assert thumbnail(item) == thumbnail(photo)
-
-
-def test_what_cannot_be_read_has_no_thumbnail(tmp_path: Path) -> None:
-    (tmp_path / "broken.png").write_bytes(b"broken")
-    items = [
-        tmp_path / "broken.png",
-        str(tmp_path / "no.png"),
-        b"",
-        torch.zeros(3, 9, 9),
-        {},
-        (),
-        5,
-    ]
-    assert [thumbnail(item) for item in items] == [None] * 7
-
-
 class Unlabeled(Dataset[Image.Image]):
     """Give images of noise around a color, without files."""
 
@@ -269,23 +195,8 @@ document.title = JSON.stringify(results);
 def test_a_browser_shows_and_sorts_it(tmp_path: Path, photo: str) -> None:
     report = report_of(["bee", "ant", "cat"], [photo] * 40)
     text, _ = page_of(report, tmp_path)
-    (tmp_path / "sorted.html").write_text(
-        text.replace("</body>", f"<script>{SORT}</script></body>"), "utf-8"
-    )
-    command = [CHROMIUM or "", "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
-    command += ["--no-first-run", "--disable-background-networking", "--disable-sync"]
-    command += ["--disable-component-update", f"--user-data-dir={tmp_path / 'profile'}"]
-    command += ["--window-size=500,900", "--dump-dom", (tmp_path / "sorted.html").as_uri()]
-    run = subprocess.run(
-        command,
-        capture_output=True,
-        text=True,
-        timeout=120,
-        env={**os.environ, "HOME": str(tmp_path)},
-    )
-    found = re.search(r"<title>(.*?)</title>", run.stdout)
-    assert found is not None, run.stderr
-    first, by_name, back, by_recall, fits = json.loads(found.group(1))
+    title = run_in_browser(text, SORT, tmp_path / "sorted.html")
+    first, by_name, back, by_recall, fits = json.loads(title)
     recall = {row.label: row.recall or 0 for row in report.classes}
     weakest = sorted(recall, key=lambda label: recall[label])
     assert first == weakest

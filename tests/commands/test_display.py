@@ -6,12 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from clipkit.commands.display import (
-    Style,
-    lossless_streams,
-    size,
-    typed,
-)
+from clipkit.commands.display import Style, lossless_streams, typed
 from clipkit.visible import visible
 
 COLORS = ("NO_COLOR", "FORCE_COLOR", "TERM")
@@ -128,22 +123,6 @@ def test_streams_are_restored_after_an_error(monkeypatch: pytest.MonkeyPatch) ->
     with pytest.raises(ValueError, match="inside"), lossless_streams():
         raise ValueError("inside")
     assert stream.errors == "strict"
-
-
-@pytest.mark.parametrize(
-    ("number", "shown"),
-    [
-        (0, "0 bytes"),
-        (999, "999 bytes"),
-        (1000, "1.0 kB"),
-        (22_665_580, "22.7 MB"),
-        (605_109_252, "605 MB"),
-        (999_700_000, "1.0 GB"),
-        (10_158_000_000, "10.2 GB"),
-    ],
-)
-def test_sizes_have_three_digits(number: int, shown: str) -> None:
-    assert size(number) == shown
 
 
 def test_words_are_quoted_as_they_are_typed() -> None:

@@ -4,14 +4,18 @@ import base64
 import io
 import os
 from collections.abc import Mapping
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 from clipkit.data.arrays import is_array_image
-from clipkit.data.decode import is_encoded, read_image
+from clipkit.data.decode import Readable, is_encoded, read_image
 from clipkit.errors import ImageError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 SIDE = 160  # pixels of the longer side, at most
 _QUALITY = 80  # of the JPEG; such an image takes about 6 kB, and 25 kB if it is noise
+_GAP = 2.0  # how much larger than the copy an image may be when averages give way to a filter
 
 
 def thumbnail(item: object) -> str | None:
@@ -29,13 +33,34 @@ def thumbnail(item: object) -> str | None:
     if image is None:
         return None
     try:
-        small = read_image(image).copy()  # or the caller's own image would shrink
-        small.thumbnail((SIDE, SIDE))
-        file = io.BytesIO()
-        small.convert("RGB").save(file, "JPEG", quality=_QUALITY)
+        return small_copy(image)
     except (ImageError, OSError):  # it may have been moved since it was measured
         return None
+
+
+def small_copy(image: Readable, side: int = SIDE) -> str:
+    """Return a small copy of an image as a data URI of a JPEG.
+
+    Args:
+        image: what `read_image` takes. It is left as it is.
+        side: pixels of the longer side, at most. Smaller images keep their size.
+
+    Raises:
+        ImageError: if it cannot be read.
+    """
+    from PIL.Image import Resampling
+
+    whole = read_image(image)
+    small = whole.resize(_fitted(whole, side), Resampling.BICUBIC, reducing_gap=_GAP)
+    file = io.BytesIO()
+    small.convert("RGB").save(file, "JPEG", quality=_QUALITY)
     return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+
+
+def _fitted(image: "Image", side: int) -> tuple[int, int]:
+    """Return the width and the height that an image has in a square, in the same proportion."""
+    scale = min(1.0, side / max(image.size))
+    return max(1, round(image.width * scale)), max(1, round(image.height * scale))
 
 
 def _image_in(item: Any) -> Any:
