@@ -10,7 +10,13 @@ import torch
 from torch import Tensor
 
 from clipkit.classify.intervals import wilson_interval
-from clipkit.classify.metric_inputs import Numbers, check_count, read_classes
+from clipkit.classify.metric_inputs import (
+    Classes,
+    check_count,
+    check_seed,
+    number_names,
+    read_classes,
+)
 from clipkit.columns import align
 from clipkit.errors import ConfigError
 from clipkit.visible import visible
@@ -56,6 +62,8 @@ class Groups:
         gap: how far their accuracies are apart, 0 to 1.
         chance_gap: a gap that is exceeded in 5 of 100 cases where the same images are dealt to
             groups of these sizes at random. A lower gap says nothing about the groups.
+        class_names: the names of the rows and columns of `confusion`; None of classes that are
+            numbers alone.
     """
 
     rows: list[GroupFigures]
@@ -64,6 +72,7 @@ class Groups:
     best: str
     gap: float
     chance_gap: float
+    class_names: list[str] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """Return the figures as plain values, which JSON can hold."""
@@ -105,10 +114,10 @@ class Groups:
 
 
 def by_group(
-    predicted: Numbers,
-    labels: Numbers,
+    predicted: Classes,
+    labels: Classes,
     groups: Iterable[Hashable],
-    classes: int | None = None,
+    classes: int | Sequence[str] | None = None,
     *,
     few: int = FEW,
     seed: int = 0,
@@ -116,15 +125,16 @@ def by_group(
     """Return accuracy and confusion on each group of images, and how far the groups are apart.
 
     Args:
-        predicted, labels: (N,) classes.
+        predicted, labels: (N,) classes, by their numbers or by their names.
         groups: the name of the group of each image, N texts, integers or other values.
-        classes: C; by default what the highest class needs.
+        classes: C, or C names in the order of the numbers; by default what the highest class needs,
+            and of names those that occur, sorted.
         few: a group with fewer images is small.
         seed: of the random groupings behind `chance_gap`.
 
     Raises:
-        ConfigError: if shapes do not fit, there is no image, a class is beyond `classes`, or two
-            groups print alike, such as 1 and "1".
+        ConfigError: if shapes do not fit, there is no image, a class is beyond `classes`, names
+            stand beside numbers, or two groups print alike, such as 1 and "1".
 
     Example:
         >>> found = by_group([0, 1, 1, 1], [0, 1, 1, 0], ["day", "day", "night", "night"], few=2)
@@ -132,18 +142,13 @@ def by_group(
         ('night', 'day', 0.5)
     """
     check_count("by_group", "few", few)
-    if classes is not None:
-        check_count("by_group", "classes", classes)
-    limit = math.inf if classes is None else classes
-    predicted, labels = read_classes("by_group", predicted, labels, limit)
-    predicted, labels = predicted.cpu(), labels.cpu()
+    check_seed("by_group", seed)
+    predicted, labels, class_names, count = _read(predicted, labels, classes)
     names = _names(groups, len(labels))
-    if classes is None:
-        classes = int(torch.maximum(predicted, labels).max()) + 1
     rows: list[GroupFigures] = []
     for group in dict.fromkeys(names):
         own = torch.tensor([name == group for name in names], device="cpu")
-        rows.append(_figures(group, predicted[own], labels[own], classes, few))
+        rows.append(_figures(group, predicted[own], labels[own], count, few))
     rows.sort(key=lambda row: row.accuracy)
     judged = [row for row in rows if not row.is_small] or rows
     return Groups(
@@ -153,7 +158,44 @@ def by_group(
         best=judged[-1].group,
         gap=judged[-1].accuracy - judged[0].accuracy,
         chance_gap=_chance_gap(judged, seed),
+        class_names=class_names,
     )
+
+
+def _read(
+    predicted: Classes, labels: Classes, classes: int | Sequence[str] | None
+) -> tuple[Tensor, Tensor, list[str] | None, int]:
+    """Return predictions and labels as numbers on the CPU, and names and count of the classes."""
+    given = None if isinstance(classes, int) or classes is None else _check_names(classes)
+    numbers, right, names = number_names("by_group", predicted, labels, given)
+    if names is not None and given is None and classes is not None:
+        raise ConfigError(
+            f"by_group takes classes by their names, in the order of the rows of confusions, not "
+            f"classes={classes!r}: leave it out, or pass a list of names"
+        )
+    count = classes if isinstance(classes, int) else None
+    if count is not None:
+        check_count("by_group", "classes", count)
+    if names is not None:
+        count = len(names)
+    limit = math.inf if count is None else count
+    found, truth = read_classes("by_group", numbers, right, limit)
+    if count is None:
+        count = int(torch.maximum(found, truth).max()) + 1
+    return found.cpu(), truth.cpu(), names, count
+
+
+def _check_names(classes: object) -> list[str]:
+    """Return the names of classes, or raise `ConfigError`."""
+    names = list(cast("Iterable[object]", classes)) if isinstance(classes, list | tuple) else []
+    if not names or not all(isinstance(name, str) for name in names):
+        raise ConfigError(
+            "by_group needs classes as an integer of at least 1, or as names that differ, not "
+            f"{classes!r:.60}"
+        )
+    if len(set(names)) < len(names):
+        raise ConfigError(f"by_group has a class twice: {names!r:.60}")
+    return cast("list[str]", names)
 
 
 def _names(groups: Iterable[Hashable], count: int) -> list[str]:

@@ -1,7 +1,7 @@
 """Read what metrics take: tensors, arrays or lists become tensors, and bad ones are refused."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,6 +13,8 @@ from clipkit.errors import ConfigError
 
 # (N,) classes, or rows of numbers (N, C).
 Numbers = Tensor | npt.NDArray[Any] | Sequence[float] | Sequence[Sequence[float]]
+
+Classes = Numbers | Sequence[str]  # (N,) classes, by their numbers or by their names
 
 
 def as_tensor(name: str, given: Numbers) -> Tensor:
@@ -46,6 +48,12 @@ def check_count(name: str, what: str, value: int, most: float = math.inf) -> Non
         raise ConfigError(f"{name} needs {what} as an integer of 1 to {most}, not {value!r}")
 
 
+def check_seed(name: str, seed: object) -> None:
+    """Raise `ConfigError` unless a seed is one that NumPy takes."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
+        raise ConfigError(f"{name} needs a seed, an integer of at least 0, not {seed!r:.60}")
+
+
 def check_indices(name: str, what: str, indices: Tensor, count: float) -> None:
     """Raise `ConfigError` unless `indices` are integers of 0 to count - 1."""
     if indices.is_floating_point() or indices.is_complex() or indices.dtype == torch.bool:
@@ -72,6 +80,48 @@ def read_classes(
     check_indices(name, "classes", labels, classes)
     check_indices(name, "classes", predicted, classes)
     return predicted.long(), labels.to(predicted.device).long()
+
+
+def number_names(
+    name: str, predicted: Classes, labels: Classes, class_names: Sequence[str] | None = None
+) -> tuple[Numbers, Numbers, list[str] | None]:
+    """Return predicted classes and labels as numbers, and the names of these if they were names.
+
+    Args:
+        name: of the metric, for messages.
+        predicted, labels: (N,) classes, both as numbers or both as names; with `class_names` also
+            one as numbers and the other as names.
+        class_names: C names in the order of the numbers; those that occur, sorted, if not given.
+
+    Raises:
+        ConfigError: for names beside numbers, or a name that is none of the classes.
+    """
+    given = {"predicted": predicted, "labels": labels}
+    named = {what: found for what, value in given.items() if (found := _names_in(value))}
+    if len(named) == 1 and class_names is None:
+        raise ConfigError(
+            f"{name} needs classes of one kind, and {next(iter(named))} are names where the others "
+            "are numbers: pass names of both, or numbers of both"
+        )
+    if class_names is None and named:
+        class_names = sorted({one for names in named.values() for one in names})
+    places = {one: place for place, one in enumerate(class_names or ())}
+    numbers: dict[str, Any] = dict(given)
+    for what, names in named.items():
+        if unknown := [one for one in names if one not in places]:
+            raise ConfigError(f"{name}: {unknown[0]!r:.60} is none of the {len(places)} classes")
+        numbers[what] = [places[one] for one in names]
+    return numbers["predicted"], numbers["labels"], None if class_names is None else [*places]
+
+
+def _names_in(given: object) -> list[str]:
+    """Return classes that are given by their names, in an array, a column or a list; else none."""
+    if isinstance(given, Tensor | str) or not isinstance(given, Iterable):
+        return []
+    values = list(cast("Iterable[object]", given))
+    if not all(isinstance(value, str) for value in values):
+        return []
+    return [str(value) for value in values]  # NumPy has a type of its own for texts
 
 
 def read_scores(name: str, scores: Numbers, labels: Numbers) -> tuple[Tensor, Tensor]:

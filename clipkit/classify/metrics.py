@@ -1,8 +1,9 @@
 """Measure how good predictions are, and how well queries find what belongs to them.
 
 Every function takes tensors, NumPy arrays or lists of numbers. A class is its index, 0 to C - 1, in
-any integer dtype. Results are Python floats from float64 sums, unless stated otherwise. Empty
-input, and input of a wrong type, shape, dtype or class, raise `ConfigError`.
+any integer dtype; `accuracy`, `mean_per_class` and `by_group` take names of classes too. Results
+are Python floats from float64 sums, unless stated otherwise. Empty input, and input of a wrong
+type, shape, dtype or class, raise `ConfigError`.
 
 Example:
     >>> accuracy([0, 1, 1, 2], [0, 1, 2, 2])
@@ -18,9 +19,11 @@ from torch import Tensor
 from clipkit.classify.groups import by_group
 from clipkit.classify.intervals import wilson_interval
 from clipkit.classify.metric_inputs import (
+    Classes,
     Numbers,
     as_tensor,
     check_count,
+    number_names,
     read_classes,
     read_scores,
 )
@@ -30,6 +33,7 @@ from clipkit.classify.shifts import effective_robustness
 from clipkit.errors import ConfigError
 
 __all__ = [
+    "Classes",
     "Numbers",
     "ReliabilityBin",
     "accuracy",
@@ -48,14 +52,15 @@ __all__ = [
 ]
 
 
-def accuracy(predicted: Numbers, labels: Numbers) -> float:
+def accuracy(predicted: Classes, labels: Classes) -> float:
     """Return the share of predictions that equal their labels, 0 to 1.
 
     Args:
-        predicted, labels: (N,) classes.
+        predicted, labels: (N,) classes, by their numbers or by their names.
     """
-    predicted, labels = read_classes("accuracy", predicted, labels)
-    return _share(predicted == labels)
+    found, right, _ = number_names("accuracy", predicted, labels)
+    found, right = read_classes("accuracy", found, right)
+    return _share(found == right)
 
 
 def top_k_accuracy(logits: Numbers, labels: Numbers, k: int = 1) -> float:
@@ -74,23 +79,24 @@ def top_k_accuracy(logits: Numbers, labels: Numbers, k: int = 1) -> float:
     return _share(_among_top(logits, own, k))
 
 
-def mean_per_class(predicted: Numbers, labels: Numbers, classes: int | None = None) -> float:
+def mean_per_class(predicted: Classes, labels: Classes, classes: int | None = None) -> float:
     """Return the share of each class that was found (recall), averaged over the classes, 0 to 1.
 
     The CLIP paper reports it for Aircraft, Pets, Caltech-101 and Flowers (2103.00020, table 9).
 
     Args:
-        predicted, labels: (N,) classes. A class that is only predicted has no recall, and is not
-            counted.
+        predicted, labels: (N,) classes, by their numbers or by their names. A class that is only
+            predicted has no recall, and is not counted.
         classes: C. If it is given, every class is checked against it.
     """
     limit = math.inf if classes is None else classes
-    predicted, labels = read_classes("mean_per_class", predicted, labels, limit)
+    found, right, _ = number_names("mean_per_class", predicted, labels)
+    found, right = read_classes("mean_per_class", found, right, limit)
     # The place of each label among the classes that occur (N,), and the count of each class (P,).
     _, place, counts = cast(
-        "tuple[Tensor, Tensor, Tensor]", labels.unique(return_inverse=True, return_counts=True)
+        "tuple[Tensor, Tensor, Tensor]", right.unique(return_inverse=True, return_counts=True)
     )
-    hits = place[predicted == labels].bincount(minlength=len(counts))
+    hits = place[found == right].bincount(minlength=len(counts))
     return (as_float64(hits) / as_float64(counts)).mean().item()
 
 

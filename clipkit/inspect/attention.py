@@ -234,6 +234,8 @@ def choose(chosen: Chosen, count: int, what: str) -> list[int]:
         return list(range(count))
     if isinstance(chosen, int):
         return [_number_of(chosen, count, what)]
+    if isinstance(chosen, str):  # its letters are no numbers
+        raise _no_numbers(chosen, what)
     try:
         numbers = [_number_of(number, count, what) for number in chosen]
     except TypeError:
@@ -255,7 +257,8 @@ def _number_of(number: object, count: int, what: str) -> int:
 
 def _no_numbers(chosen: object, what: str) -> ConfigError:
     return ConfigError(
-        f"{what}s must be a number or a list of numbers, not {chosen!r:.60}: leave it out for all"
+        f"{what}s must be a number or a list of numbers, not {chosen!r:.60}: pass -1 for the last, "
+        "or leave it out for all"
     )
 
 

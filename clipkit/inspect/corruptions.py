@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Protocol, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.classify.metric_inputs import is_count, is_number
+from clipkit.classify.metric_inputs import check_seed, is_count, is_number
 from clipkit.errors import ConfigError, ImageError
 
 if TYPE_CHECKING:
@@ -78,9 +78,17 @@ def sample_of(
         name: of the corruption, so that each draws numbers of its own.
         seed: of all that is drawn.
 
+    Raises:
+        ConfigError: if the place or the seed is no integer of at least 0.
+
     Example:
         noisy = GaussianNoise()(image, 25.0, sample_of(0, 0, ["cat", "dog"]))
     """
+    check_seed("sample_of", seed)
+    if isinstance(index, bool) or not (is_count(index) or index == 0):
+        raise ConfigError(
+            f"sample_of needs the place of an image, an integer of at least 0, not {index!r:.60}"
+        )
     source = np.random.default_rng([seed, zlib.crc32(name.encode("utf-8", "surrogatepass")), index])
     return Sample(source, label, class_names)
 

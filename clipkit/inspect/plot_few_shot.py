@@ -1,10 +1,11 @@
 """Draw how accuracy grows with the images of a class."""
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 
+from clipkit.classify.metric_inputs import is_count
 from clipkit.errors import ConfigError
 from clipkit.inspect.plot_style import (
     COLORS,
@@ -49,8 +50,8 @@ def few_shot_curves(
         title: of the figure.
 
     Raises:
-        ConfigError: if there is nothing to draw, a number of images is below 1, or matplotlib is
-            missing.
+        ConfigError: if there is nothing to draw, a number of images is no integer from 1 on, or
+            matplotlib is missing.
 
     Example:
         plots.few_shot_curves({"anchored": {1: [0.61, 0.64], 4: [0.72, 0.71]}}, zero_shot=0.58)
@@ -96,13 +97,15 @@ def few_shot_curves(
 
 def _check(results: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
     """Raise `ConfigError` unless each method has draws of positive numbers of images."""
+    given: object = results
+    if not isinstance(given, Mapping):
+        raise ConfigError(
+            'few_shot_curves needs methods with their accuracies, such as {"anchored": {1: [0.61, '
+            f"0.64]}}}}, not {results!r:.60}"
+        )
     check_rows("few_shot_curves", results)
     for name, own in results.items():
-        if not own or min(own) < 1:
-            raise ConfigError(
-                f"few_shot_curves needs numbers of images from 1 on, and {name!r:.60} has "
-                f"{sorted(own)}"
-            )
+        _check_numbers(name, own)
         if empty := [k for k in own if not np.size(own[k])]:
             raise ConfigError(f"few_shot_curves needs draws, and {name!r:.60} has none at {empty}")
         for k, draws in own.items():
@@ -111,6 +114,27 @@ def _check(results: Mapping[str, Mapping[int, Sequence[float]]]) -> None:
                     f"few_shot_curves needs accuracies as numbers, such as [0.61, 0.64], and "
                     f"{name!r:.60} has {draws!r:.60} at {k}"
                 )
+
+
+def _check_numbers(name: str, own: object) -> None:
+    """Raise `ConfigError` unless a method has accuracies by numbers of images from 1 on."""
+    if not isinstance(own, Mapping) or not own:
+        raise ConfigError(
+            "few_shot_curves needs accuracies by numbers of images, such as {1: [0.61, 0.64]}, and "
+            f"{name!r:.60} has {own!r:.60}"
+        )
+    for k in cast("Mapping[object, object]", own):
+        if is_count(k):
+            continue
+        hint = ""
+        if isinstance(k, str):  # those of a JSON file
+            hint = (
+                ": keys of JSON are texts, which {int(k): draws for k, draws in ...} makes numbers"
+            )
+        raise ConfigError(
+            f"few_shot_curves needs numbers of images, integers from 1 on, and {name!r:.60} has "
+            f"{k!r:.60}{hint}"
+        )
 
 
 def _spread(draws: Sequence[float]) -> float:

@@ -14,7 +14,7 @@ from clipkit.classify.classifier import ImageClassifier
 from clipkit.classify.estimate import find_seen
 from clipkit.classify.inputs import LabeledInputs, SupportSet
 from clipkit.classify.labels import Labels
-from clipkit.classify.metric_inputs import is_number
+from clipkit.classify.metric_inputs import check_seed, is_number
 from clipkit.classify.metrics import wilson_interval
 from clipkit.encode.embed import stream_features
 from clipkit.errors import ConfigError, DataError
@@ -115,7 +115,8 @@ def robustness(
         found = clipkit.inspect.robustness(classifier, clipkit.read_folder("test"))
         print(found)
     """
-    _check(classifier, seed)
+    _check(classifier)
+    check_seed("robustness", seed)
     chosen = _chosen(corruptions, classifier.labels)
     variants = [Variant(None, 0.0)]
     variants += [Variant(one, severity) for one in chosen for severity in one.severities]
@@ -216,15 +217,13 @@ def _check_corruption(one: object) -> None:
         )
 
 
-def _check(classifier: object, seed: object) -> None:
-    """Raise `ConfigError` unless there are a classifier, and a seed that NumPy takes."""
+def _check(classifier: object) -> None:
+    """Raise `ConfigError` unless this is a classifier."""
     if not isinstance(classifier, ImageClassifier):
         raise ConfigError(
             "robustness measures a clipkit.ImageClassifier, such as ImageClassifier.zero_shot("
             f"model, labels), not {classifier!r:.60}"
         )
-    if isinstance(seed, bool) or not isinstance(seed, int) or seed < 0:
-        raise ConfigError(f"robustness needs a seed, an integer of at least 0, not {seed!r:.60}")
 
 
 def _measured(

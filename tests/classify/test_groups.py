@@ -1,6 +1,7 @@
 """Figures of groups agree with scikit-learn, and their gap is judged against chance."""
 
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -141,10 +142,57 @@ def test_groups_that_do_not_fit_are_refused(groups: list[str], message: str) -> 
         by_group([0, 1], [0, 1], groups)
 
 
+def test_names_of_classes_are_as_good_as_numbers() -> None:
+    predicted, labels, groups = drawn()
+    names = ["ant", "bee", "cat", "dog", "eel"]
+    texts, truth = [names[place] for place in predicted], [names[place] for place in labels]
+    expected, found = by_group(predicted, labels, groups), by_group(texts, truth, groups)
+    assert str(found) == str(expected)
+    assert found.class_names == names
+    assert expected.class_names is None
+    for row, other in zip(found.rows, expected.rows, strict=True):
+        assert torch.equal(row.confusion, other.confusion)
+    assert json.loads(json.dumps(found.to_dict()))["class_names"] == names
+
+
+def test_names_have_the_order_that_is_given() -> None:
+    order = ["dog", "cow", "cat"]
+    for predicted in (["cat", "dog"], np.array(["cat", "dog"]), [2, 0]):
+        found = by_group(predicted, ["cat", "cat"], ["a", "a"], order)
+        assert found.class_names == order
+        assert found.rows[0].confusion.tolist() == [[0, 0, 0], [0, 0, 0], [1, 0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("predicted", "classes", "message"),
+    [
+        ([0, 1], None, "labels are names where the others are numbers: pass names of both"),
+        (["cow", "cat"], ["cat", "dog"], "'cow' is none of the 2 classes"),
+        ([0, 2], ["cat", "dog"], "classes of 0 to 1, not 2"),
+        (["cat", "cat"], ["cat", "cat"], r"a class twice: \['cat', 'cat'\]"),
+        (["cat", "cat"], [], r"as names that differ, not \[\]"),
+        (["cat", "cat"], "cat", "as names that differ, not 'cat'"),
+        (["cat", "cat"], 2, "not classes=2: leave it out, or pass a list of names"),
+    ],
+)
+def test_names_that_do_not_fit_are_refused(predicted: Any, classes: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        by_group(predicted, ["cat", "dog"], ["a", "b"], classes)
+
+
+def test_seeds_that_numpy_does_not_take_are_refused() -> None:
+    with pytest.raises(
+        ConfigError, match="by_group needs a seed, an integer of at least 0, not -1"
+    ):
+        by_group([0, 1], [0, 1], ["a", "b"], seed=-1)
+
+
 def test_classes_beyond_the_count_are_refused() -> None:
     with pytest.raises(ConfigError, match="classes of 0 to 1, not 2"):
         by_group([0, 2], [0, 1], ["a", "b"], 2)
     with pytest.raises(ConfigError, match="few as an integer of 1 to inf, not 0"):
         by_group([0, 1], [0, 1], ["a", "b"], few=0)
-    with pytest.raises(ConfigError, match="classes as an integer of 1 to inf, not 2.5"):
+    with pytest.raises(
+        ConfigError, match="classes as an integer of at least 1, or as names that differ, not 2.5"
+    ):
         by_group([0, 1], [0, 1], ["a", "b"], 2.5)  # pyright: ignore[reportArgumentType]

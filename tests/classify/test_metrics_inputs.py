@@ -209,3 +209,16 @@ def test_metrics_do_not_follow_torchs_default_dtype(
         assert metric(*tensors) == expected
     finally:
         torch.set_default_dtype(before)
+
+
+def test_names_of_classes_count_as_classes() -> None:
+    predicted, labels = ["cat", "dog", "dog", "cat"], ["cat", "dog", "cat", "cat"]
+    assert accuracy(predicted, labels) == 0.75
+    assert accuracy(np.array(predicted), labels) == 0.75
+    assert mean_per_class(predicted, labels) == pytest.approx((2 / 3 + 1) / 2)
+    with pytest.raises(ConfigError, match="accuracy needs classes of one kind, and predicted are"):
+        accuracy(predicted, [0, 1, 1, 0])
+    with pytest.raises(
+        ConfigError, match=r"two vectors of one length, not empty, not \(4,\), \(3,"
+    ):
+        accuracy(predicted, labels[:3])

@@ -184,6 +184,9 @@ def test_heads_out_of_range_and_no_numbers_at_all() -> None:
     with pytest.raises(ConfigError, match=r"layers must be a number or a list .* not \[\]"):
         attention_maps(model, images, layers=[])
     wrong: Any = 0.5
+    last: Any = "last"
+    with pytest.raises(ConfigError, match="layers must be .* not 'last': pass -1 for the last"):
+        attention_maps(model, images, layers=last)
     with pytest.raises(ConfigError, match=r"heads must be a number or a list of numbers, not 0\.5"):
         attention_maps(model, images, heads=wrong)
     with pytest.raises(ConfigError, match="no layer 1 among 1"):

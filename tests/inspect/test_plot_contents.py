@@ -306,8 +306,17 @@ UNTYPED: Any = plots  # takes what types forbid
             "a number from 0 to 1, not 2",
         ),
         (lambda: plots.few_shot_curves({}), ConfigError, "nothing to draw"),
-        (lambda: plots.few_shot_curves({"a": {}}), ConfigError, r"'a' has \[\]"),
-        (lambda: plots.few_shot_curves({"a": {0: [0.5]}}), ConfigError, "from 1 on"),
+        (lambda: plots.few_shot_curves({"a": {}}), ConfigError, r"'a' has {}"),
+        (lambda: plots.few_shot_curves({"a": {0: [0.5]}}), ConfigError, "from 1 on, and 'a' has 0"),
+        *[
+            (partial(UNTYPED.few_shot_curves, one), ConfigError, message)
+            for one, message in (
+                ([0.5], r"such as {\"anchored\": {1: \[0.61, 0.64\]}}, not \[0.5\]"),
+                ({"a": [0.5]}, r"such as {1: \[0.61, 0.64\]}, and 'a' has \[0.5\]"),
+                ({"a": {"1": [0.5]}}, r"and 'a' has '1': keys of JSON are texts, which {int\(k\)"),
+                ({"a": {1.5: [0.5]}}, "integers from 1 on, and 'a' has 1.5$"),
+            )
+        ],
         (lambda: plots.few_shot_curves({"a": {1: []}}), ConfigError, r"'a' has none at \[1\]"),
         (lambda: plots.confusion_pairs([], {}), ConfigError, "nothing to draw"),
         (

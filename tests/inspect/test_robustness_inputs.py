@@ -110,3 +110,17 @@ def test_severities_are_any_row_of_numbers(toy: CLIP, images: list[Image.Image])
         own: Any = Own(severities=severities)
         found = robustness(classifier, images, LABELS, corruptions=[own])
         assert [row.severity for row in found.rows] == list(severities)
+
+
+@pytest.mark.parametrize(
+    ("index", "seed", "message"),
+    [
+        (0, -1, "sample_of needs a seed, an integer of at least 0, not -1"),
+        (0, "1", "a seed, an integer of at least 0, not '1'"),
+        (-1, 0, "the place of an image, an integer of at least 0, not -1"),
+        (0.5, 0, "an integer of at least 0, not 0.5"),
+    ],
+)
+def test_samples_that_cannot_be_drawn_are_refused(index: Any, seed: Any, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        sample_of(index, 0, NAMES, seed=seed)
