@@ -1,7 +1,7 @@
 """Measure whether learned upsampling helps a CLIP classifier on small images, with spread.
 
     python examples/upsampling.py --data caltech101=DIR fruits360=DIR cifar100=DIR [--model tiny]
-                                  [--scale 3] [--seeds 3] [--draws 3] [--steps 700]
+                                  [--scale 3] [--seeds 3] [--draws 3] [--steps 500]
 
 `examples/datasets.py` says what lies in the folders. Images are reduced by `--scale` from what the
 tower takes, and enlarged again: bilinear, bicubic, by an SRResNet (a generator trained by the error
@@ -59,6 +59,7 @@ from clipkit.classify.fitting import class_means
 
 SMALL = ("cifar10", "cifar100")  # sets of small images
 LEARNED = ("SRResNet", "SRGAN")
+NOT_SETTINGS = ("data", "shown", "save", "out")  # options on which no figure depends
 Transform = Callable[[Any], Tensor]
 
 
@@ -285,11 +286,11 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, default=3, help="of generators")
     parser.add_argument("--draws", type=int, default=3, help="of support sets")
     parser.add_argument("--shots", type=int, default=4)
-    parser.add_argument("--classes", type=int, default=50)
-    parser.add_argument("--test-images", type=int, default=25, help="of each class")
+    parser.add_argument("--classes", type=int, default=40)
+    parser.add_argument("--test-images", type=int, default=20, help="of each class")
     parser.add_argument("--training-images", type=int, default=2000)
-    parser.add_argument("--steps", type=int, default=700, help="by pixels")
-    parser.add_argument("--adversarial-steps", type=int, default=200)
+    parser.add_argument("--steps", type=int, default=500, help="by pixels")
+    parser.add_argument("--adversarial-steps", type=int, default=150)
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--shown", type=int, default=2, help="images of each set in the figure")
@@ -300,11 +301,28 @@ def read_arguments() -> argparse.Namespace:
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
     """Return what a reader needs to make the figures again."""
-    names = ("model", "scale", "seeds", "draws", "shots", "training_images", "steps")
-    known = {name: getattr(args, name) for name in names}
-    shape = {name: getattr(args, name) for name in ("adversarial_steps", "width", "blocks")}
+    kept = {name: value for name, value in vars(args).items() if name not in NOT_SETTINGS}
     date = datetime.date.today().isoformat()
-    return {"date": date, "processor": processor(), **known, **shape}
+    return {"date": date, "processor": processor(), **kept}
+
+
+def known_sets(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the sets that a file has figures of.
+
+    Raises:
+        SystemExit: if they are of other settings.
+    """
+    known = json.loads(file.read_text()) if file.exists() else {**settings, "sets": []}
+    if any(known.get(name) != value for name, value in settings.items() if name != "date"):
+        raise SystemExit(f"{file} has figures of other settings: give another --out")
+    return known["sets"]
+
+
+def write(file: Path, settings: dict[str, Any], sets: list[dict[str, Any]]) -> None:
+    """Write the figures of some sets, beside those of other sets that the file has."""
+    names = [found["set"] for found in sets]
+    others = [found for found in known_sets(file, settings) if found["set"] not in names]
+    file.write_text(json.dumps({**settings, "sets": [*others, *sets]}, indent=1) + "\n")
 
 
 def main() -> None:
@@ -318,9 +336,13 @@ def main() -> None:
     if entries[0][0] in SMALL:
         raise SystemExit("one of the sets must have larger images, for the generators")
     args.out.mkdir(parents=True, exist_ok=True)
-    results: dict[str, Any] = {**settings_of(args), "sets": []}
+    file = args.out / "upsampling.json"
+    settings = settings_of(args)
+    known_sets(file, settings)
+    sets: list[dict[str, Any]] = []
     trained: dict[str, Generators] = {}
     rows: list[Tensor] = []
+    start = time.process_time()
     for name, root in entries:
         source = entries[0][0] if name in SMALL else name
         if source not in trained:
@@ -329,10 +351,11 @@ def main() -> None:
             save_all(trained[source], source, args)
         result, more = experiment(name, Path(root), model, trained[source], args)
         rows += more
-        results["sets"].append({"generators": source, **result})
-        results["processor_minutes"] = time.process_time() / 60
-        (args.out / "upsampling.json").write_text(json.dumps(results, indent=1) + "\n")
-        draw_figure(rows, args.out / "upsampling.jpg")
+        minutes = (time.process_time() - start) / 60  # of the processor, not of the clock
+        start = time.process_time()
+        sets.append({"generators": source, "minutes": minutes, **result})
+        write(file, settings, sets)
+        draw_figure(rows, args.out / f"upsampling_{entries[0][0]}.jpg")
         print(f"\n{table(result)}\n", flush=True)
 
 

@@ -205,7 +205,7 @@ def test_the_script_measures_every_way_and_writes_what_it_found(
     assert small["psnr"] is None
     assert len(list((tmp_path / "generators").iterdir())) == 4
     assert "| classifier | bicubic | bilinear | SRResNet |" in capsys.readouterr().out
-    with Image.open(tmp_path / "upsampling.jpg") as figure:
+    with Image.open(tmp_path / "upsampling_fruits360.jpg") as figure:
         assert figure.size == (6 * 96, 2 * 96 + 16)
 
 
