@@ -44,6 +44,10 @@ COMMANDS = (
     CommandEntry(
         "train", "train as a JSON file says; under torchrun on many processes", "train", "TRAIN"
     ),
+    CommandEntry("search", "find images by a text, an image, or sums of both", "search", "SEARCH"),
+    CommandEntry("similar", "find the images that look most like one", "search", "SIMILAR"),
+    CommandEntry("duplicates", "find images that look alike", "search", "DUPLICATES"),
+    CommandEntry("index", "build the index that searches use, or update it", "search", "INDEX"),
     CommandEntry(
         "models",
         "list the checkpoints that can be loaded by name, with their sizes",

@@ -14,7 +14,7 @@ import clipkit
 from clipkit.cli import COMMANDS, main, make_parser
 from clipkit.commands import models
 from clipkit.commands.command import Command
-from clipkit.commands.model_choice import take_model
+from clipkit.commands.model_options import take_model
 from clipkit.commands.train import EXAMPLE
 
 README = Path(__file__).parents[1] / "README.md"

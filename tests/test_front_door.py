@@ -101,7 +101,7 @@ def test_loading_leaves_torchs_compiler_alone(fresh: Report) -> None:
     assert fresh["compiler"] == []
 
 
-@pytest.mark.parametrize("door", ["clipkit", "clipkit.search"])
+@pytest.mark.parametrize("door", ["clipkit", "clipkit.commands", "clipkit.search"])
 def test_all_is_what_a_type_checker_and_a_program_are_shown(door: str) -> None:
     tree = ast.parse(MODULES[door].read_text("utf-8"))
     blocks = [node for node in tree.body if isinstance(node, ast.If)]

@@ -29,7 +29,8 @@ from clipkit.commands.inputs import (
     read_labels,
     read_paths,
 )
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
+from clipkit.commands.model_choice import choose_classifier
+from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.encode.embed import Features, stream_features
 from clipkit.errors import ConfigError
 from clipkit.prompts import ClassNames

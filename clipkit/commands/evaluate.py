@@ -24,7 +24,8 @@ from clipkit.commands.command import (
 from clipkit.commands.display import Style, tell
 from clipkit.commands.fit import embed_labelled
 from clipkit.commands.folders import read_class_folders
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
+from clipkit.commands.model_choice import choose_classifier
+from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.errors import ConfigError
 from clipkit.files import check_output
 from clipkit.plurals import number_of, number_of_classes

@@ -18,7 +18,8 @@ from clipkit.commands.folders import (
     tell_size,
     ways_to_load,
 )
-from clipkit.commands.model_choice import ModelChoice, add_model, take_model
+from clipkit.commands.model_choice import load_model
+from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.errors import DataError
 from clipkit.plurals import number_of
 from clipkit.training.run import finetune_from
@@ -109,7 +110,7 @@ def finetune(
     if distributed.is_first():
         tell_left_out(data, pairs)
     try:
-        start = choice.load(torch.float32)
+        start = load_model(choice, torch.float32)
         if distributed.is_first():
             tell(f"Starting from {choice.model or 'tiny'}, {start!r}.")
         figures = finetune_from(

@@ -28,7 +28,8 @@ from clipkit.commands.folders import (
     read_class_folders,
 )
 from clipkit.commands.inputs import tell_unknown_ids
-from clipkit.commands.model_choice import ModelChoice, add_model, choose_classifier, take_model
+from clipkit.commands.model_choice import choose_classifier
+from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import name_ids
 

@@ -80,6 +80,26 @@ def read_paths(source: str) -> list[str]:
     return ["./-" if path == STANDARD_INPUT else path for path in paths]  # in a list it is a file
 
 
+def read_lines(what: str) -> list[str]:
+    """Return the lines of standard input that are not empty.
+
+    Args:
+        what: they are, for messages.
+
+    Raises:
+        DataError: if there are none, or they are not UTF-8.
+    """
+    content = _read_standard_input(what, _MAX_LIST)
+    try:
+        lines = content.decode("utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"standard input is not text in UTF-8: {error}") from error
+    found = [line.strip() for line in lines if line.strip()]
+    if not found:
+        raise DataError(f"standard input is empty, where {what} should be")
+    return found
+
+
 def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
     """Return the labels of a command line, or of a file, with names in place of WordNet ids.
 

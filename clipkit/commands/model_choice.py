@@ -1,129 +1,69 @@
-"""Choose what a command works with: a model by its name and options, or a fitted classifier."""
+"""Load what a command works with: a model by its name and options, or a fitted classifier."""
 
-import argparse
-from dataclasses import dataclass, fields
 from os.path import exists
 from pathlib import Path
-from typing import Any
 
 import torch
 
 from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed, read_descriptors
+from clipkit.checkpoints.load import load_checkpoint
 from clipkit.classify.folder import HEAD
-from clipkit.commands.command import add_device
 from clipkit.commands.display import tell, warn
-from clipkit.config import Activation
+from clipkit.commands.model_options import ModelChoice
 from clipkit.errors import ConfigError
 from clipkit.files import read_json, read_text
 from clipkit.prompts import TEMPLATES, ClassNames, Templates
+from clipkit.search.text_tower import TextTower, text_tower_of
 
 
-@dataclass(frozen=True, kw_only=True)
-class ModelChoice:
-    """Hold what the options say of the model; each is None where it was not given.
+def load_model(choice: ModelChoice, dtype: torch.dtype | None = None) -> CLIP:
+    """Load the model. It is the embedded one, which stderr is told, if none was named.
 
-    Attributes:
-        model: a published name, a hub id, a folder or a file.
-        config: the name of an architecture, or a JSON file of a CLIPConfig.
-        activation, head_width: for weights that do not say what they are.
-        revision: branch, tag or commit of a hub repository.
-        cache_dir: where downloads are kept.
-        tokenizer: a file of merges, or a JSON file of added tokens and their ids.
-        device: where to put the model.
+    Raises:
+        ConfigError: if a revision is asked for where there is none.
     """
-
-    model: str | None = None
-    config: str | None = None
-    activation: Activation | None = None
-    head_width: int | None = None
-    revision: str | None = None
-    cache_dir: Path | None = None
-    tokenizer: Path | None = None
-    device: str | None = None
-
-    def load(self, dtype: torch.dtype | None = None) -> CLIP:
-        """Load the model. It is the embedded one, which stderr is told, if none was named.
-
-        Raises:
-            ConfigError: if a revision is asked for where there is none.
-        """
-        if self.revision is not None and (self.model in (None, "tiny") or exists(self.model)):
-            raise ConfigError(
-                f"--revision is of hub repositories, and {self.model or 'tiny'} is none: leave it "
-                "out"
-            )
-        if self.model is not None and exists(Path(self.model, HEAD)):
-            warn(
-                f"{self.model} is a fitted classifier, and only its model is used here: "
-                "--classifier takes it with its head"
-            )
-        if self.model is None and distributed.is_first():
-            tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
-        model = CLIP.from_pretrained(
-            self.model or "tiny",
-            device=self.device,
-            dtype=dtype,
-            config=read_config(self.config),
-            activation=self.activation,
-            head_width=self.head_width,
-            revision=self.revision,
-            cache_dir=self.cache_dir,
-            # The shortest fits any model; how long its rows are to be is known afterwards.
-            tokenizer=read_tokenizer(self.tokenizer, context_length=2),
+    if choice.revision is not None and (choice.model in (None, "tiny") or exists(choice.model)):
+        raise ConfigError(
+            f"--revision is of hub repositories, and {choice.model or 'tiny'} is none: leave it out"
         )
-        tokenizer = read_tokenizer(self.tokenizer, model.context_length)
-        if tokenizer is not None:
-            model.tokenizer = tokenizer
-        return model
-
-    def given(self) -> list[str]:
-        """Return the options that were given, as they are written. The device is none of them."""
-        names = [field.name for field in fields(self) if getattr(self, field.name) is not None]
-        return [f"--{name.replace('_', '-')}" for name in names if name != "device"]
-
-
-def add_model(parser: argparse.ArgumentParser, default: str = "tiny") -> None:
-    """Add the options of `ModelChoice`."""
-    group = parser.add_argument_group("model")
-    group.add_argument(
-        "--model",
-        metavar="NAME",
-        help=f"a name from `clipkit models`, a hub id, or a path (default: {default})",
+    if choice.model is not None and exists(Path(choice.model, HEAD)):
+        warn(
+            f"{choice.model} is a fitted classifier, and only its model is used here: "
+            "--classifier takes it with its head"
+        )
+    if choice.model is None and distributed.is_first():
+        tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
+    model = CLIP.from_pretrained(
+        choice.model or "tiny",
+        device=choice.device,
+        dtype=dtype,
+        config=read_config(choice.config),
+        activation=choice.activation,
+        head_width=choice.head_width,
+        revision=choice.revision,
+        cache_dir=choice.cache_dir,
+        # The shortest fits any model; how long its rows are to be is known afterwards.
+        tokenizer=read_tokenizer(choice.tokenizer, context_length=2),
     )
-    group.add_argument(
-        "--config",
-        metavar="NAME",
-        help="what weights are that do not say so: the published name that they derive from, or a "
-        "JSON file of a CLIPConfig",
-    )
-    group.add_argument(
-        "--activation",
-        choices=["gelu", "quick_gelu"],
-        help="the same for weights of a shape of their own, with --head-width",
-    )
-    group.add_argument(
-        "--head-width", type=int, metavar="N", help="width of an attention head, nearly always 64"
-    )
-    group.add_argument(
-        "--revision", metavar="NAME", help="branch, tag or commit of a hub repository"
-    )
-    group.add_argument(
-        "--cache-dir", type=Path, metavar="DIR", help="where downloads are kept, and looked for"
-    )
-    group.add_argument(
-        "--tokenizer",
-        type=Path,
-        metavar="FILE",
-        help="instead of the tokenizer beside the weights: a merges.txt, or a JSON object of added "
-        "tokens and their ids",
-    )
-    add_device(parser)
+    tokenizer = read_tokenizer(choice.tokenizer, model.context_length)
+    if tokenizer is not None:
+        model.tokenizer = tokenizer
+    return model
 
 
-def take_model(options: dict[str, Any]) -> None:
-    """Put a `ModelChoice` named `choice` in the place of the values of `add_model`'s options."""
-    chosen = {field.name: options.pop(field.name) for field in fields(ModelChoice)}
-    options["choice"] = ModelChoice(**chosen)
+def load_text_tower(choice: ModelChoice) -> TextTower:
+    """Load the text tower alone of the model that was chosen, which must have a name."""
+    checkpoint = load_checkpoint(
+        choice.model or "tiny",
+        config=read_config(choice.config),
+        activation=choice.activation,
+        head_width=choice.head_width,
+        revision=choice.revision,
+        cache_dir=choice.cache_dir,
+        tokenizer=read_tokenizer(choice.tokenizer, context_length=2),
+    )
+    tokenizer = read_tokenizer(choice.tokenizer, checkpoint.config.text.context_length)
+    return text_tower_of(checkpoint, tokenizer, choice.device)
 
 
 def read_config(config: str | None) -> str | CLIPConfig | None:
@@ -182,9 +122,9 @@ def choose_classifier(
         raise ConfigError(f"{' and '.join(given)} both say what the texts are: leave one out")
     if folder is None and descriptors is not None:
         prompts = read_descriptors(descriptors, labels)  # before the model is loaded
-        return ImageClassifier.zero_shot(choice.load(), prompts, templates=None)
+        return ImageClassifier.zero_shot(load_model(choice), prompts, templates=None)
     if folder is None:
-        return ImageClassifier.zero_shot(choice.load(), labels, read_templates(templates))
+        return ImageClassifier.zero_shot(load_model(choice), labels, read_templates(templates))
     if ignored := [*choice.given(), *given]:
         raise ConfigError(
             f"--classifier brings its own model and texts: leave {' and '.join(ignored)} out"

@@ -10,6 +10,7 @@ if typing.TYPE_CHECKING:
     from clipkit.search.filling import Changes
     from clipkit.search.index import Index
     from clipkit.search.memory import MemoryStore
+    from clipkit.search.model_encoder import ModelEncoder, TextEncoder
     from clipkit.search.query import Term
     from clipkit.search.results import Duplicates, Result, Results
     from clipkit.search.store import Hit, Store
@@ -21,10 +22,12 @@ __all__ = [
     "Hit",
     "Index",
     "MemoryStore",
+    "ModelEncoder",
     "Result",
     "Results",
     "Store",
     "Term",
+    "TextEncoder",
 ]
 
 # Where the names are.
@@ -33,6 +36,7 @@ _HOMES = {
     "clipkit.search.filling": ("Changes",),
     "clipkit.search.index": ("Index",),
     "clipkit.search.memory": ("MemoryStore",),
+    "clipkit.search.model_encoder": ("ModelEncoder", "TextEncoder"),
     "clipkit.search.query": ("Term",),
     "clipkit.search.results": ("Duplicates", "Result", "Results"),
     "clipkit.search.store": ("Hit", "Store"),

@@ -9,9 +9,10 @@ import os
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.errors import ConfigError, DataError
 from clipkit.files import spell_path
@@ -163,10 +164,9 @@ class Collection:
         total = np.zeros(self.manifest.width, np.float64)
         for term in read_query(query):
             total += term.weight * self._feature_of_term(term, templates)
-        length = float(np.linalg.norm(total))
-        if length < 1e-6:
+        if float(np.linalg.norm(total)) < 1e-6:
             raise ConfigError(f"the terms of the query cancel each other out: {query!r:.300}")
-        return (total / length).astype(np.float32)
+        return _unit(total)
 
     def needs_model(self, query: "QueryLike", templates: Templates | None = None) -> bool:
         """Return whether a query holds a text that was not asked before, or an unknown image."""
@@ -265,7 +265,7 @@ class Collection:
             return self._texts.get(_prompts_of(term.content, templates))
         if isinstance(term.content, Path):
             name = self._name_of(term.content)
-            return None if name is None else self.memory.features([name])[0]
+            return None if name is None else _unit(self.memory.features([name])[0])
         return None
 
     def _feature_of_term(self, term: Term, templates: Templates | None) -> Floats:
@@ -285,8 +285,7 @@ class Collection:
     def _encode_text(self, encoder: Encoder, prompts: Sequence[str]) -> Floats:
         """Return the mean feature of prompts, (D,), and keep it for the next time."""
         self._check_once("texts", encoder)
-        mean = encoder.texts(prompts).astype(np.float64).mean(axis=0)
-        feature = (mean / np.linalg.norm(mean)).astype(np.float32)
+        feature = _unit(encoder.texts(prompts).mean(axis=0, dtype=np.float64))
         self._texts.put(prompts, feature)
         return feature
 
@@ -337,6 +336,12 @@ def find_index(folder: str | os.PathLike[str]) -> Path:
     path = Path(spell_path(folder, "the folder of an index"))
     inside = path / FOLDER
     return inside if not (path / MANIFEST).exists() and inside.is_dir() else path
+
+
+def _unit(feature: NDArray[np.floating[Any]]) -> Floats:
+    """Return a feature scaled to unit length, (D,)."""
+    wide = feature.astype(np.float64)
+    return (wide / np.linalg.norm(wide)).astype(np.float32)
 
 
 def _prompts_of(text: str, templates: Templates | None) -> list[str]:

@@ -87,6 +87,7 @@ class Index(Collection):
         with lock(folder):
             _prepare(folder, encoder, root, model_name, exclude, include_hidden)
         index = cls(folder, encoder)
+        index._checked.add("images")
         index.update(paths, workers=workers, batch_size=batch_size, progress=progress)
         return index
 

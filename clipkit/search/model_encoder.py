@@ -1,12 +1,13 @@
 """Encode the queries and images of an index by a CLIP."""
 
 from collections.abc import Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from clipkit.clip import CLIP
 from clipkit.data.pictures import ImageSet, Transform
 from clipkit.encode.embed import (
     EncodesImages,
@@ -19,8 +20,26 @@ from clipkit.errors import ImageError
 from clipkit.search.store import Floats
 
 
-class SearchModel(EncodesImages, EncodesTexts, Protocol):
-    """Describe a model that encodes both images and texts, such as a `CLIP`."""
+class EncodesBoth(EncodesImages, EncodesTexts, Protocol):
+    """Describe a model that encodes both images and texts."""
+
+
+SearchModel: TypeAlias = CLIP | EncodesBoth
+
+
+class TextEncoder:
+    """Turn texts into features of unit length, float32 NumPy arrays.
+
+    Args:
+        model: a `TextTower`, or whatever encodes texts.
+    """
+
+    def __init__(self, model: EncodesTexts) -> None:
+        self._model = model
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """Return the features of texts, (n, D)."""
+        return embed_texts(self._model, texts).numpy()
 
 
 class ModelEncoder:
@@ -36,7 +55,7 @@ class ModelEncoder:
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """Return the features of texts, (n, D)."""
-        return embed_texts(self.model, texts).numpy()
+        return TextEncoder(self.model).texts(texts)
 
     def images(self, images: Sequence[Any]) -> Floats:
         """Return the features of images, (n, D): paths, PIL images or the bytes of files."""

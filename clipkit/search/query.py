@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     QueryLike: TypeAlias = "str | os.PathLike[str] | Image | Iterable[Term]"
 
 _QUOTED = r'"[^"]*"'
-_JOINT = re.compile(rf"({_QUOTED})|(?:^|\s)([+-])\s")
+_JOINT = re.compile(rf"({_QUOTED})|(?:^|\s)([+-])(?=\s)")
 _WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*\*\s*(?=\S)")
 _MAX_WEIGHT = 1e6
 

@@ -13,7 +13,8 @@ from PIL import Image
 from clipkit import CLIP, ImageClassifier, Tokenizer
 from clipkit.cli import main
 from clipkit.commands.inputs import read_labels, read_paths
-from clipkit.commands.model_choice import ModelChoice, read_tokenizer
+from clipkit.commands.model_choice import load_model, read_tokenizer
+from clipkit.commands.model_options import ModelChoice
 from clipkit.errors import ConfigError, DataError
 from clipkit.prompts import name_ids, prompt_set, wordnet_name
 
@@ -271,7 +272,7 @@ def test_a_tokenizer_makes_rows_as_long_as_the_model_takes_them(
     CLIP(longer).save_pretrained(tmp_path / "model")
     file = tmp_path / "tokens.json"
     file.write_text("{}")
-    model = ModelChoice(model=str(tmp_path / "model"), tokenizer=file, device="cpu").load()
+    model = load_model(ModelChoice(model=str(tmp_path / "model"), tokenizer=file, device="cpu"))
     assert model.tokenizer("a dog").shape == (1, length)
     with pytest.raises(ConfigError, match=f"make it with context_length={length}$"):
         model.tokenizer = Tokenizer(context_length=length + 1)

@@ -1,0 +1,246 @@
+"""Open the index of a folder for a command: build it on first use, and bring it up to date."""
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from os.path import exists
+from pathlib import Path
+from typing import Any
+
+from clipkit import commands, search
+from clipkit.commands.command import path_of
+from clipkit.commands.display import is_terminal, tell, tell_skipped, typed
+from clipkit.commands.model_options import ModelChoice, add_model
+from clipkit.errors import ConfigError
+from clipkit.plurals import number_of
+from clipkit.search.collection import Collection
+from clipkit.search.filling import Changes
+from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
+from clipkit.search.store import Floats
+
+_FEW = 64  # images, for which no bar is shown
+
+
+@dataclass(frozen=True, kw_only=True)
+class IndexChoice:
+    """Hold what the options say of an index.
+
+    Attributes:
+        folder: of the images.
+        index: the index's own folder, if it does not lie in that of the images.
+        exclude: patterns of what is left out; None where the index is to keep its own.
+        include_hidden: whether hidden files are searched; None likewise.
+        no_update: whether the index is taken as it is.
+        workers: threads that read images, or "auto".
+        choice: of the model.
+    """
+
+    folder: Path
+    index: Path | None
+    exclude: list[str] | None
+    include_hidden: bool | None
+    no_update: bool
+    workers: int | str
+    choice: ModelChoice
+
+    @property
+    def place(self) -> Path:
+        """The index's own folder."""
+        return self.index if self.index is not None else self.folder / FOLDER
+
+
+class LateEncoder:
+    """Load of a model what a query needs, when it needs it: the text tower, or all of it."""
+
+    def __init__(self, choice: ModelChoice) -> None:
+        self._choice = choice
+        self._whole: search.ModelEncoder | None = None
+        self._texts: search.TextEncoder | None = None
+
+    def texts(self, texts: Sequence[str]) -> Floats:
+        """Return the features of texts, (n, D)."""
+        if self._whole is not None:
+            return self._whole.texts(texts)
+        if self._texts is None:
+            self._texts = search.TextEncoder(commands.load_text_tower(self._choice))
+        return self._texts.texts(texts)
+
+    def images(self, images: Sequence[Any]) -> Floats:
+        """Return the features of images, (n, D)."""
+        return self.whole().images(images)
+
+    def whole(self) -> "search.ModelEncoder":
+        """Return the encoder of the whole model."""
+        if self._whole is None:
+            model = commands.load_model(self._choice)
+            self._whole = search.ModelEncoder(model.optimize())
+        return self._whole
+
+
+def add_index_options(parser: argparse.ArgumentParser) -> None:
+    """Add the folder of the images and the options of `IndexChoice`."""
+    parser.add_argument(
+        "folder",
+        nargs="?",
+        type=path_of,
+        default=Path("."),
+        metavar="DIR",
+        help="the folder of the images (default: this one)",
+    )
+    group = parser.add_argument_group("index")
+    group.add_argument(
+        "--index",
+        type=path_of,
+        metavar="DIR",
+        help="where the index is kept (default: DIR/.clipkit, so that it moves with the images)",
+    )
+    group.add_argument(
+        "--exclude",
+        action="append",
+        metavar="PATTERN",
+        help="leave out files and folders of this name or path, such as '*.gif' or thumbnails; "
+        "may be given several times, and is remembered",
+    )
+    group.add_argument(
+        "--include-hidden",
+        action=argparse.BooleanOptionalAction,
+        help="search hidden files and folders too; it is remembered",
+    )
+    group.add_argument(
+        "--no-update",
+        action="store_true",
+        help="take the index as it is, without looking for new images",
+    )
+    group.add_argument(
+        "--workers",
+        type=_workers_of,
+        default="auto",
+        metavar="N",
+        help="threads that read images (default: as many as there are processors, at most 8)",
+    )
+    add_model(parser, default="that of the index, or tiny")
+
+
+def take_index(options: dict[str, Any]) -> None:
+    """Put an `IndexChoice` named `where_from` in the place of the values of its options."""
+    commands_own = ("folder", "index", "exclude", "include_hidden", "no_update", "workers")
+    chosen = {name: options.pop(name) for name in commands_own}
+    options["source"] = IndexChoice(**chosen, choice=options.pop("choice"))
+
+
+def open_index(source: IndexChoice) -> Collection:
+    """Return the index of a folder, built if there is none, and else brought up to date.
+
+    Raises:
+        ConfigError: if the index was made by a model without a name, and none is given.
+        DataError, OutputError: as `Index.build`.
+    """
+    if not exists(source.place / MANIFEST):
+        if source.no_update:
+            raise ConfigError(
+                f"there is no index in {source.place} yet: leave --no-update out to build it"
+            )
+        return _build(source)
+    manifest = Manifest.read(source.place)
+    encoder = LateEncoder(_with_name(source, manifest))
+    if _has_other_settings(source, manifest):
+        return _build(source, manifest)
+    collection = Collection(source.place, encoder)
+    if source.no_update:
+        return collection
+    scan = collection.scan()
+    if scan.is_clean:
+        return collection
+    whole = encoder.whole() if scan.todo else None
+    index = search.Index(source.place, whole)
+    if len(scan.todo) > _FEW:
+        tell(f"Indexing {number_of(len(scan.todo), 'new image')} in {source.folder}.")
+    changes = index.update(workers=_workers(source), progress=_has_bar(len(scan.todo)))
+    tell_changes(changes)
+    tell_skipped_of(index, changes)
+    return Collection(source.place, whole or encoder)
+
+
+def tell_changes(changes: Changes) -> None:
+    """Print what an update did, if it did anything."""
+    parts = [
+        f"{count:,} {name}"
+        for name, count in changes._asdict().items()
+        if count and name != "skipped"
+    ]
+    if parts:
+        tell(f"Updated the index: {', '.join(parts)}.")
+
+
+def tell_skipped_of(collection: Collection, changes: Changes) -> None:
+    """Print which images cannot be read, at the time when they were tried."""
+    if changes.skipped:
+        tell_skipped([f"{path}: {problem}" for path, problem in collection.skipped])
+
+
+def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
+    """Build an index, or bring one up to date that gets other settings."""
+    choice = source.choice if manifest is None else _with_name(source, manifest)
+    exclude = source.exclude
+    include_hidden = source.include_hidden
+    if manifest is not None:
+        exclude = manifest.exclude if exclude is None else exclude
+        include_hidden = manifest.include_hidden if include_hidden is None else include_hidden
+    encoder = LateEncoder(choice)
+    tell(f"Indexing the images in {source.folder}; Ctrl-C loses nothing that is done.")
+    index = search.Index.build(
+        source.folder,
+        encoder.whole().model,
+        source.place,
+        model_name=_name_of(choice),
+        workers=_workers(source),
+        exclude=exclude or [],
+        include_hidden=bool(include_hidden),
+        progress=is_terminal(sys.stderr),
+    )
+    tell_skipped([f"{path}: {problem}" for path, problem in index.skipped])
+    return Collection(source.place, encoder)
+
+
+def _with_name(source: IndexChoice, manifest: Manifest) -> ModelChoice:
+    """Return the choice of the model, which is that of the index if no other was made."""
+    if source.choice.model is not None:
+        return source.choice
+    if not manifest.model:
+        raise ConfigError(
+            f"the index in {source.place} does not say of which model it is: give --model NAME"
+        )
+    return replace(source.choice, model=manifest.model)
+
+
+def _name_of(choice: ModelChoice) -> str:
+    """Return the name of a model from wherever the program is started the next time."""
+    name = choice.model or "tiny"
+    return os.path.abspath(name) if exists(name) else name
+
+
+def _has_other_settings(source: IndexChoice, manifest: Manifest) -> bool:
+    """Return whether options say otherwise than the index what is to be left out."""
+    exclude = source.exclude is not None and source.exclude != manifest.exclude
+    hidden = source.include_hidden not in (None, manifest.include_hidden)
+    if (exclude or hidden) and source.no_update:
+        raise ConfigError("--exclude and --include-hidden change the index: leave --no-update out")
+    return exclude or hidden
+
+
+def _has_bar(count: int) -> bool:
+    return count > _FEW and is_terminal(sys.stderr)
+
+
+def _workers_of(text: str) -> int | str:
+    if text == "auto":
+        return text
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{typed(text)} is no number of threads, nor 'auto'")
+    return int(text)
+
+
+def _workers(source: IndexChoice) -> Any:
+    return source.workers

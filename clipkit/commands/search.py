@@ -1,0 +1,281 @@
+"""`clipkit search`, `similar`, `duplicates` and `index`: find images in a folder."""
+
+import argparse
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from clipkit.commands.command import DONE, SOME_LEFT_OUT, Command, add_json, path_of
+from clipkit.commands.display import tell
+from clipkit.commands.indexes import IndexChoice, add_index_options, open_index, take_index
+from clipkit.commands.inputs import STANDARD_INPUT, read_lines
+from clipkit.commands.model_options import take_model
+from clipkit.commands.search_output import print_duplicates, print_results
+from clipkit.errors import ConfigError
+from clipkit.plurals import number_of
+from clipkit.prompts import Templates
+from clipkit.search.collection import Collection
+from clipkit.search.results import Results
+from clipkit.search.sheet import write_sheet
+
+_TOP = 10  # images, where nothing else says how many
+
+
+def _add_search(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "query",
+        metavar="QUERY",
+        help="a text, an image file, or a sum such as '2 * dog - indoor + rex.jpg'; - reads "
+        "queries from standard input, one in each line",
+    )
+    _add_output(parser)
+    _add_choice(parser)
+    parser.add_argument(
+        "--templates",
+        nargs="+",
+        metavar="TEXT",
+        help="texts with {} where a text of the query goes, averaged; or the name of a prompt set "
+        "such as imagenet (default: each text as it is)",
+    )
+    add_index_options(parser)
+
+
+def search_command(
+    *,
+    query: str,
+    top: int | None,
+    threshold: float | None,
+    where: str | None,
+    templates: list[str] | None,
+    html: Path | None,
+    as_json: bool,
+    paths: bool,
+    null: bool,
+    source: IndexChoice,
+) -> int:
+    """Print the images nearest to a query, or to each of several.
+
+    Returns:
+        0 if images were found for each query, 1 if for one of them there were none.
+    """
+    _check_top(top)
+    queries = list(_queries(query))
+    if html is not None and len(queries) > 1:
+        raise ConfigError("--html shows the results of one query: give one")
+    collection = open_index(source)
+    code = DONE
+    for one in queries:
+        found = collection.search(
+            one,
+            _count(top, threshold, collection),
+            where=where,
+            templates=_templates(templates),
+        )
+        results = _above(found, threshold)
+        if not results:
+            tell(f"No image is that near to {one!r}.")
+            code = SOME_LEFT_OUT
+        print_results(results, as_json=as_json, only_paths=paths, null=null)
+        if html is not None:
+            _write_html(results, html, one, collection)
+    return code
+
+
+def _add_similar(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "image",
+        type=path_of,
+        metavar="IMAGE",
+        help="an image file, of the folder or from elsewhere",
+    )
+    _add_output(parser)
+    _add_choice(parser)
+    add_index_options(parser)
+
+
+def similar(
+    *,
+    image: Path,
+    top: int | None,
+    threshold: float | None,
+    where: str | None,
+    html: Path | None,
+    as_json: bool,
+    paths: bool,
+    null: bool,
+    source: IndexChoice,
+) -> int:
+    """Print the images nearest to one image, without that image."""
+    _check_top(top)
+    collection = open_index(source)
+    found = collection.similar(image, _count(top, threshold, collection), where=where)
+    results = _above(found, threshold)
+    print_results(results, as_json=as_json, only_paths=paths, null=null)
+    if html is not None:
+        _write_html(results, html, str(image), collection)
+    return DONE if results else SOME_LEFT_OUT
+
+
+def _add_duplicates(parser: argparse.ArgumentParser) -> None:
+    _add_output(parser)
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        default=0.96,
+        metavar="COSINE",
+        help="how alike two images must be; 1 finds copies alone (default: 0.96)",
+    )
+    add_index_options(parser)
+
+
+def duplicates(
+    *,
+    threshold: float,
+    html: Path | None,
+    as_json: bool,
+    paths: bool,
+    null: bool,
+    source: IndexChoice,
+) -> int:
+    """Print groups of images that look alike."""
+    collection = open_index(source)
+    groups = collection.duplicates(threshold)
+    print_duplicates(groups, as_json=as_json, only_paths=paths, null=null)
+    if html is not None:
+        title = f"Images alike by a cosine of {threshold:g} or more, of {len(collection):,}"
+        write_sheet(groups, html, title=title)
+        tell(f"Wrote {html}.")
+    return DONE
+
+
+def _add_index(parser: argparse.ArgumentParser) -> None:
+    add_index_options(parser)
+
+
+def index(*, source: IndexChoice) -> int:
+    """Build the index of a folder, or bring it up to date, and print what it holds."""
+    collection = open_index(source)
+    count = number_of(len(collection), "image")
+    print(f"{collection.folder}: {count}, {number_of(len(collection.skipped), 'file')} unreadable")
+    return SOME_LEFT_OUT if collection.skipped else DONE
+
+
+def _add_output(parser: argparse.ArgumentParser) -> None:
+    """Add the forms in which results are written."""
+    group = parser.add_argument_group("output")
+    add_json_to(group)
+    group.add_argument(
+        "-f", "--paths", action="store_true", help="print paths alone, one in each line"
+    )
+    group.add_argument(
+        "-0",
+        "--null",
+        action="store_true",
+        help="print paths alone, each ended by a NUL as xargs -0 takes them",
+    )
+    group.add_argument(
+        "--html", type=path_of, metavar="FILE", help="write a contact sheet for the browser, too"
+    )
+
+
+def _add_choice(parser: argparse.ArgumentParser) -> None:
+    """Add how many results there are."""
+    parser.add_argument(
+        "-n",
+        "--top",
+        type=int,
+        metavar="N",
+        help=f"images to show (default: {_TOP}; all above the threshold, if there is one)",
+    )
+    parser.add_argument(
+        "--threshold",
+        type=float,
+        metavar="Z",
+        help="show images this many standard deviations above the mean of all, such as 3",
+    )
+    parser.add_argument(
+        "--where",
+        metavar="PATTERN",
+        help="search only paths below the folder that match, such as '2024/*'",
+    )
+
+
+def add_json_to(group: Any) -> None:
+    """Add the switch for JSON output to a group."""
+    add_json(group, help="print one JSON object for each result")
+
+
+def _take(options: dict[str, Any]) -> None:
+    take_model(options)
+    take_index(options)
+
+
+def _check_top(top: int | None) -> None:
+    if top is not None and top < 1:
+        raise ConfigError(f"--top must be at least 1, not {top}")
+
+
+def _count(top: int | None, threshold: float | None, collection: Collection) -> int:
+    """Return how many results to ask for."""
+    if top is not None:
+        return top
+    return _TOP if threshold is None else max(1, len(collection))
+
+
+def _above(results: Results, threshold: float | None) -> Results:
+    """Return the results above a z-score."""
+    if threshold is None:
+        return results
+    return Results([one for one in results if one.z >= threshold])
+
+
+def _queries(query: str) -> Iterator[str]:
+    if query != STANDARD_INPUT:
+        yield query
+        return
+    yield from read_lines("queries")
+
+
+def _templates(texts: list[str] | None) -> Templates | None:
+    """Return templates, or the name of a prompt set: a single text with no place for the label."""
+    if texts is not None and len(texts) == 1 and "{}" not in texts[0]:
+        return texts[0]
+    return texts
+
+
+def _write_html(results: Results, path: Path, query: str, collection: Collection) -> None:
+    title = f"{query} \N{EN DASH} {len(results)} of {number_of(len(collection), 'image')}"
+    write_sheet(results, path, title=title)
+    tell(f"Wrote {path}.")
+
+
+SEARCH = Command(
+    name="search",
+    examples='clipkit search "a cat in jeans" photos/\n'
+    'clipkit search "2 * dog - indoor + rex.jpg" photos/ -n 20 --html dogs.html\n'
+    'clipkit search "a red car" photos/ --threshold 3 -0 | xargs -0 cp -t red_cars/',
+    add_arguments=_add_search,
+    run=search_command,
+    prepare=_take,
+)
+SIMILAR = Command(
+    name="similar",
+    examples="clipkit similar photos/rex.jpg photos/ -n 5",
+    add_arguments=_add_similar,
+    run=similar,
+    prepare=_take,
+)
+DUPLICATES = Command(
+    name="duplicates",
+    examples="clipkit duplicates photos/\nclipkit duplicates photos/ --threshold 1 --json",
+    add_arguments=_add_duplicates,
+    run=duplicates,
+    prepare=_take,
+)
+INDEX = Command(
+    name="index",
+    examples="clipkit index photos/ --model ViT-B/32 --exclude thumbnails",
+    add_arguments=_add_index,
+    run=index,
+    prepare=_take,
+)
