@@ -1,5 +1,7 @@
 """Explain why an image and a text are similar: a map of the image, and a value for each token.
 
+Of a classifier, explain why an image is of a class.
+
 | method | what it is | image towers | tokens of the text |
 |---|---|---|---|
 | `grad_eclip` | Grad-ECLIP, 2502.18816: the default of ViTs | both | Grad-ECLIP |
@@ -21,6 +23,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from clipkit.classify.classifier import ImageClassifier
 from clipkit.clip import CLIP
 from clipkit.data.decode import Readable
 from clipkit.data.preprocess import Preprocess
@@ -29,10 +32,11 @@ from clipkit.errors import ConfigError, ImageError
 from clipkit.inspect.attention import attention_maps, text_tower_of
 from clipkit.inspect.explanation import Explanation, seen_size
 from clipkit.inspect.gradient import grad_cam, grad_eclip_image, grad_eclip_text
-from clipkit.inspect.pooled import cosines, encode_any_size
+from clipkit.inspect.pooled import encode_any_size
 from clipkit.inspect.relevance import relevance_image, relevance_text
 from clipkit.inspect.rise import BATCH, MASKS, rise
 from clipkit.inspect.rollout import rollout
+from clipkit.inspect.target import Target, class_target, direction_of, text_target
 from clipkit.inspect.towers import grid_of, image_tower_of, is_vit
 from clipkit.inspect.words import split_words, token_strings
 from clipkit.models.text_transformer import TextTransformer
@@ -53,36 +57,41 @@ _OF_TEXT: dict[str, _OfText] = {
 
 
 def explain(
-    model: CLIP,
+    model: CLIP | ImageClassifier,
     image: "Readable | Tensor",
-    text: str | Tensor,
+    text: str | int | Tensor,
     method: Method | None = None,
     *,
     masks: int | None = None,
     seed: int | None = None,
+    progress: bool = False,
 ) -> Explanation:
-    """Explain why an image and a text are as similar as they are.
+    """Explain why an image and a text are as similar as they are, or why it is of a class.
 
     The model stays as it is: no gradient is left at a parameter, and modes and what requires a
     gradient do not change. It makes no difference whether gradients are on or off around the call.
 
     Args:
-        model: any CLIP. A copy from `optimize` can do without gradients alone: `attention`,
-            `rollout` and `rise`.
+        model: any CLIP, or a classifier. A copy from `optimize` can do without gradients alone:
+            `attention`, `rollout` and `rise`.
         image: whatever `model.preprocess` takes; or a float tensor that is preprocessed already,
-            (3, H, W) or (1, 3, H, W), of any size from a patch on.
+            (3, H, W) or (1, 3, H, W), of any size from a patch on. It is seen once.
         text: a text; or a feature (D,) of the texts' space, such as a row of `zero_shot_weights`,
-            which has no tokens.
-        method: see the table above. Grad-ECLIP for ViTs and Grad-CAM for ResNets if not given.
+            which has no tokens. Of a classifier one of its classes, a name or an index: what is
+            explained is its logit, which grows in the direction of its row of the head's weights.
+        method: see the table above. Grad-ECLIP for ViTs and Grad-CAM for ResNets if not given. If
+            a classifier's head is not linear, `rise`, `attention` and `rollout` can do without.
         masks: of `rise`; 2,000 if not given.
         seed: of the masks of `rise`; 0 if not given.
+        progress: whether to show a bar, of `rise`.
 
     Returns:
         The map and the values of the tokens, on the CPU.
 
     Raises:
-        ConfigError: if there is no such method, the image tower cannot have it, or an argument is
-            impossible or would be ignored.
+        ConfigError: if there is no such method, the image tower or the head cannot have it, or an
+            argument is impossible or would be ignored.
+        DataError: if the classifier has no such class.
         ImageError: if the image cannot be read, is smaller than a patch, or has NaN in it.
         TokenizerError: if the text is too long.
 
@@ -91,11 +100,13 @@ def explain(
         explanation.heat_map  # (14, 14) of ViT-B/16
         explanation.upsample()  # (224, 224)
         explanation.words  # [("a", 0.01), ("photo", 0.04), ("of", 0.0), ("a", 0.01), ("cat", 0.2)]
+        explain(classifier, "cat.jpg", "cat").heat_map
     """
-    view = eval_view(model)
+    classifier = model if isinstance(model, ImageClassifier) else None
+    view = eval_view(model.model if isinstance(model, ImageClassifier) else model)
     visual = image_tower_of(view, "explain")
     method = _check_method(visual, method)
-    _check_masks(method, masks, seed)
+    _check_masks(method, masks, seed, progress)
     # A program in inference mode gets gradients all the same, and autocast none of them.
     with (
         torch.inference_mode(False),
@@ -104,23 +115,24 @@ def explain(
     ):
         prepared = _prepare(view, image)
         grid_of(visual, prepared)
-        text_features, ids = _encode_text(view, text)
         image_features = encode_any_size(visual, prepared)
-        if ids is None:
-            _check_feature(text_features[0], image_features.shape[1])
+        if classifier is None:
+            target = text_target(view, text, image_features.shape[1])
+        else:
+            target = class_target(classifier, text)
         size = int(prepared.shape[2]), int(prepared.shape[3])
         if method == "rise":
-            heat_map, seen = _rise(visual, prepared, text_features, masks, seed), size
+            heat_map, seen = _rise(visual, prepared, target, masks, seed, progress), size
         else:
-            heat_map = _heat_map(view, visual, method, prepared, text_features)
+            heat_map = _heat_map(view, visual, method, prepared, target)
             seen = seen_size(visual, prepared)
         return Explanation(
             method=method,
-            similarity=float(cosines(image_features, text_features)),
+            similarity=float(target.score(image_features)),
             heat_map=heat_map.float().cpu(),
             pixels=_pixels(view, prepared),
             seen=seen,
-            **_explain_tokens(view, method, ids, image_features),
+            **_explain_tokens(view, method, target, image_features),
         )
 
 
@@ -143,8 +155,12 @@ def _check_method(visual: nn.Module, method: str | None) -> Method:
     return method
 
 
-def _check_masks(method: Method, masks: int | None, seed: int | None) -> None:
+def _check_masks(method: Method, masks: int | None, seed: int | None, progress: bool) -> None:
     """Raise `ConfigError` if an option of RISE is impossible or would be ignored."""
+    if progress and method != "rise":
+        raise ConfigError(
+            f"progress={progress!r:.60} is of method 'rise', and {method!r} is one step"
+        )
     for name, value, least in (("masks", masks, 1), ("seed", seed, 0)):
         if value is None:
             continue
@@ -187,49 +203,14 @@ def _pixels(model: CLIP, image: Tensor) -> NDArray[np.uint8]:
     return pixels.round().to(torch.uint8).permute(1, 2, 0).contiguous().numpy()
 
 
-def _encode_text(model: CLIP, text: str | Tensor) -> tuple[Tensor, Tensor | None]:
-    """Return the features of a text, (1, D), and its ids from start to end, (1, L)."""
-    if isinstance(text, Tensor):
-        if text.ndim != 1 or not text.is_floating_point():
-            raise ConfigError(
-                "a feature in the place of a text must be floating and of shape (D,), not "
-                f"{text.dtype} of {tuple(text.shape)}: pass one row"
-            )
-        return text.detach().to(model.device).clone().unsqueeze(0), None
-    if not isinstance(text, str):  # pyright: ignore[reportUnnecessaryIsInstance]
-        raise ConfigError(
-            f"explain takes one text or one feature (D,), not {type(text).__name__}: call it for "
-            "each of several texts"
-        )
-    ids = model.tokenizer([text]).to(model.device)
-    end = int(text_tower_of(model, "explain").find_ends(ids)[0])
-    ids = ids[:, : end + 1]
-    return model.encode_text(ids), ids
-
-
-def _check_feature(feature: Tensor, width: int) -> None:
-    """Raise `ConfigError` unless a feature in the place of a text can be compared."""
-    if len(feature) != width:
-        raise ConfigError(
-            f"a feature of width {len(feature)} cannot be compared with those of this model's "
-            f"images: pass one of shape ({width},), such as a row of zero_shot_weights"
-        )
-    wrong = len(feature) - int(feature.isfinite().sum())
-    if wrong:
-        raise ConfigError(
-            f"{wrong} of the {width} numbers of the feature are NaN or infinite: encode the text "
-            "anew, or pass the text itself"
-        )
-
-
 def _heat_map(
-    model: CLIP, visual: nn.Module, method: Method, image: Tensor, text_features: Tensor
+    model: CLIP, visual: nn.Module, method: Method, image: Tensor, target: Target
 ) -> Tensor:
     """Return the map of an image by any method but RISE: (rows, columns)."""
     if method == "relevance":
-        return relevance_image(visual, image, text_features, _scale_of(model))
+        return relevance_image(visual, image, direction_of(target, method), target.scale)
     if method in _BY_GRADIENT:
-        return _BY_GRADIENT[method](visual, image, text_features)
+        return _BY_GRADIENT[method](visual, image, direction_of(target, method))
     if method == "rollout":
         to_places = rollout(model, image)[0, 0, 1:]  # (1, L, L) -> (L - 1,)
     else:
@@ -238,28 +219,36 @@ def _heat_map(
 
 
 def _rise(
-    visual: nn.Module, image: Tensor, text_features: Tensor, masks: int | None, seed: int | None
+    visual: nn.Module,
+    image: Tensor,
+    target: Target,
+    masks: int | None,
+    seed: int | None,
+    progress: bool,
 ) -> Tensor:
     """Return the map of an image by RISE: (H, W)."""
 
     def score(images: Tensor) -> Tensor:
-        return cosines(encode_any_size(visual, images), text_features)[:, 0]
+        return target.score(encode_any_size(visual, images))
 
     count = MASKS if masks is None else masks
-    return rise(score, image, masks=count, seed=seed or 0, batch_size=BATCH)
+    return rise(
+        score, image, masks=count, seed=seed or 0, batch_size=BATCH, progress=bool(progress)
+    )
 
 
 def _explain_tokens(
-    model: CLIP, method: Method, ids: Tensor | None, image_features: Tensor
+    model: CLIP, method: Method, target: Target, image_features: Tensor
 ) -> dict[str, Any]:
     """Return the tokens of a text and their values, if there are a text and a way."""
+    ids = target.ids
     if ids is None or method not in (*_OF_TEXT, "relevance"):
         return {}
     text = text_tower_of(model, "explain")
     if ids.shape[1] <= 2:  # an empty text
         values = torch.zeros(0, dtype=torch.float32, device="cpu")
     elif method == "relevance":
-        values = relevance_text(text, ids, image_features, _scale_of(model)).cpu()
+        values = relevance_text(text, ids, image_features, target.scale).cpu()
     else:
         values = _OF_TEXT[method](text, ids, image_features).cpu()
     inner = [int(token) for token in ids[0, 1:-1]]  # without start and end
@@ -268,8 +257,3 @@ def _explain_tokens(
         "token_values": values,
         "token_words": split_words(model.tokenizer, inner),
     }
-
-
-def _scale_of(model: CLIP) -> float:
-    """Return by what the model multiplies cosines to make logits of them."""
-    return float(model.logit_scale.float().exp())

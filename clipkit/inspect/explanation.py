@@ -22,7 +22,8 @@ class Explanation:
 
     Attributes:
         method: the one that was used.
-        similarity: the cosine of the image's and the text's features.
+        similarity: the cosine of the image's and the text's features; of a classifier the logit of
+            the class.
         heat_map: (rows, columns) of the image tower's grid; of `rise`, of pixels. The higher, the
             more a place speaks for the text. The unit is the method's own: maps of one method can
             be compared, and those of two methods cannot. Only `rise` has negative values, where a
@@ -31,7 +32,7 @@ class Explanation:
             have cropped it. Its mean and standard deviation are taken off again.
         seen: (height, width) in pixels of the part of it, from the top left, that the map covers.
         tokens: the strings of the text's tokens, without start and end; None where the method has
-            no values for them, or a feature was given in the place of a text.
+            no values for them, or a feature or a class was given in the place of a text.
         token_values: (tokens,), how much each speaks for the image; None where `tokens` is.
         token_words: the text's words, each with the number of its tokens; None where `tokens` is.
     """

@@ -24,6 +24,7 @@ def rise(
     masks: int = MASKS,
     seed: int = 0,
     batch_size: int = BATCH,
+    progress: bool = False,
 ) -> Tensor:
     """Return for each pixel how much higher the score is when the pixel is seen.
 
@@ -39,20 +40,26 @@ def rise(
         masks: how many to draw.
         seed: of the masks; the same seed gives the same masks.
         batch_size: how many masked images are scored at once. It bounds the memory.
+        progress: whether to show a bar.
 
     Returns:
         (H, W) float32, on the image's device.
     """
+    from tqdm import tqdm
+
     height, width = int(image.shape[2]), int(image.shape[3])
     total = torch.zeros(height, width, dtype=torch.float32, device=image.device)
     shown = torch.zeros_like(total)
     score_sum = 0.0
-    for batch in _draw_masks(masks, (height, width), seed, batch_size):
-        batch = batch.to(image.device)  # (n, H, W)
-        scores = score(image * batch.unsqueeze(1).to(image.dtype)).float().to(image.device)  # (n,)
-        total += (scores.view(-1, 1, 1) * batch).sum(dim=0)
-        shown += batch.sum(dim=0)
-        score_sum += float(scores.sum())
+    with tqdm(total=masks, unit="mask", disable=not progress) as bar:
+        for batch in _draw_masks(masks, (height, width), seed, batch_size):
+            batch = batch.to(image.device)  # (n, H, W)
+            masked = image * batch.unsqueeze(1).to(image.dtype)  # (n, 3, H, W)
+            scores = score(masked).float().to(image.device)  # (n,)
+            total += (scores.view(-1, 1, 1) * batch).sum(dim=0)
+            shown += batch.sum(dim=0)
+            score_sum += float(scores.sum())
+            bar.update(len(batch))
     # A pixel that no mask shows has no score of its own: it gets 0.
     least = torch.finfo(torch.float32).tiny
     return (total - score_sum / masks * shown) / shown.clamp(min=least)

@@ -181,6 +181,15 @@ def test_copies_from_optimize_can_be_masked() -> None:
     torch.testing.assert_close(run(fast, "rise").heat_map, expected.heat_map, rtol=0, atol=1e-5)
 
 
+def test_rise_shows_its_progress_if_asked(capsys: pytest.CaptureFixture[str]) -> None:
+    model = make("resnet")
+    expected = explain(model, an_image(), TEXT, "rise", masks=40)
+    assert capsys.readouterr().err == ""
+    found = explain(model, an_image(), TEXT, "rise", masks=40, progress=True)
+    assert "40/40" in capsys.readouterr().err
+    assert_equal(found, expected)
+
+
 def test_methods_that_are_not_there() -> None:
     wrong: Any = "saliency"
     with pytest.raises(ConfigError, match="no method 'saliency': pass one of grad_eclip, grad_cam"):
@@ -197,6 +206,8 @@ def test_options_that_would_be_ignored_or_are_impossible() -> None:
         explain(model, image, TEXT, masks=5)
     with pytest.raises(ConfigError, match="seed=0 is of method 'rise'"):
         explain(model, image, TEXT, "rollout", seed=0)
+    with pytest.raises(ConfigError, match="progress=True is of method 'rise', and 'rollout' is"):
+        explain(model, image, TEXT, "rollout", progress=True)
     with pytest.raises(ConfigError, match="masks must be an integer of at least 1, not 0"):
         explain(model, image, TEXT, "rise", masks=0)
     with pytest.raises(ConfigError, match="seed must be an integer of at least 0, not -1"):
