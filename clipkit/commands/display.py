@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from clipkit.visible import visible
 
-_BAR_WIDTH = 24  # characters of a whole bar
+BAR_WIDTH = 24  # characters of a whole bar
 _FULL = "\u2501"  # a heavy line over the whole character, and over its left half
 _HALF = "\u2578"
 
@@ -78,9 +78,9 @@ class Style:
         """Return a bar of constant width for a share from 0 to 1; nothing where there are none."""
         if not self.has_bars:
             return ""
-        halves = round(min(max(share, 0.0), 1.0) * 2 * _BAR_WIDTH)
+        halves = round(min(max(share, 0.0), 1.0) * 2 * BAR_WIDTH)
         filled = _FULL * (halves // 2) + _HALF * (halves % 2)
-        rest = _BAR_WIDTH - len(filled)
+        rest = BAR_WIDTH - len(filled)
         if not self.has_color:
             return filled + " " * rest
         return self._in(_GREEN, filled) + self._in(_DIM, _FULL * rest)

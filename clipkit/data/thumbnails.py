@@ -4,7 +4,7 @@ import base64
 import io
 import os
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 from clipkit.data.arrays import is_array_image
 from clipkit.data.decode import Readable, is_encoded, read_image
@@ -16,6 +16,14 @@ if TYPE_CHECKING:
 SIDE = 160  # pixels of the longer side, at most
 _QUALITY = 80  # of the JPEG; such an image takes about 6 kB, and 25 kB if it is noise
 _GAP = 2.0  # how much larger than the copy an image may be when averages give way to a filter
+
+
+class SmallCopy(NamedTuple):
+    """Hold a small copy of an image, and the size of the image itself."""
+
+    uri: str  # a JPEG
+    width: int  # pixels, upright
+    height: int
 
 
 def thumbnail(item: object) -> str | None:
@@ -48,13 +56,48 @@ def small_copy(image: Readable, side: int = SIDE) -> str:
     Raises:
         ImageError: if it cannot be read.
     """
+    return measured_copy(image, side).uri
+
+
+def measured_copy(image: Readable, side: int = SIDE) -> SmallCopy:
+    """Return a small copy of an image, with the size of the image itself, as in `small_copy`."""
     from PIL.Image import Resampling
 
-    whole = read_image(image)
+    whole, (width, height) = _read(image, side)
     small = whole.resize(_fitted(whole, side), Resampling.BICUBIC, reducing_gap=_GAP)
     file = io.BytesIO()
     small.convert("RGB").save(file, "JPEG", quality=_QUALITY)
-    return f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    uri = f"data:image/jpeg;base64,{base64.b64encode(file.getvalue()).decode('ascii')}"
+    return SmallCopy(uri, width, height)
+
+
+def _read(image: Readable, side: int) -> "tuple[Image, tuple[int, int]]":
+    """Return an image, upright, and its own size, which may be larger than that of what is read."""
+    if isinstance(image, str | os.PathLike) and os.path.isfile(image):
+        try:
+            return _read_jpeg(os.fspath(image), side)
+        except MemoryError:
+            raise
+        except Exception:  # it is no JPEG; or it is broken, and read_image says in which way
+            pass
+    upright = read_image(image)
+    return upright, upright.size
+
+
+def _read_jpeg(path: str, side: int) -> "tuple[Image, tuple[int, int]]":
+    """Return a JPEG, decoded at a half, a quarter or an eighth of its size where that is enough.
+
+    That takes a quarter of the time for a photo of 12 million pixels.
+    """
+    from PIL import Image
+
+    opened = Image.open(path, formats=["JPEG"])
+    with opened:
+        width, height = opened.size
+        opened.draft(None, (round(side * _GAP), round(side * _GAP)))
+        decoded = opened.size
+        upright = read_image(opened)
+    return upright, (width, height) if upright.size == decoded else (height, width)
 
 
 def _fitted(image: "Image", side: int) -> tuple[int, int]:

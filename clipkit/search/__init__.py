@@ -13,6 +13,7 @@ if typing.TYPE_CHECKING:
     from clipkit.search.model_encoder import ModelEncoder, TextEncoder
     from clipkit.search.query import Term
     from clipkit.search.results import Duplicates, Result, Results
+    from clipkit.search.sheet import write_sheet
     from clipkit.search.store import Hit, Store
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "Store",
     "Term",
     "TextEncoder",
+    "write_sheet",
 ]
 
 # Where the names are.
@@ -39,6 +41,7 @@ _HOMES = {
     "clipkit.search.model_encoder": ("ModelEncoder", "TextEncoder"),
     "clipkit.search.query": ("Term",),
     "clipkit.search.results": ("Duplicates", "Result", "Results"),
+    "clipkit.search.sheet": ("write_sheet",),
     "clipkit.search.store": ("Hit", "Store"),
 }
 
