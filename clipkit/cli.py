@@ -63,10 +63,11 @@ examples:
   clipkit classify photo.jpg --labels cat dog "cup of coffee"
   clipkit fit train_folders/ -o pets/ --model ViT-B/32
   clipkit classify photo.jpg --classifier pets/
+  clipkit search "a cat in jeans" photos/
 
 exit codes:
   0  done
-  1  `classify` or `segment` left some images out
+  1  `classify`, `segment` or `index` left some images out, or a search found none
   2  the command could not run, or could read no image
   130  the command was interrupted by Ctrl-C"""
 
@@ -78,8 +79,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: the words after `clipkit`; those of this process if not given.
 
     Returns:
-        0 if all was done, 1 if `classify` or `segment` left some images out, 2 if the command could
-        not run, 130 after Ctrl-C.
+        0 if all was done; 1 if `classify`, `segment` or `index` left some images out, or a search
+        found none; 2 if the command could not run; 130 after Ctrl-C.
 
     Raises:
         SystemExit: with 2 if the arguments cannot be read, with 0 after `--help` and `--version`.

@@ -14,20 +14,24 @@ import clipkit
 from clipkit.cli import COMMANDS, main, make_parser
 from clipkit.commands import models
 from clipkit.commands.command import Command
-from clipkit.commands.model_options import take_model
 from clipkit.commands.train import EXAMPLE
 
 README = Path(__file__).parents[1] / "README.md"
 NAMES = [command.name for command in COMMANDS]
-MODEL_OPTIONS = {
-    "--model",
-    "--config",
-    "--activation",
-    "--head-width",
-    "--revision",
-    "--cache-dir",
-    "--tokenizer",
-    "--device",
+# Options that the README explains once, by the word that it has for them.
+GROUPS = {
+    "MODEL": {
+        "--model",
+        "--config",
+        "--activation",
+        "--head-width",
+        "--revision",
+        "--cache-dir",
+        "--tokenizer",
+        "--device",
+    },
+    "OUTPUT": {"--json", "--paths", "--null", "--html"},
+    "INDEX": {"--index", "--exclude", "--include-hidden", "--no-update"},
 }
 
 
@@ -47,7 +51,7 @@ def test_help_lists_every_command_and_the_exit_codes(capsys: pytest.CaptureFixtu
     assert stopped(["--help"]) == 0
     out = capsys.readouterr().out
     for command in COMMANDS:
-        assert re.search(rf"^ +{command.name} ", out, re.M)
+        assert re.search(rf"^ +{command.name}(?: |$)", out, re.M)
     for code in (0, 1, 2):
         assert re.search(rf"^ +{code}  \S", out, re.M)
 
@@ -110,16 +114,20 @@ def test_the_readme_shows_every_option(name: str) -> None:
     # At the beginning of a line: texts of other options may name options of other commands.
     options = set(re.findall(r"^  (?:-\w.*, )?(--[\w-]+)", own_parser(name).format_help(), re.M))
     shown = set(re.findall(r"--[\w-]+", usage.group()))
-    assert options - {"--help", "--workers", "--out", *MODEL_OPTIONS} == shown
-    takes_model = command_of(name).prepare is take_model
+    for word, grouped in GROUPS.items():
+        if f"[{word}]" in usage.group():
+            shown |= grouped
+    assert options - {"--help", "--workers", "--out", "--device"} == shown - {"--device"}
+    takes_model = command_of(name).prepare is not None
     assert ("[MODEL]" in usage.group()) == takes_model
 
 
-def test_the_readme_says_what_the_options_of_a_model_are() -> None:
+@pytest.mark.parametrize("word", GROUPS)
+def test_the_readme_says_what_the_options_of_a_group_are(word: str) -> None:
     text = README.read_text("utf-8")
-    paragraph = re.search(r"^`MODEL` is .*?\n\n", text, re.M | re.S)
+    paragraph = re.search(rf"`{word}` is .*?\n\n", text, re.S)
     assert paragraph is not None
-    for option in MODEL_OPTIONS:
+    for option in GROUPS[word]:
         assert option in paragraph.group()
 
 

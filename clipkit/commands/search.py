@@ -253,7 +253,7 @@ SEARCH = Command(
     name="search",
     examples='clipkit search "a cat in jeans" photos/\n'
     'clipkit search "2 * dog - indoor + rex.jpg" photos/ -n 20 --html dogs.html\n'
-    'clipkit search "a red car" photos/ --threshold 3 -0 | xargs -0 cp -t red_cars/',
+    'clipkit search "a red car" photos/ --threshold 3 --paths',
     add_arguments=_add_search,
     run=search_command,
     prepare=_take,
