@@ -11,10 +11,12 @@ if typing.TYPE_CHECKING:
     from clipkit.search.index import Index
     from clipkit.search.memory import MemoryStore
     from clipkit.search.model_encoder import ModelEncoder, TextEncoder
+    from clipkit.search.postgres import PostgresStore
     from clipkit.search.query import Term
     from clipkit.search.results import Duplicates, Result, Results
     from clipkit.search.sheet import write_sheet
     from clipkit.search.store import Hit, Store
+    from clipkit.search.usearch_store import UsearchStore
 
 __all__ = [
     "Changes",
@@ -24,11 +26,13 @@ __all__ = [
     "Index",
     "MemoryStore",
     "ModelEncoder",
+    "PostgresStore",
     "Result",
     "Results",
     "Store",
     "Term",
     "TextEncoder",
+    "UsearchStore",
     "write_sheet",
 ]
 
@@ -39,10 +43,12 @@ _HOMES = {
     "clipkit.search.index": ("Index",),
     "clipkit.search.memory": ("MemoryStore",),
     "clipkit.search.model_encoder": ("ModelEncoder", "TextEncoder"),
+    "clipkit.search.postgres": ("PostgresStore",),
     "clipkit.search.query": ("Term",),
     "clipkit.search.results": ("Duplicates", "Result", "Results"),
     "clipkit.search.sheet": ("write_sheet",),
     "clipkit.search.store": ("Hit", "Store"),
+    "clipkit.search.usearch_store": ("UsearchStore",),
 }
 
 if not typing.TYPE_CHECKING:
