@@ -17,9 +17,10 @@ from clipkit.search.sheet_style import SCRIPT, STYLE
 
 _SIDES = range(16, 2049)  # pixels of a thumbnail
 _TILE = 0.75  # the least width of an image on the page, as a share of its thumbnail's side
+_LEAST = 120  # pixels of that width; the figures have no room in less
 
 _KEYS = (
-    '<p class="keys quiet">'
+    '<p class="keys quiet" id="keys">'
     "<kbd>&larr;</kbd> <kbd>&uarr;</kbd> <kbd>&rarr;</kbd> <kbd>&darr;</kbd> go from image to "
     "image, <kbd>Home</kbd> and <kbd>End</kbd> to the first and the last; <kbd>Enter</kbd> opens "
     "the file, <kbd>c</kbd> copies its path, <kbd>Esc</kbd> leaves the images.</p>"
@@ -47,7 +48,7 @@ def write_sheet(
         total: how many images were searched, if the page is to tell it.
 
     Raises:
-        ConfigError: if `results` is something else, or `thumbnail` is out of its range.
+        ConfigError: if `results` or `title` is something else, or `thumbnail` is out of its range.
         OutputError: if it cannot be written.
 
     Example:
@@ -56,6 +57,8 @@ def write_sheet(
     """
     if thumbnail not in _SIDES:
         raise ConfigError(f"thumbnail must be 16 to 2048 pixels, not {thumbnail!r:.60}")
+    if not isinstance(title, str):
+        raise ConfigError(f"title must be a text, not {title!r:.60}")
     groups = _groups_in(results)
     head, foot = frame(title, style=STYLE, script=SCRIPT)
     with replacing(path) as partial:
@@ -93,13 +96,18 @@ class _Writer:
     def __init__(self, folder: Path, side: int) -> None:
         self._folder = folder
         self._side = side
+        width = max(_LEAST, round(side * _TILE))
+        self._list = (
+            '<ul class="images" role="list" aria-describedby="keys" '
+            f'style="--tile:min(100%,{width}px)">\n'
+        )
 
     def results(self, results: Results, total: int | None) -> Iterator[str]:
         """Yield the pieces of a page of results."""
         common = common_folder(results.paths)
         yield _lead(_about_results(len(results), total, common), len(results))
         if len(results):
-            yield f'<ul class="images" role="list" style="{self._tile_width()}">\n'
+            yield self._list
             for result in results:
                 shown = look_at(result.path, self._side)
                 yield self._tile(shown, common, _figures(result))
@@ -115,13 +123,10 @@ class _Writer:
             largest = largest_of(images)
             yield f'<section aria-labelledby="group-{number}">'
             yield f'<h2 id="group-{number}">{_heading(group, images)}</h2>\n'
-            yield f'<ul class="images" role="list" style="{self._tile_width()}">\n'
+            yield self._list
             for image in images:
                 yield self._tile(image, common, _measures(image, image.path in largest))
             yield "</ul></section>\n"
-
-    def _tile_width(self) -> str:
-        return f"--tile:min(100%,{max(120, round(self._side * _TILE))}px)"
 
     def _tile(self, shown: Shown, common: str, facts: str) -> str:
         """Return an image with its path, which opens the file, and with what is told of it."""

@@ -136,7 +136,7 @@ document.addEventListener("keydown", event => {
   const isInside = document.activeElement.closest(".images") !== null;
   if (!isInside && document.activeElement !== document.body) return;
   if (isInside && event.key === "Escape") document.querySelector("main").focus();
-  else if (isInside && event.key === "c") copy(current);
+  else if (isInside && (event.key === "c" || event.code === "KeyC")) copy(current);
   else if (event.key in moves) go(isInside ? moves[event.key]() : current);
   else return;
   event.preventDefault();

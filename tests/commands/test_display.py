@@ -8,18 +8,9 @@ import pytest
 
 from clipkit.commands.display import Style, lossless_streams, typed
 from clipkit.visible import visible
+from tests.helpers.terminal import Terminal
 
 COLORS = ("NO_COLOR", "FORCE_COLOR", "TERM")
-
-
-class Terminal(io.TextIOWrapper):
-    """Stand for a terminal of some encoding."""
-
-    def __init__(self, encoding: str = "utf-8") -> None:
-        super().__init__(io.BytesIO(), encoding=encoding)
-
-    def isatty(self) -> bool:
-        return True
 
 
 @pytest.fixture(autouse=True)

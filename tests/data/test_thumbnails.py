@@ -9,7 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit.data.thumbnails import SIDE, small_copy, thumbnail
+from clipkit.data import thumbnails
+from clipkit.data.decode import read_image
+from clipkit.data.thumbnails import SIDE, measured_copy, small_copy, thumbnail
 from clipkit.errors import ImageError
 from tests.helpers.toy_data import two_colors
 
@@ -71,6 +73,36 @@ def test_copies_are_upright_and_tell_nothing_of_the_camera(tmp_path: Path) -> No
     copy = image_in(small_copy(tmp_path / "turned.jpg"))
     assert copy.size == (32, 64)
     assert dict(copy.getexif()) == {}
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_large_jpeg_is_as_upright_as_a_small_one(orientation: int, tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    image = two_colors((200, 10, 10), (10, 10, 200), seed=0, size=(1200, 403))
+    image.save(tmp_path / "large.jpg", exif=exif, quality=95)
+    found = measured_copy(tmp_path / "large.jpg", 40)  # decoded at an eighth of the size
+    upright = read_image(tmp_path / "large.jpg")
+    assert (found.width, found.height) == upright.size
+    copy = image_in(found.uri)
+    assert copy.size == ((40, 13) if orientation < 5 else (13, 40))
+    whole = np.asarray(upright.resize(copy.size, Image.Resampling.BOX)).astype(float)
+    assert np.abs(np.asarray(copy) - whole).mean() < 12
+
+
+def test_a_large_jpeg_is_decoded_no_larger_than_it_is_shown(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Image.new("RGB", (1600, 800)).save(tmp_path / "large.jpg")
+    decoded: list[tuple[int, int]] = []
+
+    def read(image: Image.Image) -> Image.Image:
+        decoded.append(image.size)
+        return read_image(image)
+
+    monkeypatch.setattr(thumbnails, "read_image", read)
+    assert measured_copy(tmp_path / "large.jpg", 100)[1:] == (1600, 800)
+    assert decoded == [(400, 200)]
 
 
 def test_transparent_parts_are_white(tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import subprocess
 from html.parser import HTMLParser
 from pathlib import Path
 
-VOID = {"meta", "img"}
+VOID = {"meta", "img", "wbr"}
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 
 
