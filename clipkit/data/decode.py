@@ -6,7 +6,8 @@ import logging
 import os
 import stat
 import threading
-from typing import IO, TYPE_CHECKING, TypeAlias
+from importlib import import_module
+from typing import IO, TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -52,13 +53,25 @@ _LOCKS = tuple(threading.Lock() for _ in range(64))
 def raster_formats() -> list[str]:
     """Return the names of the raster formats that Pillow opens, with those of its plug-ins.
 
-    A plug-in, such as pillow-heif's for HEIC, adds its own when it is registered.
+    A plug-in adds its own when it is registered. pillow-heif, which reads HEIC, is registered here
+    if it is installed.
     """
     from PIL import Image
 
     Image.init()
+    _register_heif()
     # A copy, because another thread may be adding formats for the first time.
     return [name for name in list(Image.OPEN) if name not in _NO_RASTER]
+
+
+@functools.cache
+def _register_heif() -> None:
+    """Let Pillow read HEIC, as phones write it, where pillow-heif is installed."""
+    try:
+        pillow_heif: Any = import_module("pillow_heif")
+    except ImportError:  # it is not, or is one of another machine
+        return
+    pillow_heif.register_heif_opener()
 
 
 def image_suffixes() -> set[str]:

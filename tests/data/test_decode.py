@@ -3,6 +3,8 @@
 import builtins
 import io
 import struct
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -358,3 +360,29 @@ def test_lack_of_memory_is_no_broken_image(
     images = ImageSet([tmp_path / "good.png"], TO_16)
     with pytest.raises(MemoryError, match="no memory left"):
         images[0]
+
+
+def test_heic_is_read_where_its_plug_in_is_installed(tmp_path: Path) -> None:
+    pillow_heif = pytest.importorskip("pillow_heif", reason="it has no wheel for this platform")
+    path = tmp_path / "photo.heic"
+    pillow_heif.from_pillow(Image.new("RGB", (64, 48), (200, 30, 60))).save(path, quality=90)
+    program = (
+        "import sys; from clipkit.data.decode import image_suffixes, read_image\n"
+        "print('.heic' in image_suffixes(), read_image(sys.argv[1]).size)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "True (64, 48)\n"
+
+
+def test_a_program_without_the_plug_in_reads_all_else() -> None:
+    program = (
+        "import sys; sys.modules['pillow_heif'] = None\n"
+        "from clipkit.data.decode import image_suffixes\n"
+        "print('.heic' in image_suffixes(), '.jpg' in image_suffixes())"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "False True\n"
