@@ -22,12 +22,11 @@ from clipkit.commands.command import (
 )
 from clipkit.commands.display import Style, is_terminal, tell_skipped, typed, warn
 from clipkit.commands.inputs import (
-    STANDARD_INPUT,
-    find_images,
+    add_images,
+    check_standard_input,
+    find_inputs,
     images_among,
-    read_image,
     read_labels,
-    read_paths,
 )
 from clipkit.commands.model_choice import choose_classifier
 from clipkit.commands.model_options import ModelChoice, add_model, take_model
@@ -42,17 +41,7 @@ BATCH = 32  # images; results appear after each batch
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     # argparse would write images last, where --labels takes them for labels.
     parser.usage = "clipkit classify IMAGE ... (--labels LABEL ... | --classifier DIR) [OPTION ...]"
-    parser.add_argument(
-        "images",
-        nargs="*",
-        metavar="IMAGE",
-        help="files, folders or globs; - is one image from standard input",
-    )
-    parser.add_argument(
-        "--images-from",
-        metavar="FILE",
-        help="a list of images, one in each line or separated by NUL; - is standard input",
-    )
+    add_images(parser)
     parser.add_argument("--labels", nargs="+", metavar="LABEL", help="class names to choose from")
     parser.add_argument(
         "--labels-file",
@@ -89,27 +78,6 @@ def _add_trust(parser: argparse.ArgumentParser) -> None:
     )
 
 
-@dataclass(frozen=True)
-class Found:
-    """Hold the images of a command line.
-
-    Attributes:
-        images: paths, and the bytes of the image from standard input.
-        problems: what led to no image.
-    """
-
-    images: list[Path | bytes]
-    problems: list[str]
-
-    def names(self) -> dict[str, str]:
-        """Return what `Features.paths` calls the image from standard input, and its name here."""
-        return {
-            str(index): STANDARD_INPUT
-            for index, image in enumerate(self.images)
-            if isinstance(image, bytes) and Path(str(index)) not in self.images
-        }
-
-
 def classify(
     *,
     images: list[str],
@@ -131,7 +99,7 @@ def classify(
         0 if all images were classified, 1 if some were left out, 2 if none could be classified.
     """
     _check_labels(images, images_from, labels, labels_file, classifier)
-    _check_standard_input(images, images_from, labels_file)
+    check_standard_input(images, images_from, labels_file)
     if top < 1:
         raise ConfigError(f"--top must be at least 1, not {top}")
     wanted = Wanted(coverage, reject)
@@ -139,7 +107,7 @@ def classify(
     names: ClassNames = [] if classifier is not None else read_labels(labels, labels_file)
     if classifier is None:
         _warn_of_one_label(names)
-    found = _find([*images, *([] if images_from is None else read_paths(images_from))])
+    found = find_inputs(images, images_from)
     problems = found.problems
     classified = 0
     if found.images:
@@ -200,34 +168,6 @@ def _warn_of_one_label(names: ClassNames) -> None:
         (label,) = names
         hint = "; labels are separated by spaces" if "," in label else ""
         warn(f"the only label, {label!r}, gets 100 % whatever the image shows{hint}")
-
-
-def _check_standard_input(
-    images: list[str], images_from: str | None, labels_file: str | None
-) -> None:
-    """Raise `ConfigError` if standard input would have to be two things at once."""
-    uses = [*images, images_from, labels_file].count(STANDARD_INPUT)
-    if uses > 1:
-        raise ConfigError(
-            f"- stands for standard input, which can be one thing only, and is given {uses} times"
-        )
-
-
-def _find(patterns: list[str]) -> Found:
-    """Find images in the order of the patterns, among them that of standard input."""
-    images: list[Path | bytes] = []
-    if STANDARD_INPUT not in patterns:
-        files, problems = find_images(patterns)
-        images += files
-        return Found(images, problems)
-    place = patterns.index(STANDARD_INPUT)
-    before, problems = find_images(patterns[:place])
-    after, more_problems = find_images(patterns[place + 1 :])
-    images += before
-    images.append(read_image())
-    known = set(before)
-    images += [file for file in after if file not in known]
-    return Found(images, problems + more_problems)
 
 
 def _encode(classifier: ImageClassifier, images: list[Path | bytes]) -> Iterator[Features]:

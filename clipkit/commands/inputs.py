@@ -1,5 +1,6 @@
 """Find what a command line speaks of: images, lists of images, and labels from files."""
 
+import argparse
 import glob
 import json
 import os
@@ -7,6 +8,7 @@ import stat
 import sys
 from collections import Counter
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
@@ -20,6 +22,71 @@ STANDARD_INPUT = "-"
 
 _MAX_LIST = 64 << 20  # bytes of a list of labels or paths
 _MAX_IMAGE = 256 << 20  # bytes of an image from standard input
+
+
+@dataclass(frozen=True)
+class Found:
+    """Hold the images of a command line.
+
+    Attributes:
+        images: paths, and the bytes of the image from standard input.
+        problems: what led to no image.
+    """
+
+    images: list[Path | bytes]
+    problems: list[str]
+
+    def names(self) -> dict[str, str]:
+        """Return what `Features.paths` calls the image from standard input, and its name here."""
+        return {
+            str(index): STANDARD_INPUT
+            for index, image in enumerate(self.images)
+            if isinstance(image, bytes) and Path(str(index)) not in self.images
+        }
+
+
+def add_images(parser: argparse.ArgumentParser) -> None:
+    """Add the images of a command, and the file of a list of them."""
+    parser.add_argument(
+        "images",
+        nargs="*",
+        metavar="IMAGE",
+        help="files, folders or globs; - is one image from standard input",
+    )
+    parser.add_argument(
+        "--images-from",
+        metavar="FILE",
+        help="a list of images, one in each line or separated by NUL; - is standard input",
+    )
+
+
+def check_standard_input(
+    images: list[str], images_from: str | None, labels_file: str | None
+) -> None:
+    """Raise `ConfigError` if standard input would have to be two things at once."""
+    uses = [*images, images_from, labels_file].count(STANDARD_INPUT)
+    if uses > 1:
+        raise ConfigError(
+            f"- stands for standard input, which can be one thing only, and is given {uses} times"
+        )
+
+
+def find_inputs(images: list[str], images_from: str | None) -> Found:
+    """Return the images of `add_images`, in the order of the patterns, also of standard input.
+
+    Raises:
+        DataError: if standard input, or the file of a list, cannot be read or holds nothing.
+    """
+    patterns = [*images, *([] if images_from is None else read_paths(images_from))]
+    if STANDARD_INPUT not in patterns:
+        files, problems = find_images(patterns)
+        return Found([*files], problems)
+    place = patterns.index(STANDARD_INPUT)
+    before, problems = find_images(patterns[:place])
+    after, more_problems = find_images(patterns[place + 1 :])
+    known = set(before)
+    rest = [file for file in after if file not in known]
+    return Found([*before, read_image(), *rest], problems + more_problems)
 
 
 def find_images(patterns: Sequence[str]) -> tuple[list[Path], list[str]]:

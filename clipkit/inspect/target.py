@@ -3,7 +3,6 @@
 from collections.abc import Callable
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -82,7 +81,7 @@ def class_target(classifier: ImageClassifier, label: object) -> Target:
     except ConfigError:
         return Target(score, None, 1.0)
     row = linear.weight.detach()[index : index + 1].to(classifier.model.device)  # (1, D)
-    return Target(score, row, float(torch.linalg.vector_norm(row)))
+    return Target(score, row, float(row.square().sum().sqrt()))
 
 
 def direction_of(target: Target, method: str) -> Tensor:

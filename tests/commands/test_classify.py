@@ -10,7 +10,7 @@ from PIL import Image
 import clipkit
 from clipkit import CLIP, ImageClassifier
 from clipkit.cli import main
-from clipkit.commands import classify
+from clipkit.commands import inputs
 
 PHOTOS = Path(__file__).parents[2] / "examples" / "photos"
 CAT = str(PHOTOS / "cat.jpg")
@@ -160,12 +160,12 @@ def test_options_that_cannot_be_used_exit_with_2_and_one_line(
 def test_many_files_around_standard_input_are_found_quickly(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(classify, "read_image", lambda: b"image")
+    monkeypatch.setattr(inputs, "read_image", lambda: b"image")
     before = [tmp_path / f"{i}.jpg" for i in range(10_000)]
     after = [*before[5_000:], tmp_path / "last.jpg"]
     found = iter([(before, []), (after, [])])
-    monkeypatch.setattr(classify, "find_images", lambda patterns: next(found))
+    monkeypatch.setattr(inputs, "find_images", lambda patterns: next(found))
     start = time.perf_counter()
-    images = classify._find(["before", "-", "after"]).images
+    images = inputs.find_inputs(["before", "-", "after"], None).images
     assert time.perf_counter() - start < 1  # a search for each in the list took many times as long
     assert images == [*before, b"image", tmp_path / "last.jpg"]

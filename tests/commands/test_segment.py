@@ -1,6 +1,8 @@
 """`clipkit segment`: what it writes and prints, what it leaves out, and its exit codes."""
 
+import io
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
-from clipkit import CLIP, inspect
+from clipkit import CLIP, ImageClassifier, inspect
 from clipkit.cli import main
 from clipkit.commands import segment
-from clipkit.inspect.overlay import color_of
+from clipkit.inspect.areas import color_of
+from clipkit.prompts import TEMPLATES
 from tests.helpers.package import TESTS
 
 PHOTOS = TESTS.parent / "examples" / "photos"
@@ -171,9 +174,86 @@ def test_what_cannot_be_read_is_left_out(
     assert main(["segment", images[2], *options]) == 2
 
 
+def give(monkeypatch: pytest.MonkeyPatch, content: bytes) -> None:
+    """Put a content on standard input."""
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(content)))
+
+
+def test_images_and_lists_come_from_standard_input(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    where = ["--labels", "cat", "dog", "-o", str(tmp_path), *MODEL]
+    assert main(["segment", CAT, *where]) == 0
+    expected = (tmp_path / "cat.overlay.png").read_bytes()
+    give(monkeypatch, Path(CAT).read_bytes())
+    assert main(["segment", "-", *where]) == 0
+    assert (tmp_path / "stdin.overlay.png").read_bytes() == expected
+    assert capsys.readouterr().out.splitlines()[1].startswith("-: ")
+    give(monkeypatch, f"{CAT}\0{PHOTOS / 'rocket.jpg'}\0".encode())
+    assert main(["segment", "--images-from", "-", *where]) == 0
+    assert [line.split(": ")[0] for line in capsys.readouterr().out.splitlines()] == [
+        CAT,
+        str(PHOTOS / "rocket.jpg"),
+    ]
+    give(monkeypatch, b"cat\ndog\n")
+    assert main(["segment", CAT, "--labels-file", "-", "-o", str(tmp_path), *MODEL]) == 0
+
+
+def test_an_image_that_is_named_as_that_of_standard_input_keeps_its_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    photo = tmp_path / "stdin.jpg"
+    photo.write_bytes(Path(CAT).read_bytes())
+    give(monkeypatch, (PHOTOS / "rocket.jpg").read_bytes())
+    out = tmp_path / "out"
+    assert main(["segment", str(photo), "-", "--labels", "a", "b", "-o", str(out), *MODEL]) == 0
+    assert {path.name for path in out.iterdir()} == {"stdin.overlay.png", "stdin-2.overlay.png"}
+
+
+def given(prompt: str, _name: str) -> str:
+    """Return a prompt, whatever the name is."""
+    return prompt
+
+
+@pytest.mark.parametrize("templates", [["a drawing of a {}.", "{}"], None])
+def test_a_classifier_brings_its_model_labels_and_texts(
+    templates: list[str] | None, tmp_path: Path
+) -> None:
+    """Also what functions made, which are not saved."""
+    model = CLIP.from_pretrained("tiny", device="cpu")
+    names = {"pet": ["cat", "dog"], "rocket": "rocket"}
+    made = templates or [lambda name: f"a toy {name}"]
+    classifier = ImageClassifier.zero_shot(model, names, made)
+    classifier.save(tmp_path / "pets")
+    options = ["--classifier", str(tmp_path / "pets"), "--masks", "--background", "wall"]
+    assert main(["segment", CAT, *options, "-o", str(tmp_path / "out"), "--device", "cpu"]) == 0
+    assert json.loads((tmp_path / "out" / "labels.json").read_text()) == [*names, "background"]
+    every = [*classifier.prompts, [text.format("wall") for text in templates or TEMPLATES]]
+    prompts = dict(zip([*names, "background"], every, strict=True))
+    ready: Any = {label: [partial(given, own) for own in each] for label, each in prompts.items()}
+    mapper = inspect.ClassMapper(model, {n: n for n in names}, ready, background=["wall"])
+    with Image.open(tmp_path / "out" / "cat.mask.png") as mask:
+        assert np.array_equal(np.asarray(mask), mapper.indices(CAT).numpy())
+
+
+def test_a_classifier_takes_no_labels_templates_or_models(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    start = ["segment", CAT, "--classifier", str(tmp_path), "-o", str(tmp_path / "out")]
+    for options, message in (
+        (["--labels", "a"], "--classifier knows its own labels: leave --labels out"),
+        (["--labels-file", "a"], "--classifier knows its own labels: leave --labels-file out"),
+        (["--templates", "{}"], "brings its own model and texts: leave --templates out"),
+        (["--model", "tiny"], "brings its own model and texts: leave --model out"),
+    ):
+        assert main([*start, *options]) == 2
+        assert message in capsys.readouterr().err
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["-", "--images-from", "-", "--labels", "a", "-o", "x"], "and is given 2 times"),
         ([CAT, "-o", "x"], "give --labels (or --labels-file)"),
         (["--labels", "cat", "-o", "x"], "there is no image: clipkit segment IMAGE"),
         (["--labels", "cat", CAT, "-o", "x"], "--labels takes all words behind it"),
