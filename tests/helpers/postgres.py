@@ -23,7 +23,6 @@ _SETTINGS = {
     "fsync": "off",  # no test needs its data after the machine lost its power
     "max_connections": "40",
     "shared_buffers": "64MB",
-    "dynamic_shared_memory_type": "mmap",  # the /dev/shm of containers is often small
 }
 
 
