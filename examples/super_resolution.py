@@ -97,8 +97,7 @@ class Discriminator(nn.Module):
         before = width
         for after, stride in ((1, 2), (2, 1), (2, 2), (4, 1), (4, 2), (8, 1), (8, 2)):
             layers += [
-                nn.Conv2d(before, after * width, 3, stride, padding=1, bias=False),
-                nn.BatchNorm2d(after * width),
+                nn.Conv2d(before, after * width, 3, stride, padding=1),
                 nn.LeakyReLU(0.2),
             ]
             before = after * width

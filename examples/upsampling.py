@@ -20,15 +20,13 @@ three parts, added as squares: over the classes of test images, over the seeds o
 over the draws of support sets. `upsampling.json` in `--out` has them one by one, and all runs.
 
 `tiny` was trained on CIFAR-100's training images, enlarged by bicubic, so both parts of that set
-are test images. Cost with `tiny`: about 25 minutes on one core. Expected: see
-`docs/upsampling.md`.
+are test images. Generators and features are kept in `--cache`, so a run can be cut and go on.
+Cost with `tiny`: about 25 minutes on one core. Expected: see `docs/upsampling.md`.
 """
 
 import argparse
-import copy
 import datetime
 import json
-import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -45,6 +43,7 @@ from super_resolution import (
     Crops,
     Generator,
     LearnedUpsampling,
+    load_generator,
     reduce,
     save_generator,
     to_levels,
@@ -59,7 +58,7 @@ from clipkit.classify.fitting import class_means
 
 SMALL = ("cifar10", "cifar100")  # sets of small images
 LEARNED = ("SRResNet", "SRGAN")
-NOT_SETTINGS = ("data", "shown", "save", "out")  # options on which no figure depends
+NOT_SETTINGS = ("data", "shown", "cache", "out")  # options on which no figure depends
 Transform = Callable[[Any], Tensor]
 
 
@@ -97,18 +96,32 @@ def read_material(
     return Material(reduce(full, scale), full, labels)
 
 
-def train_generators(images: Tensor, args: argparse.Namespace) -> Generators:
-    """Return generators of both kinds for each seed; the second kind starts at the first."""
+def train_generators(
+    source: str, root: Path, like: clipkit.Preprocess, args: argparse.Namespace
+) -> Generators:
+    """Return generators of both kinds for each seed; the second kind starts at the first.
+
+    Those that are in the cache are read, the others trained and written.
+    """
     found: Generators = {kind: [] for kind in LEARNED}
     for seed in range(args.seeds):
-        torch.manual_seed(seed)
-        generator = Generator(args.scale, args.width, args.blocks)
-        crops = Crops(images, args.scale, seed)
-        train_by_pixels(generator, crops, args.steps)
-        found["SRResNet"].append(copy.deepcopy(generator))
-        train_by_adversary(generator, crops, args.adversarial_steps)
-        found["SRGAN"].append(generator)
+        files = [args.cache / f"{kind.lower()}-{source}-{seed}.safetensors" for kind in LEARNED]
+        if not all(file.exists() for file in files):
+            images = training_images(source, root, like, args.training_images)
+            train_both(Crops(images, args.scale, seed), seed, files, args)
+        for kind, file in zip(LEARNED, files, strict=True):
+            found[kind].append(load_generator(file))
     return found
+
+
+def train_both(crops: Crops, seed: int, files: list[Path], args: argparse.Namespace) -> None:
+    """Train one generator by pixels, train it on against an adversary, and write both."""
+    torch.manual_seed(seed)
+    generator = Generator(args.scale, args.width, args.blocks)
+    train_by_pixels(generator, crops, args.steps)
+    save_generator(generator, files[0])
+    train_by_adversary(generator, crops, args.adversarial_steps)
+    save_generator(generator, files[1])
 
 
 def transforms_of(like: clipkit.Preprocess, generators: Generators) -> dict[str, list[Transform]]:
@@ -123,22 +136,28 @@ def transforms_of(like: clipkit.Preprocess, generators: Generators) -> dict[str,
 
 
 def features_of(
-    model: clipkit.CLIP, material: Material, transforms: dict[str, list[Transform]]
+    model: clipkit.CLIP, material: Material, transforms: dict[str, list[Transform]], cache: Path
 ) -> dict[str, list[Tensor]]:
-    """Return the features (N, D) of images enlarged in each way, and of the full images."""
-    found = {
-        name: [encode(model, material.small, transform) for transform in ways]
-        for name, ways in transforms.items()
-    }
+    """Return the features (N, D) of images enlarged in each way, and of the full images.
+
+    Those that are in files already, named from `cache` on, are read.
+    """
+    found: dict[str, list[Tensor]] = {}
+    for name, ways in transforms.items():
+        files = [Path(f"{cache}-{name}-{way}.safetensors") for way in range(len(ways))]
+        pairs = zip(ways, files, strict=True)
+        found[name] = [encode(model, material.small, transform, file) for transform, file in pairs]
     if material.full is not None:
-        found["full"] = [encode(model, material.full, model.preprocess)]
+        file = Path(f"{cache}-full.safetensors")
+        found["full"] = [encode(model, material.full, model.preprocess, file)]
     return found
 
 
-def encode(model: clipkit.CLIP, images: Tensor, transform: Transform) -> Tensor:
-    """Return the features of images (N, 3, h, w) uint8."""
+def encode(model: clipkit.CLIP, images: Tensor, transform: Transform, file: Path) -> Tensor:
+    """Return the features of images (N, 3, h, w) uint8, from the file if they are there."""
     rows = list(images.unbind())
-    return clipkit.extract_features(model, rows, transform=transform, batch_size=64).features
+    found = clipkit.extract_features(model, rows, out=file, transform=transform, batch_size=64)
+    return found.features
 
 
 def heads_of(
@@ -178,6 +197,7 @@ class Measurement:
         transforms: as `transforms_of` returns them.
         zero_shot: the head of the class names.
         draws: support sets, as indices of `pool`.
+        cache: where files of features begin.
     """
 
     def __init__(
@@ -188,10 +208,11 @@ class Measurement:
         transforms: dict[str, list[Transform]],
         zero_shot: clipkit.CosineHead,
         draws: list[Tensor],
+        cache: Path,
     ) -> None:
         self.pool, self.test, self.zero_shot, self.draws = pool, test, zero_shot, draws
-        self.support = features_of(model, pool, transforms)
-        self.features = features_of(model, test, transforms)
+        self.support = features_of(model, pool, transforms, Path(f"{cache}-support"))
+        self.features = features_of(model, test, transforms, Path(f"{cache}-test"))
         first = draws[0]
         seen = self.support["bicubic"][0][first], pool.labels[first]
         _, chosen = clipkit.fit_head(*seen, zero_shot, "linear_probe")
@@ -252,7 +273,7 @@ def experiment(
     unseen = read_material(test, like, args.scale, name in SMALL)
     zero_shot = cosine_head(model, captions_of(model, class_names_of(test), TEMPLATES[name]))
     transforms = transforms_of(like, generators)
-    measurement = Measurement(model, seen, unseen, transforms, zero_shot, draws)
+    measurement = Measurement(model, seen, unseen, transforms, zero_shot, draws, args.cache / name)
     result = summary(measurement.measure(), unseen.labels)
     counts = {"classes": zero_shot.classes, "test": len(test), "support": len(draws[0])}
     full = unseen.full
@@ -294,7 +315,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--width", type=int, default=32)
     parser.add_argument("--blocks", type=int, default=4)
     parser.add_argument("--shown", type=int, default=2, help="images of each set in the figure")
-    parser.add_argument("--save", type=Path, metavar="DIR", help="for the generators")
+    parser.add_argument("--cache", type=Path, default=Path("runs/upsampling"))
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     return parser.parse_args()
 
@@ -314,8 +335,14 @@ def known_sets(file: Path, settings: dict[str, Any]) -> list[dict[str, Any]]:
     """
     known = json.loads(file.read_text()) if file.exists() else {**settings, "sets": []}
     if any(known.get(name) != value for name, value in settings.items() if name != "date"):
-        raise SystemExit(f"{file} has figures of other settings: give another --out")
+        raise SystemExit(f"{file} is of other settings: give another --out and --cache")
     return known["sets"]
+
+
+def keep_settings(cache: Path, settings: dict[str, Any]) -> None:
+    """Write down what the cache is of, or raise `SystemExit` if it is of something else."""
+    cache.mkdir(parents=True, exist_ok=True)
+    write(cache / "settings.json", settings, [])
 
 
 def write(file: Path, settings: dict[str, Any], sets: list[dict[str, Any]]) -> None:
@@ -339,35 +366,20 @@ def main() -> None:
     file = args.out / "upsampling.json"
     settings = settings_of(args)
     known_sets(file, settings)
+    keep_settings(args.cache, settings)
     sets: list[dict[str, Any]] = []
     trained: dict[str, Generators] = {}
     rows: list[Tensor] = []
-    start = time.process_time()
     for name, root in entries:
         source = entries[0][0] if name in SMALL else name
         if source not in trained:
-            images = training_images(name, Path(root), like, args.training_images)
-            trained[source] = train_generators(images, args)
-            save_all(trained[source], source, args)
+            trained[source] = train_generators(source, Path(root), like, args)
         result, more = experiment(name, Path(root), model, trained[source], args)
         rows += more
-        minutes = (time.process_time() - start) / 60  # of the processor, not of the clock
-        start = time.process_time()
-        sets.append({"generators": source, "minutes": minutes, **result})
+        sets.append({"generators": source, **result})
         write(file, settings, sets)
         draw_figure(rows, args.out / f"upsampling_{entries[0][0]}.jpg")
         print(f"\n{table(result)}\n", flush=True)
-
-
-def save_all(generators: Generators, source: str, args: argparse.Namespace) -> None:
-    """Write the weights of generators, if there is a folder for them."""
-    if args.save is None:
-        return
-    args.save.mkdir(parents=True, exist_ok=True)
-    for kind, trained in generators.items():
-        for seed, generator in enumerate(trained):
-            name = f"{kind.lower()}-{source}-x{args.scale}-{seed}.safetensors"
-            save_generator(generator, args.save / name)
 
 
 if __name__ == "__main__":

@@ -189,7 +189,7 @@ def test_the_script_measures_every_way_and_writes_what_it_found(
     steps = "--steps 2 --adversarial-steps 1 --training-images 4 --shown 1"
     command = ["upsampling.py", *sizes.split(), *steps.split()]
     data = [f"cifar10={tmp_path / 'colors'}", f"fruits360={tmp_path / 'fruits'}"]
-    folders = ["--out", str(tmp_path), "--save", str(tmp_path / "generators")]
+    folders = ["--out", str(tmp_path), "--cache", str(tmp_path / "cache")]
     monkeypatch.setattr(sys, "argv", [*command, *folders, "--data", *data])
     modules["upsampling"].main()
     results = json.loads((tmp_path / "upsampling.json").read_text("utf-8"))
@@ -203,7 +203,7 @@ def test_the_script_measures_every_way_and_writes_what_it_found(
     assert large["difference"]["cosine"]["bicubic"]["error"] == 0
     assert large["psnr"]["bicubic"][0] > large["psnr"]["bilinear"][0]
     assert small["psnr"] is None
-    assert len(list((tmp_path / "generators").iterdir())) == 4
+    assert len(list((tmp_path / "cache").glob("sr*-fruits360-*.safetensors"))) == 4
     assert "| classifier | bicubic | bilinear | SRResNet |" in capsys.readouterr().out
     with Image.open(tmp_path / "upsampling_fruits360.jpg") as figure:
         assert figure.size == (6 * 96, 2 * 96 + 16)
