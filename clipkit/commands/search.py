@@ -142,8 +142,8 @@ def duplicates(
     groups = collection.duplicates(threshold)
     print_duplicates(groups, as_json=as_json, only_paths=paths, null=null)
     if html is not None:
-        title = f"Images alike by a cosine of {threshold:g} or more, of {len(collection):,}"
-        write_sheet(groups, html, title=title)
+        title = f"Images alike by a cosine of {threshold:g} or more"
+        write_sheet(groups, html, title=title, total=len(collection))
         tell(f"Wrote {html}.")
     return DONE
 
@@ -162,8 +162,8 @@ def index(*, source: IndexChoice) -> int:
 
 def _add_output(parser: argparse.ArgumentParser) -> None:
     """Add the forms in which results are written."""
+    add_json(parser, help="print one JSON object for each result")
     group = parser.add_argument_group("output")
-    add_json_to(group)
     group.add_argument(
         "-f", "--paths", action="store_true", help="print paths alone, one in each line"
     )
@@ -198,11 +198,6 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         metavar="PATTERN",
         help="search only paths below the folder that match, such as '2024/*'",
     )
-
-
-def add_json_to(group: Any) -> None:
-    """Add the switch for JSON output to a group."""
-    add_json(group, help="print one JSON object for each result")
 
 
 def _take(options: dict[str, Any]) -> None:
@@ -244,8 +239,7 @@ def _templates(texts: list[str] | None) -> Templates | None:
 
 
 def _write_html(results: Results, path: Path, query: str, collection: Collection) -> None:
-    title = f"{query} \N{EN DASH} {len(results)} of {number_of(len(collection), 'image')}"
-    write_sheet(results, path, title=title)
+    write_sheet(results, path, title=query, total=len(collection))
     tell(f"Wrote {path}.")
 
 
