@@ -30,6 +30,8 @@ class Graph(Protocol):
 
     expansion_search: int
 
+    @property
+    def serialized_length(self) -> int: ...
     def __len__(self) -> int: ...
     def add(self, keys: Keys, vectors: Floats | Halves) -> object: ...
     def remove(self, keys: Keys) -> object: ...
@@ -63,13 +65,17 @@ def make_graph(width: int, expansion: int) -> Graph:
     )
 
 
-def save_graph(graph: Graph, path: Path) -> None:
-    """Write a graph, whole or not at all, and wait until it is on the disk."""
+def save_graph(graph: Graph, path: Path) -> int:
+    """Write a graph, whole or not at all, wait until it is on the disk, and return its bytes."""
+    size = graph.serialized_length
     with replacing(path) as partial:
         try:
             graph.save(str(partial))
+            if partial.stat().st_size != size:  # usearch does not look at the last write
+                raise RuntimeError("the file was cut off")
         except RuntimeError as error:  # usearch does not tell why
             is_full = shutil.disk_usage(path.parent).free < 1 << 20
             reason = os.strerror(ENOSPC) if is_full else str(error)
             raise OSError(ENOSPC if is_full else EIO, reason) from error
         sync(partial)
+    return size

@@ -3,6 +3,7 @@
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 from clipkit.errors import DataError
 from clipkit.files import read_json, write_json
@@ -24,6 +25,7 @@ class GraphState:
         count: of the features.
         following: the next key to give.
         graph: the file of the graph.
+        graph_bytes: its size. What was cut off must not be mapped.
         names: the file of the names.
         mark: what the caller knows the content by.
     """
@@ -33,6 +35,7 @@ class GraphState:
     count: int
     following: int
     graph: str
+    graph_bytes: int
     names: str
     mark: str
 
@@ -51,13 +54,7 @@ class GraphState:
             raise DataError(
                 f"{path} is not the manifest of a store, or of another version of clipkit"
             )
-        kinds = dict(cls.__annotations__)
-        is_sound = values.keys() == kinds.keys() and all(
-            type(value) is kinds[name] and (kinds[name] is str or value >= 0)
-            for name, value in values.items()
-        )
-        names = (values["graph"], values["names"]) if is_sound else ("..",)
-        if any(Path(name).name != name for name in names):
+        if not _is_sound(values, dict(cls.__annotations__)):
             raise DataError(f"{path} is damaged: delete the folder and fill the store again")
         return cls(**values)
 
@@ -73,3 +70,16 @@ class GraphState:
                 if path.name not in (self.graph, self.names):
                     with suppress(OSError):  # Windows removes no file that is mapped
                         path.unlink()
+
+
+def _is_sound(values: dict[str, Any], kinds: dict[str, type]) -> bool:
+    """Return whether values have the names and types of a state, and name files of its folder."""
+    if values.keys() != kinds.keys():
+        return False
+    if any(type(value) is not kinds[name] for name, value in values.items()):
+        return False
+    numbers = ("state", "width", "count", "following", "graph_bytes")
+    names = (values["graph"], values["names"])
+    return all(values[name] >= 0 for name in numbers) and all(
+        Path(name).name == name for name in names
+    )

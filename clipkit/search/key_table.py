@@ -97,18 +97,18 @@ class KeyTable:
     def add(self, names: Sequence[str]) -> NDArray[np.int64]:
         """Give each of some new names a key, and return these, (n,)."""
         keys = range(self._following, self._following + len(names))
-        self._by_name.update(zip(names, keys, strict=True))
         self._by_key.update(zip(keys, names, strict=True))
+        self._by_name.update(zip(names, keys, strict=True))
         self._following += len(names)
         self._changed = True
         return np.arange(keys.start, keys.stop, dtype=np.int64)
 
     def remove(self, names: Iterable[str]) -> NDArray[np.int64]:
         """Forget names, and return the keys that they had, (n,). Unknown ones are no error."""
-        known = self._by_name
+        known, known_keys = self._by_name, self._by_key
         keys = [known.pop(name) for name in dict.fromkeys(names) if name in known]
         for key in keys:
-            del self._by_key[key]
+            del known_keys[key]
         self._changed = self._changed or bool(keys)
         return np.array(keys, np.int64)
 

@@ -170,17 +170,18 @@ class UsearchStore:
         """
         self._prepare_change()
         number = self._state.state + 1
+        graph, names = f"graph-{number}.usearch", f"names-{number}.safetensors"
+        self._table.write(self.folder / names)
         state = GraphState(
             state=number,
             width=self.width,
             count=len(self),
             following=self._table.following,
-            graph=f"graph-{number}.usearch",
-            names=f"names-{number}.safetensors",
+            graph=graph,
+            graph_bytes=save_graph(self._graph, self.folder / graph),
+            names=names,
             mark=mark,
         )
-        save_graph(self._graph, self.folder / state.graph)
-        self._table.write(self.folder / state.names)
         state.write(self.folder)
         self._state = state
         state.remove_others(self.folder)
@@ -233,7 +234,7 @@ class UsearchStore:
     def _new_state(self) -> GraphState:
         if self._width is None:
             raise ConfigError(f"there is no store in {self.folder}: a new one needs width=")
-        return GraphState(0, self._width, 0, 0, "", "", "")
+        return GraphState(0, self._width, 0, 0, "", 0, "", "")
 
     def _open(self, state: GraphState, to_change: bool) -> tuple[Graph, KeyTable]:
         """Return the graph and the names of a state."""
@@ -245,6 +246,8 @@ class UsearchStore:
         if not state.count:  # nothing can be mapped
             return graph, table
         try:
+            if path.stat().st_size != state.graph_bytes:
+                raise ValueError(f"it does not have {state.graph_bytes} bytes")
             (graph.load if to_change else graph.view)(str(path))
         except (OSError, RuntimeError, ValueError) as error:
             raise DataError(f"{path} is missing or damaged: {error}") from error
