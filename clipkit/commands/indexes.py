@@ -13,6 +13,7 @@ from clipkit import commands, search
 from clipkit.commands.command import path_of
 from clipkit.commands.display import is_terminal, tell, tell_skipped, typed
 from clipkit.commands.model_options import ModelChoice, add_model
+from clipkit.data.folders import check_folder
 from clipkit.errors import ConfigError
 from clipkit.plurals import number_of
 from clipkit.search.collection import Collection
@@ -28,7 +29,7 @@ class IndexChoice:
     """Hold what the options say of an index.
 
     Attributes:
-        folder: of the images.
+        folder: of the images; None for that of the index, or else the working directory.
         index: the index's own folder, if it does not lie in that of the images.
         exclude: patterns of what is left out; None where the index is to keep its own.
         include_hidden: whether hidden files are searched; None likewise.
@@ -37,7 +38,7 @@ class IndexChoice:
         choice: of the model.
     """
 
-    folder: Path
+    folder: Path | None
     index: Path | None
     exclude: list[str] | None
     include_hidden: bool | None
@@ -48,7 +49,12 @@ class IndexChoice:
     @property
     def place(self) -> Path:
         """The index's own folder."""
-        return self.index if self.index is not None else self.folder / FOLDER
+        return self.index if self.index is not None else self.images / FOLDER
+
+    @property
+    def images(self) -> Path:
+        """The folder of the images, for an index that is to be built."""
+        return Path(".") if self.folder is None else self.folder
 
 
 class LateEncoder:
@@ -85,9 +91,8 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
         "folder",
         nargs="?",
         type=path_of,
-        default=Path("."),
         metavar="DIR",
-        help="the folder of the images (default: this one)",
+        help="the folder of the images (default: this one, or that of the index at --index)",
     )
     group = parser.add_argument_group("index")
     group.add_argument(
@@ -144,6 +149,7 @@ def open_index(source: IndexChoice) -> Collection:
             )
         return _build(source)
     manifest = Manifest.read(source.place)
+    _check_folder(source, manifest)
     encoder = LateEncoder(_with_name(source, manifest))
     if _has_other_settings(source, manifest):
         return _build(source, manifest)
@@ -156,7 +162,7 @@ def open_index(source: IndexChoice) -> Collection:
     whole = encoder.whole() if scan.todo else None
     index = search.Index(source.place, whole)
     if len(scan.todo) > _FEW:
-        tell(f"Indexing {number_of(len(scan.todo), 'new image')} in {source.folder}.")
+        tell(f"Indexing {number_of(len(scan.todo), 'new image')}.")
     changes = index.update(workers=_workers(source), progress=_has_bar(len(scan.todo)))
     tell_changes(changes)
     tell_skipped_of(index, changes)
@@ -188,10 +194,14 @@ def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
     if manifest is not None:
         exclude = manifest.exclude if exclude is None else exclude
         include_hidden = manifest.include_hidden if include_hidden is None else include_hidden
+    folder = source.images
+    if manifest is not None and manifest.root is not None:
+        folder = Path(os.path.normpath(source.place / manifest.root))
+    check_folder(folder)
     encoder = LateEncoder(choice)
-    tell(f"Indexing the images in {source.folder}; Ctrl-C loses nothing that is done.")
+    tell(f"Indexing the images in {folder}; Ctrl-C loses nothing that is done.")
     index = search.Index.build(
-        source.folder,
+        folder,
         encoder.whole().model,
         source.place,
         model_name=_name_of(choice),
@@ -202,6 +212,18 @@ def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
     )
     tell_skipped([f"{path}: {problem}" for path, problem in index.skipped])
     return Collection(source.place, encoder)
+
+
+def _check_folder(source: IndexChoice, manifest: Manifest) -> None:
+    """Raise `ConfigError` if a folder was given, and the index is of another one."""
+    if source.folder is None or manifest.root is None:
+        return
+    own = os.path.realpath(source.place / manifest.root)
+    if own != os.path.realpath(check_folder(source.folder)):
+        raise ConfigError(
+            f"the index in {source.place} is of {own}, not of {source.folder}: leave the folder "
+            "out, or give another --index"
+        )
 
 
 def _with_name(source: IndexChoice, manifest: Manifest) -> ModelChoice:

@@ -183,7 +183,8 @@ class Collection:
             DataError: if the folder is gone, or empty where it was not.
         """
         if self._root is None:
-            return scan_list(self.entries.paths if images is None else images, self.entries)
+            listed = self.entries.paths if images is None else map(os.path.abspath, images)
+            return scan_list(listed, self.entries)
         if images is not None:
             raise ConfigError(f"this index is of the folder {self._root}, and takes no list")
         manifest = self.manifest
@@ -238,14 +239,10 @@ class Collection:
 
     def _name_of(self, path: Path) -> str | None:
         """Return how the index spells a path, or None if it has no feature of it."""
-        place: int | None = None
-        name = os.fspath(path)
-        if self._root is None:
-            place = self.entries.places.get(name)
-        else:
-            below = os.path.relpath(os.path.abspath(path), os.path.abspath(self._root))
-            name = Path(below).as_posix()
-            place = self.entries.places.get(name)
+        name = os.path.abspath(path)
+        if self._root is not None:
+            name = Path(os.path.relpath(name, os.path.abspath(self._root))).as_posix()
+        place = self.entries.places.get(name)
         if place is None or self.entries.rows[place] == NO_ROW:
             return None
         return name if self._is_unchanged(path, place) else None

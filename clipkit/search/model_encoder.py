@@ -16,7 +16,7 @@ from clipkit.encode.embed import (
     embed_images,
     embed_texts,
 )
-from clipkit.errors import ImageError
+from clipkit.errors import ImageError, TokenizerError
 from clipkit.search.store import Floats
 
 
@@ -38,8 +38,16 @@ class TextEncoder:
         self._model = model
 
     def texts(self, texts: Sequence[str]) -> Floats:
-        """Return the features of texts, (n, D)."""
-        return embed_texts(self._model, texts).numpy()
+        """Return the features of texts, (n, D).
+
+        Raises:
+            TokenizerError: if one is too long.
+        """
+        try:
+            return embed_texts(self._model, texts).numpy()
+        except TokenizerError as error:
+            problem = str(error).replace(", or pass truncate=True to cut it", "")
+            raise TokenizerError(f"the query cannot be used: {problem}") from error
 
 
 class ModelEncoder:

@@ -131,6 +131,18 @@ def test_an_index_may_lie_elsewhere(
     assert not (photos / ".clipkit").exists()
 
 
+def test_an_index_elsewhere_knows_its_folder(
+    tmp_path: Path, photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = str(tmp_path / "index")
+    assert main(["index", str(photos), "--index", place, "--device", "cpu"]) == 0
+    arguments = ["search", str(photos / "cat.jpg"), "--index", place, "-n", "1"]
+    assert found_by(arguments, capsys) == ["cat.jpg"]
+    (tmp_path / "other").mkdir()
+    assert main(["search", "cat", str(tmp_path / "other"), "--index", place]) == 2
+    assert "leave the folder out, or give another --index" in capsys.readouterr().err
+
+
 def test_a_threshold_shows_all_above_it_and_says_if_there_is_none(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -214,6 +226,7 @@ def test_index_tells_what_it_holds_and_what_is_broken(
             ["search", "cat", "{photos}", "--no-update", "--exclude", "a"],
             "--exclude and --include-hidden change the index: leave --no-update out",
         ),
+        (["search", "cat " * 99, "{photos}"], "the query cannot be used: "),
         (["duplicates", "{photos}", "--threshold", "2"], "--threshold must be above 0"),
     ],
 )

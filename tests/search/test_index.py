@@ -236,6 +236,18 @@ def test_a_list_of_images(folder: Path, model: ColorModel, tmp_path: Path) -> No
     assert names(index.paths) == ["blue/0.png", "green/0.png"]
 
 
+def test_a_list_of_relative_paths_is_found_from_everywhere(
+    folder: Path, model: ColorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(folder / "red")
+    index = Index.build(["0.png", "1.png"], model, "../index")
+    assert index.update(["0.png", "1.png"]) == Changes(0, 0, 0, 0, 0)
+    encoded = model.encoded
+    assert names(index.similar("0.png").paths) == ["red/1.png"]
+    assert model.encoded == encoded
+    assert all(Path(path).is_absolute() for path in index.paths)
+
+
 def test_a_list_needs_a_place(folder: Path, model: ColorModel) -> None:
     with pytest.raises(ConfigError, match=r"needs a folder of its own: out="):
         Index.build([folder / "red" / "0.png"], model)
