@@ -80,13 +80,21 @@ def postgres_server() -> Generator[str, None, None]:
 @pytest.fixture
 def postgres(postgres_server: str) -> Generator[str, None, None]:
     """Give the address of an empty database."""
-    psycopg = importlib.import_module("psycopg")
     name = f"test_{time.monotonic_ns()}"
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"CREATE DATABASE {name}")
+    run_sql(postgres_server, f"CREATE DATABASE {name}")
     yield postgres_server.replace("/postgres?", f"/{name}?")
-    with psycopg.connect(postgres_server, autocommit=True) as connection:
-        connection.execute(f"DROP DATABASE {name} WITH (FORCE)")
+    run_sql(postgres_server, f"DROP DATABASE {name} WITH (FORCE)")
+
+
+def run_sql(address: str, *statements: str) -> list[Any]:
+    """Run statements and return the rows of the last."""
+    rows: list[Any] = []
+    psycopg: Any = importlib.import_module("psycopg")
+    with psycopg.connect(address, autocommit=True) as connection:
+        for statement in statements:
+            cursor = connection.execute(statement.encode())
+            rows = cursor.fetchall() if cursor.description else []
+    return rows
 
 
 def _programs() -> Path:
