@@ -183,7 +183,9 @@ class Collection:
             DataError: if the folder is gone, or empty where it was not.
         """
         if self._root is None:
-            listed = self.entries.paths if images is None else map(os.path.abspath, images)
+            listed = self.entries.paths
+            if images is not None:
+                listed = [os.path.abspath(path) for path in images]
             return scan_list(listed, self.entries)
         if images is not None:
             raise ConfigError(f"this index is of the folder {self._root}, and takes no list")
