@@ -68,7 +68,7 @@ def test_distances_are_those_of_numpy() -> None:
                     far = np.array([np.hypot(y - b, x - a) for b, a in places])
                     expected[layer, head] += row @ far / row.sum() / len(places) / len(images)
     np.testing.assert_allclose(found.numpy(), expected, rtol=1e-5)
-    assert torch.equal(attention_distance(model, images, [1, 0], -1), found[[1, 0], 1:])
+    torch.testing.assert_close(attention_distance(model, images, [1, 0], -1), found[[1, 0], 1:])
 
 
 def test_dropout_of_low_rank_changes_is_off() -> None:
