@@ -1,7 +1,7 @@
 """Measure what a frozen image tower keeps of images, by drawing them again from its maps (VQ-VAE).
 
-    python examples/reconstruction.py --data tiny_imagenet=DIR [--model tiny] [--steps 600]
-                                      [--seeds 3] [--out FILE] [--figures FOLDER]
+    python examples/reconstruction.py --data tiny_imagenet=DIR [--model tiny] [--steps 500]
+                                      [--seeds 2] [--out FILE] [--figures FOLDER]
 
 A VQ-VAE (1711.00937) turns an image into a map, each place of the map into the nearest of a few
 codes, and draws the image again from the codes. Here its encoder is an image tower up to a block
@@ -18,8 +18,10 @@ of the commitment. Measured are error and PSNR on held-out images, and how many 
 beside them an image that is shrunk to the grid's size and enlarged again.
 
 Writes a JSON with every run and its curve to `--out`, and three figures (these need matplotlib):
-curves, images drawn again, and images drawn from random codes. Cost with `tiny`: COST. Expected
-(`examples/results/reconstruction.json`, `docs/frozen_reconstruction.md`): EXPECTED.
+curves, images drawn again, and images drawn from random codes. Cost with `tiny`: ten minutes of a
+core for each seed. Expected (`examples/results/reconstruction.json`,
+`docs/frozen_reconstruction.md`): a trained encoder is ahead by 0.1 dB after the last stage, where
+32 bits bound both, and by 1.3 dB at stride 8.
 """
 
 import argparse
@@ -337,8 +339,9 @@ def table(results: Row) -> str:
 
 
 def with_spread(values: list[float], digits: int) -> str:
-    spread = statistics.stdev(values) if len(values) > 1 else 0.0
-    return f"{statistics.mean(values):.{digits}f} ± {spread:.{digits}f}"
+    """Return a mean, and the standard deviation if there are several values."""
+    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{spread}"
 
 
 def read_arguments() -> argparse.Namespace:
@@ -352,7 +355,7 @@ def read_arguments() -> argparse.Namespace:
     parser.add_argument("--images", type=int, default=6000, help="to train on")
     parser.add_argument("--held-out", type=int, default=1000)
     parser.add_argument("--codes", type=int, default=256)
-    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--steps", type=int, default=500)
     parser.add_argument("--batch-size", type=int, default=16)
     parser.add_argument("--lr", type=float, default=2e-3)
     parser.add_argument("--seeds", type=int, default=2)
