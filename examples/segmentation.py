@@ -26,8 +26,10 @@ script that was cut off goes on, and that two may share the seeds. The table, th
 `--figures`, the images are made of what is there. Any ResNet or ViT will do; size and crop must be
 multiples of twice the patch (`--size 196 252 --crop 84 112` for a patch of 14).
 
-Cost with `tiny` on one core: EXPECTED_COST. Expected (`examples/results/segmentation_camvid.json`,
-`docs/frozen_segmentation.md`): EXPECTED.
+Cost with `tiny`: 2.5 minutes of a core for a run on a frozen tower, 4.5 where it is trained, 25 for
+what is recorded. Expected: a mean IoU on the test frames of 41 % by `frozen`, 35 % by `own`, 48 %
+by `frozen, skips`, and 3 % by `class_map`, no better than a guess: `tiny` never saw a street
+(`examples/results/segmentation_camvid.json`, `docs/frozen_segmentation.md`).
 """
 
 import argparse

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 Run = dict[str, Any]
 UNTRAINED = ("place", "class_map", "class_map, one pass", "class_map, refined")
-PAINTED = ("class_map, refined", *METHODS)  # in the figure of test frames, if they are there
+PAINTED = ("class_map, one pass", *METHODS)  # in the figure of test frames, if they are there
 
 
 def runs_by_method(runs: list[Run]) -> dict[str, list[Run]]:
@@ -57,7 +57,7 @@ def table(runs: list[Run]) -> str:
     """Return two tables as Markdown: the scores of each method, and the IoU of each class."""
     groups = runs_by_method(runs)
     lines = [
-        "| method | trained weights | seeds | test mean IoU, % | right pixels, % | minutes a run |",
+        "| method | trained weights | seeds | test mean IoU, % | right pixels, % | core minutes |",
         "|---|---|---|---|---|---|",
     ]
     for name, own in groups.items():
@@ -94,14 +94,16 @@ def draw(folder: Path, runs: list[Run], frames: Tensor, truth: Tensor) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     groups = runs_by_method(runs)
     if any(name in groups for name in METHODS):
-        draw_curves(groups).savefig(folder / "frozen_segmentation_curves.png", dpi=80)
+        draw_curves(groups).savefig(folder / "frozen_segmentation_curves.png", dpi=72)
     figure = draw_frames(groups, frames, truth)
-    options = {"quality": 70, "optimize": True}
+    options = {"quality": 60, "optimize": True}
     figure.savefig(folder / "frozen_segmentation.jpg", dpi=90, pil_kwargs=options)
 
 
 def draw_curves(groups: dict[str, list[Run]]) -> "Figure":
     """Return a figure of the loss and the mean IoU over the epochs, the mean of the seeds."""
+    from matplotlib.ticker import MaxNLocator  # pyright: ignore[reportMissingImports]
+
     figure = new_figure(9.5, 3.6)
     grid = figure.add_gridspec(1, 3)
     titles = {"loss": "training loss", "val_loss": "validation loss", "val_mean_iou": "mean IoU, %"}
@@ -112,6 +114,7 @@ def draw_curves(groups: dict[str, list[Run]]) -> "Figure":
         add_grid(axes)
         set_title(axes, title if place < 2 else f"validation {title}")
         set_labels(axes, "epoch")
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     add_legend(figure, handles, list(trained(groups)), above=True, columns=5)
     return figure
 
@@ -131,7 +134,10 @@ def draw_curve(axes: "Axes", runs: list[Run], name: str, key: str) -> object:
     color, dash = COLORS[number], DASHES[number % len(DASHES)]
     if len(runs) > 1:
         axes.fill_between(epochs, values.min(0), values.max(0), color=color, alpha=0.15, lw=0)
-    return axes.plot(epochs, values.mean(0), color=color, linestyle=dash, linewidth=1.8)[0]
+    mark = "o" if key.startswith("val") else ""  # validated now and then
+    mean = values.mean(0)
+    (line,) = axes.plot(epochs, mean, color=color, linestyle=dash, marker=mark, markersize=3.5)
+    return line
 
 
 def paint(image: Tensor, classes: Tensor) -> "np.ndarray[Any, np.dtype[np.uint8]]":
@@ -145,21 +151,22 @@ def draw_frames(groups: dict[str, list[Run]], frames: Tensor, truth: Tensor) -> 
     """Return a figure with a row for each of some frames: the truth, and what methods say."""
     columns: dict[str, Tensor] = {"truth": truth}
     columns |= {name: groups[name][0]["frames"] for name in PAINTED if name in groups}
-    figure = new_figure(1.55 * (1 + len(columns)), 1.28 * len(frames) + 0.55)
+    figure = new_figure(1.55 * (1 + len(columns)), 1.17 * len(frames) + 0.6)
     grid = figure.add_gridspec(len(frames), 1 + len(columns))
     for row, frame in enumerate(frames):
         axes = add_axes(figure, grid[row, 0])
         show_pixels(axes, frame.permute(1, 2, 0).numpy())
+        set_title(axes, "frame" if row == 0 else "", size=SMALL)
         for column, (name, classes) in enumerate(columns.items(), start=1):
             axes = add_axes(figure, grid[row, column])
             show_pixels(axes, paint(frame, classes[row]))
             if row == 0:
                 set_title(axes, name, size=SMALL)
-    add_classes(figure)
+    add_classes(figure, columns=12 if len(columns) > 5 else 6)
     return figure
 
 
-def add_classes(figure: "Figure") -> None:
+def add_classes(figure: "Figure", columns: int) -> None:
     """Add a legend of the classes below a figure."""
     from matplotlib.patches import Patch  # pyright: ignore[reportMissingImports]
 
@@ -167,7 +174,6 @@ def add_classes(figure: "Figure") -> None:
     handles = [Patch(facecolor=cast("Any", color), edgecolor="#595959") for color in colors]
     handles.append(Patch(facecolor="black"))
     names = [*NAMES, "void"]
-    legend = figure.legend(
-        handles, names, loc=cast("Any", "outside lower center"), ncols=12, fontsize=SMALL
-    )
+    place = cast("Any", "outside lower center")  # its type does not know it
+    legend = figure.legend(handles, names, loc=place, ncols=columns, fontsize=SMALL)
     legend.set_frame_on(False)
