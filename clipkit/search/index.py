@@ -10,6 +10,7 @@ from clipkit.data.folders import list_images
 from clipkit.errors import ConfigError
 from clipkit.files import lock
 from clipkit.plurals import number_of
+from clipkit.search.approximate import open_graph
 from clipkit.search.collection import Collection
 from clipkit.search.encoder import Encoder
 from clipkit.search.entries import Entries
@@ -39,6 +40,8 @@ class Index(Collection):
         print(index.search("a cat in jeans"))
         print(index.search("2 * dog - indoor + rex.jpg", k=3))
     """
+
+    _keeps_graph = False  # whether to search in a graph in the index's own folder
 
     @classmethod
     def build(
@@ -97,7 +100,7 @@ class Index(Collection):
         folder: str | os.PathLike[str],
         model: SearchModel | None = None,
         *,
-        store: Store | None = None,
+        store: 'Store | Literal["usearch"] | None' = None,
     ) -> "Index":
         """Open an index as it is on the disk.
 
@@ -105,13 +108,25 @@ class Index(Collection):
             folder: of the index, or of the images that it lies in.
             model: the one that built it; without one, only images of the index and texts that were
                 asked before can be searched for.
-            store: where to search, filled by `copy_to`; exactly, in the index's own files, if not
-                given.
+            store: where to search; exactly, in the index's own files, if not given. "usearch" for
+                approximately, in a graph that is kept in the index's folder: the first time it is
+                made, which takes minutes for a million images, and `update` keeps it up to date.
+                Or a store that was filled by `copy_to`.
 
         Raises:
+            ConfigError: if `store` is another text, or "usearch" and it is missing.
             DataError: if there is no index, or it is damaged.
+            OutputError: if the graph has to be changed, and cannot be written.
         """
-        return cls(folder, None if model is None else ModelEncoder(model), store)
+        encoder = None if model is None else ModelEncoder(model)
+        if not isinstance(store, str):
+            return cls(folder, encoder, store)
+        if store != "usearch":
+            raise ConfigError(f'store must be "usearch" or a store, not {store!r:.99}')
+        index = cls(folder, encoder)
+        index._keeps_graph = True
+        index._refresh_graph()
+        return index
 
     def update(
         self,
@@ -141,6 +156,7 @@ class Index(Collection):
             self._read()  # another process may have written meanwhile
             scan = self.scan(images)
             if scan.is_clean:
+                self._refresh_graph()
                 return Changes(0, 0, 0, 0, 0)
             encoder = self._encoder_of(scan)
             filling = Filling(self.folder, self.manifest, self.entries, scan)
@@ -152,6 +168,7 @@ class Index(Collection):
                     tell=bar.update,
                 )
             self._read()
+        self._refresh_graph()
         return changes
 
     def copy_to(self, store: Store, *, progress: bool = False) -> None:
@@ -167,6 +184,11 @@ class Index(Collection):
             for names, features in self.memory.blocks():
                 store.add(names, features)
                 bar.update(len(names))
+
+    def _refresh_graph(self) -> None:
+        """Bring the graph up to date with the index, if there is one."""
+        if self._keeps_graph:
+            self._store = open_graph(self.folder, self.memory, self.entries)
 
     def _encoder_of(self, scan: Scan) -> ModelEncoder | None:
         """Return the model if there is anything to encode, and check that it is the index's."""
