@@ -113,4 +113,4 @@ def draw_figure(rows: list[Tensor], file: Path) -> None:
     figure.paste(body, (0, 16))
     for column, name in enumerate(names):
         ImageDraw.Draw(figure).text((body.width * column // len(names) + 4, 2), name, "black")
-    figure.save(file, quality=85)
+    figure.save(file, quality=70)
