@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.errors import ClipkitError, OutputError
 from clipkit.search.arrays import map_arrays, write_arrays
 from clipkit.search.entries import NO_ROW, Entries, Entry
 from clipkit.search.manifest import Manifest
+from clipkit.search.memory import Halves
 from clipkit.search.reading import Read, read_ahead
 from clipkit.search.scan import Scan
 from clipkit.search.store import Floats
@@ -21,6 +23,8 @@ from clipkit.search.store import Floats
 _SECONDS = 5.0  # between two states: what a process that is killed may lose
 _SHARE = 20  # of the time at most that writing states takes
 _MAX_FILES = 16  # of features
+_UNIT = 1e-2  # how far from 1 the length of a feature may be
+_NO_FEATURE = "the model makes no numbers of it that can be compared"
 
 
 class Changes(NamedTuple):
@@ -119,7 +123,6 @@ class Filling:
             half = np.concatenate(self._waiting).astype(np.float16)
             write_arrays({"features": half}, self._folder / name)
             features.append(name)
-            self._waiting = []
         entries = Entries.of(self._entries.values())
         if is_last:
             features, entries = self._compact(features, entries, state)
@@ -129,6 +132,7 @@ class Filling:
         entries.write(self._folder / manifest.entries)
         manifest.write(self._folder)
         self._manifest = manifest
+        self._waiting = []  # not before: after Ctrl-C in the middle of it this is done once more
         manifest.remove_others(self._folder)
         self._written = time.monotonic()
         self._cost = self._written - start
@@ -160,15 +164,25 @@ class Filling:
             if image.prepared is not None and image.digest not in self._rows:
                 new.setdefault(image.digest, image.prepared)
         if new:
-            self._waiting.append(encoder.encode(list(new.values())))
-            self._rows.update(zip(new, range(self._next, self._next + len(new)), strict=True))
-            self._next += len(new)
+            self._keep(list(new), encoder.encode(list(new.values())))
         for image in batch:
             file = image.file
-            row = NO_ROW if image.problem else self._rows[image.digest]
-            entry = Entry(file.name, file.size, file.modified, image.digest, row, image.problem)
+            row = self._rows.get(image.digest, NO_ROW)
+            problem = image.problem if image.problem or row != NO_ROW else _NO_FEATURE
+            entry = Entry(file.name, file.size, file.modified, image.digest, row, problem)
             self._entries[file.name] = entry
             self._found[file.name] = entry
+
+    def _keep(self, digests: Sequence[bytes], features: Floats) -> None:
+        """Keep features, (n, D), by the digests of their images, if they are of unit length.
+
+        In half precision numbers may be too large, and one such feature would spoil every search.
+        """
+        is_sound = np.abs(np.linalg.norm(features, axis=1) - 1) < _UNIT  # (n,), False for NaN
+        kept = [digest for digest, own in zip(digests, is_sound, strict=True) if own]
+        self._waiting.append(features[is_sound])
+        self._rows.update(zip(kept, range(self._next, self._next + len(kept)), strict=True))
+        self._next += len(kept)
 
     def _changes(self) -> Changes:
         """Count what was found. A new name of a content that lost its own is a renamed image."""
@@ -200,21 +214,15 @@ class Filling:
         total = self._next
         if len(features) <= _MAX_FILES and 2 * len(used) >= total:
             return features, entries
-        blocks = [map_arrays(self._folder / name)["features"] for name in features]
+        if not len(used):
+            return [], entries
+        kept = _rows_of([map_arrays(self._folder / name)["features"] for name in features], used)
         name = f"features-{state}.safetensors"
         if name in features:
             name = f"features-{state}-all.safetensors"
-        kept = np.concatenate(blocks)[used] if blocks else np.empty((0, 0), np.float16)
-        if not len(used):
-            self._next, self._rows = 0, {}
-            return [], entries
         write_arrays({"features": kept}, self._folder / name)
-        rows = np.searchsorted(used, entries.rows)
-        moved = replace(entries, rows=np.where(entries.rows == NO_ROW, NO_ROW, rows))
-        self._entries = {entry.path: entry for entry in (moved[i] for i in range(len(moved)))}
-        self._rows = {one.digest: one.row for one in self._entries.values() if one.row != NO_ROW}
-        self._next = len(used)
-        return [name], moved
+        rows = np.searchsorted(used, entries.rows)  # (n,)
+        return [name], replace(entries, rows=np.where(entries.rows == NO_ROW, NO_ROW, rows))
 
 
 def _batches(images: Iterable[Read], size: int) -> Iterator[list[Read]]:
@@ -234,3 +242,13 @@ def _batches(images: Iterable[Read], size: int) -> Iterator[list[Read]]:
 def _rows_in(folder: Path, manifest: Manifest) -> int:
     """Return the number of rows in the files of the present state."""
     return sum(len(map_arrays(folder / name)["features"]) for name in manifest.features)
+
+
+def _rows_of(blocks: Sequence[Halves], rows: NDArray[np.int64]) -> Halves:
+    """Return rows, in ascending order, that are counted through all blocks. Each is copied once."""
+    ends = np.cumsum([len(block) for block in blocks])
+    parts = np.split(rows, np.searchsorted(rows, ends[:-1]))  # those of each block
+    starts = ends - [len(block) for block in blocks]
+    return np.concatenate(
+        [block[part - start] for block, part, start in zip(blocks, parts, starts, strict=True)]
+    )

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from torch import Tensor
 
 from clipkit.errors import DataError, OutputError
 from clipkit.files import lock
@@ -86,6 +87,71 @@ def test_rows_of_images_that_are_gone_are_dropped_in_the_end(folder: Path) -> No
     index.update()
     assert sum(map(len, index._blocks)) == 3
     expected = Index.build(folder, ColorModel(), folder.parent / "at_once")
+    np.testing.assert_array_equal(index.features, expected.features)
+
+
+def test_rows_are_dropped_from_several_files(folder: Path) -> None:
+    index = Index.build(folder, ColorModel())
+    for number in range(3):
+        paint(folder / f"more{number}.png", "red", number + 5)
+        index.update()
+    for path in [*folder.glob("*/[12].png"), folder / "more1.png"]:
+        path.unlink()
+    index.update()
+    assert [len(block) for block in index._blocks] == [5]
+    expected = Index.build(folder, ColorModel(), folder.parent / "at_once")
+    np.testing.assert_array_equal(index.features, expected.features)
+
+
+@pytest.mark.parametrize("place", ["entries", "manifest"])
+def test_an_interruption_while_a_state_is_written_loses_nothing(
+    place: str, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(filling, "_SECONDS", 0.0)
+    monkeypatch.setattr(filling, "_SHARE", 0)
+    replace = os.replace
+    left = 3
+
+    def interrupted(source: str, target: str) -> None:
+        nonlocal left
+        left -= Path(target).name.startswith(place)
+        if left == 0:
+            left = -1
+            raise KeyboardInterrupt
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"^$"):
+        Index.build(folder, ColorModel(), batch_size=2)
+    monkeypatch.undo()
+    assert len(Index.open(folder)) == 4
+    expected = Index.build(folder, ColorModel(), folder.parent / "at_once")
+    np.testing.assert_array_equal(Index.build(folder, ColorModel()).features, expected.features)
+
+
+class OverflowingModel(ColorModel):
+    """Make features of red images that cannot be compared, as half precision may."""
+
+    def __init__(self, value: float) -> None:
+        super().__init__()
+        self._value = value
+
+    def encode_image(self, image: Tensor) -> Tensor:
+        is_red = image[:, 0].mean(dim=(1, 2)) > image[:, 1:].mean(dim=(1, 2, 3)) + 0.5  # (N,)
+        return super().encode_image(image).masked_fill(is_red[:, None], self._value)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 0.0])
+def test_images_without_a_feature_that_can_be_compared_are_skipped(
+    value: float, folder: Path
+) -> None:
+    index = Index.build(folder, OverflowingModel(value), batch_size=4)
+    assert len(index) == 6
+    assert [Path(path).parent.name for path, _ in index.skipped] == ["red"] * 3
+    assert {problem for _, problem in index.skipped} == {
+        "the model makes no numbers of it that can be compared"
+    }
+    expected = Index.build(folder, ColorModel(), folder.parent / "all", exclude=["red"])
     np.testing.assert_array_equal(index.features, expected.features)
 
 
