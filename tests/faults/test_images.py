@@ -34,12 +34,12 @@ def test_every_raster_format_of_pillow_is_found_in_folders(suffix: str, tmp_path
 
 
 def test_formats_of_plug_ins_are_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    (tmp_path / "photo.heic").write_bytes(b"")
+    (tmp_path / "photo.mine").write_bytes(b"")
     assert list_images(tmp_path) == []
     Image.init()
-    monkeypatch.setitem(Image.EXTENSION, ".heic", "HEIF")
-    monkeypatch.setitem(Image.OPEN, "HEIF", Image.OPEN["PNG"])
-    assert list_images(tmp_path) == [tmp_path / "photo.heic"]
+    monkeypatch.setitem(Image.EXTENSION, ".mine", "MINE")
+    monkeypatch.setitem(Image.OPEN, "MINE", Image.OPEN["PNG"])
+    assert list_images(tmp_path) == [tmp_path / "photo.mine"]
 
 
 @pytest.mark.parametrize("suffix", [".eps", ".ps", ".wmf", ".emf", ".mpg", ".pdf"])
