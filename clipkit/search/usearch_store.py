@@ -257,9 +257,10 @@ class UsearchStore:
 
     def _matching(self, where: str) -> Keys:
         """Return the keys of the names that match a pattern, (m,), rising."""
-        if self._last is None or self._last[0] != where:
-            self._last = (where, self._table.keys[matches(self._table.names, where)])
-        return self._last[1]
+        last = self._last  # another thread may replace it
+        if last is None or last[0] != where:
+            last = self._last = (where, self._table.keys[matches(self._table.names, where)])
+        return last[1]
 
     def _nearest(self, query: Floats, count: int) -> Keys:
         """Return the keys of about the `count` nearest, (count,)."""

@@ -1,7 +1,8 @@
 """Measure the stores of `clipkit.search` beside faiss and the search of rclip.
 
-    PYTHONPATH=. python tests/benchmarks/search.py [--count 100000] [--stores NAME ...]
-        [--queries 100] [--folder DIR] [--json FILE]
+    OMP_WAIT_POLICY=passive OPENBLAS_THREAD_TIMEOUT=4 PYTHONPATH=. python
+        tests/benchmarks/search.py [--count 100000] [--stores NAME ...] [--queries 100]
+        [--folder DIR] [--json FILE]
 
 Features of D = 512 and unit length: a mixture of centers, one for 250 features, each a standard
 normal vector; a feature is its center plus 0.8 times standard normal noise, divided by its length.
@@ -12,10 +13,12 @@ Each store is built in a process of its own, which tells seconds and the memory 
 peak, and opened and asked once in another one. Of the server the memory is the peak of what its
 processes have (proportional set size, half a second apart), and its features come through COPY,
 then the graph is built. Then all stores are open in one process, and take turns, query by query.
-rclip's way, which takes seconds, takes part in every tenth turn. With a pattern, "07/*", one in a
-hundred names matches. Mapped files count as memory where they were touched.
+rclip's way, which takes seconds, takes part in every tenth turn. With a pattern such as "07/*",
+another one for each query, one in a hundred names matches. Mapped files count as memory where they
+were touched.
 
-It means little on a busy machine. Cost on two cores: about five minutes for 100,000 features with
+The two variables keep the threads of one store from spinning in the turn of the next, which made
+some of them several times as slow. It means little on a busy machine. Cost on two cores: about five minutes for 100,000 features with
 1 GB of disk, and about an hour and 12 GB of disk for a million. Needs Linux, the extras `search`,
 `postgres` and `test`, and faiss-cpu.
 """
@@ -44,7 +47,8 @@ from tests.helpers.postgres import running_server
 PER_CENTER, NOISE = 250, 0.8
 BLOCK = 10_000
 K = 10
-PATTERN, IN_PATTERN = "07/*", (7, 100)  # the rows of a pattern: from 7, every 100th
+FOLDERS = 100  # of names, and patterns of one each
+MATCHING = ", 1% match"  # what the numbers of patterns are called
 SLOW, RARELY = "rclip's way", 10
 # As a server of one's own would have; the others are PostgreSQL's.
 SERVER = {"fsync": "on", "shared_buffers": "2GB", "max_wal_size": "16GB"}
@@ -71,15 +75,31 @@ def draw(size: int, count: int, seed: int) -> Floats:
     return features / np.linalg.norm(features, axis=1, keepdims=True)
 
 
-def exact(features: Floats, queries: Floats, first: int = 0, step: int = 1) -> list[list[int]]:
-    """Return the rows of the K nearest of each query among every `step`th from `first` on."""
-    rows = np.arange(first, len(features), step)
+def exact(features: Floats, queries: Floats) -> list[list[int]]:
+    """Return the rows of the K nearest of each query."""
     parts = [
-        np.asarray(features[rows[start : start + BLOCK]]) @ queries.T
-        for start in range(0, len(rows), BLOCK)
+        np.asarray(features[start : start + BLOCK]) @ queries.T
+        for start in range(0, len(features), BLOCK)
     ]
     cosines = np.concatenate(parts)  # (n, queries)
-    return rows[np.argsort(-cosines, axis=0)[:K].T].tolist()
+    best = np.argpartition(-cosines, K, axis=0)[:K]  # (K, queries)
+    order = np.argsort(-np.take_along_axis(cosines, best, axis=0), axis=0)
+    return np.take_along_axis(best, order, axis=0).T.tolist()
+
+
+def exact_in_folders(features: Floats, queries: Floats) -> list[list[int]]:
+    """Return the rows of the K nearest of each query among those that its pattern matches."""
+    found: list[list[int]] = []
+    for turn, query in enumerate(queries):
+        first = turn % FOLDERS
+        (rows,) = exact(features[first::FOLDERS], query[None])
+        found.append([first + FOLDERS * row for row in rows])
+    return found
+
+
+def pattern_of(turn: int) -> str:
+    """Return the pattern of a query: one of the folders of `name_of`."""
+    return f"{turn % FOLDERS:02}/*"
 
 
 def recall(found: Sequence[Sequence[int]], expected: Sequence[Sequence[int]]) -> float:
@@ -162,14 +182,15 @@ def _mebibytes(process: str) -> float:
 
 
 def take_turns(
-    engines: dict[str, Engine], queries: Floats, where: str | None
+    engines: dict[str, Engine], queries: Floats, has_pattern: bool
 ) -> tuple[dict[str, list[float]], dict[str, list[list[int]]]]:
     """Return the seconds and the answers of each query by each store."""
     seconds: dict[str, list[float]] = {name: [] for name in engines}
     found: dict[str, list[list[int]]] = {name: [] for name in engines}
     for engine in engines.values():  # the first calls read files, and are not counted
-        engine.search(queries[0], K, where)
+        engine.search(queries[0], K, "99/*" if has_pattern else None)
     for turn, query in enumerate(queries):
+        where = pattern_of(turn) if has_pattern else None
         for name, engine in engines.items():
             if name == SLOW and turn % RARELY:
                 continue
@@ -185,11 +206,11 @@ def add_turns(
     engines: dict[str, Engine],
     queries: Floats,
     truth: list[list[int]],
-    where: str | None,
+    has_pattern: bool,
 ) -> None:
     """Add the time and the recall of queries to the rows of the stores."""
-    seconds, found = take_turns(engines, queries, where)
-    suffix = f" where {where}" if where else ""
+    seconds, found = take_turns(engines, queries, has_pattern)
+    suffix = MATCHING if has_pattern else ""
     for name in engines:
         times = [1000 * second for second in seconds[name]]
         low, middle, high = statistics.quantiles(times, n=4)
@@ -211,9 +232,9 @@ def run(names: Sequence[str], count: int, queries: int, folder: Path) -> dict[st
     engines = {name: ENGINES[name]() for name in names}
     for name, engine in engines.items():
         engine.open(count, folder / name.replace(" ", "-"))
-    add_turns(rows, engines, asked, exact(features, asked), None)
+    add_turns(rows, engines, asked, exact(features, asked), False)
     filtering = {name: engine for name, engine in engines.items() if name in FILTERS}
-    add_turns(rows, filtering, asked, exact(features, asked, *IN_PATTERN), PATTERN)
+    add_turns(rows, filtering, asked, exact_in_folders(features, asked), True)
     return rows
 
 
@@ -235,7 +256,7 @@ def table(rows: dict[str, dict[str, Any]]) -> str:
             f"{memory:,.0f} MiB",
             f"{row['disk MiB']:,.0f} MiB",
         ]
-        for suffix in ("", f" where {PATTERN}"):
+        for suffix in ("", MATCHING):
             if f"query ms{suffix}" in row:
                 cells.append(f"{row[f'query ms{suffix}']['median']:,.2f} ms")
                 cells.append(f"{row[f'recall@10{suffix}']:.3f}")

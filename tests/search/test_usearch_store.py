@@ -17,6 +17,7 @@ import pytest
 
 from clipkit.errors import ConfigError, DataError, OutputError
 from clipkit.search import UsearchStore, graph
+from clipkit.search.graph_state import GraphState
 from tests.helpers.features import Floats, names_of, nearest, random_features, recall
 
 WIDTH = 32
@@ -105,6 +106,24 @@ def test_matching_features_that_are_far_from_the_query_are_found(tmp_path: Path)
         ]
 
 
+def test_features_that_the_graph_does_not_reach_are_found(
+    saved: Saved, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = UsearchStore(saved.folder)
+    search = store._graph.search
+
+    class Torn:
+        """A graph of which most parts have no link to the others."""
+
+        get = store._graph.get
+
+        def search(self, query: Floats, count: int, *, exact: bool) -> object:
+            return search(query, count if exact else 3, exact=exact)
+
+    monkeypatch.setattr(store, "_graph", Torn())
+    assert [names_of(hits) for hits in store.search(QUERIES, 10)] == expected(10)
+
+
 def test_k_beyond_what_a_graph_reaches_finds_all(saved: Saved) -> None:
     (found,) = saved.store.search(QUERIES[:1], 6000)
     assert sorted(names_of(found)) == sorted(NAMES)
@@ -188,6 +207,18 @@ def test_two_cannot_write_at_once(tmp_path: Path) -> None:
     second.remove(NAMES[1:2])  # from what the first has saved
     second.save()
     assert len(UsearchStore(tmp_path)) == 8
+
+
+def test_a_reader_waits_for_no_writer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    fill(tmp_path)
+    old = GraphState.read(tmp_path)
+    with UsearchStore(tmp_path) as writer:
+        writer.remove(NAMES[:1])
+    states = [old, GraphState.read(tmp_path)]  # the old one's files are gone already
+    monkeypatch.setattr(
+        GraphState, "read", lambda _: states[0] if len(states) == 1 else states.pop(0)
+    )
+    assert len(UsearchStore(tmp_path)) == 9
 
 
 def test_an_emptied_store_can_be_opened(tmp_path: Path) -> None:
@@ -295,6 +326,7 @@ WRITER = """
 import sys
 import numpy as np
 from clipkit.search import UsearchStore
+from clipkit.search.graph_state import GraphState
 from tests.helpers.features import random_features
 
 features = random_features(40, 8)
