@@ -18,9 +18,9 @@ another one for each query, one in a hundred names matches. Mapped files count a
 were touched.
 
 The two variables keep the threads of one store from spinning in the turn of the next, which made
-some of them several times as slow. It means little on a busy machine. Cost on two cores: about five minutes for 100,000 features with
-1 GB of disk, and about an hour and 12 GB of disk for a million. Needs Linux, the extras `search`,
-`postgres` and `test`, and faiss-cpu.
+some of them several times as slow. It means little on a busy machine. Cost on two cores: minutes
+and 2 GB of disk for 100,000 features, and more than ten times as much of both for a million. Needs
+Linux, the extras `search`, `postgres` and `test`, and faiss-cpu.
 """
 
 import argparse
