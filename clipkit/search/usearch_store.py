@@ -38,7 +38,8 @@ class UsearchStore:
 
     Changes are held in memory until `save`, or the end of a `with` block, writes them all at once.
     Until then other processes can read the old state and write nothing. Opened to be read, the
-    files are mapped: several processes share one copy in memory.
+    files are mapped: several processes share one copy in memory. Several threads may search in one
+    store as long as none changes it.
 
     Args:
         folder: of the store.
