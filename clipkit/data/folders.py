@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from clipkit.data.decode import image_suffixes
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 
 # What operating systems, file servers and archives leave beside images, in lower case.
 _LEFTOVERS = frozenset(
@@ -68,11 +68,14 @@ def list_images(
         include_hidden: whether to look in hidden folders and for hidden files, too.
 
     Raises:
+        ConfigError: if `exclude` is a single text.
         DataError: if there is no such folder.
 
     Example:
         files = list_images("photos", exclude=["thumbnails"])
     """
+    if isinstance(exclude, str):  # its letters would be the patterns
+        raise ConfigError(f"exclude must be a list of patterns, such as [{exclude!r:.99}]")
     root = check_folder(folder)
     suffixes = image_suffixes()
     is_left_out = _left_out(root, exclude, include_hidden)
@@ -120,7 +123,9 @@ def _walk(root: Path, is_left_out: Callable[[str, str], bool]) -> Iterator[tuple
                 if real in seen:
                     continue
                 seen.add(real)
-                links += [path for name in shown if os.path.islink(path := f"{parent}/{name}")]
+                links += [
+                    path for name in shown if os.path.islink(path := os.path.join(parent, name))
+                ]
                 yield parent, files
         starts = sorted(links)
 

@@ -6,9 +6,9 @@ than a search in 100,000 images.
 
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -26,7 +26,7 @@ from clipkit.search.memory import Halves, MemoryStore
 from clipkit.search.probe import check_images, check_texts
 from clipkit.search.query import Term, read_query
 from clipkit.search.results import Duplicates, Result, Results
-from clipkit.search.scan import Scan, scan_folder, scan_list
+from clipkit.search.scan import Scan, absolute_paths, scan_folder, scan_list
 from clipkit.search.store import Floats, Hit, Store, check_count
 from clipkit.search.texts import TextCache
 
@@ -134,9 +134,10 @@ class Collection:
             path: of an image of the collection, which needs no model, or of any other.
             k, where: as in `search`.
         """
-        name = self._name_of(Path(path))
+        check_count(k)
+        place = self._place_of(Path(path))
+        own = None if place is None else self._path_of(self.entries.paths[place])
         found = self._search(self.feature_of(Path(path)), k + 1, where)
-        own = None if name is None else self._path_of(name)
         return Results([result for result in found if result.path != own][:k])
 
     def duplicates(self, threshold: float = 0.96) -> list[Duplicates]:
@@ -185,7 +186,7 @@ class Collection:
         if self._root is None:
             listed = self.entries.paths
             if images is not None:
-                listed = [os.path.abspath(path) for path in images]
+                listed = absolute_paths(images)
             return scan_list(listed, self.entries)
         if images is not None:
             raise ConfigError(f"this index is of the folder {self._root}, and takes no list")
@@ -205,7 +206,8 @@ class Collection:
             except DataError:
                 if attempt == _TRIES - 1 or Manifest.read(self.folder) == self.manifest:
                     raise
-        self.__dict__.pop("memory", None)
+        for name in ("memory", "_sample"):  # of the state before
+            self.__dict__.pop(name, None)
         rows = sum(map(len, self._blocks))
         if len(self.entries) and not self.entries.rows.max() < rows:
             raise DataError(
@@ -241,13 +243,25 @@ class Collection:
 
     def _name_of(self, path: Path) -> str | None:
         """Return how the index spells a path, or None if it has no feature of it."""
-        name = os.path.abspath(path)
-        if self._root is not None:
-            name = Path(os.path.relpath(name, os.path.abspath(self._root))).as_posix()
-        place = self.entries.places.get(name)
+        place = self._place_of(path)
         if place is None or self.entries.rows[place] == NO_ROW:
             return None
-        return name if self._is_unchanged(path, place) else None
+        return self.entries.paths[place] if self._is_unchanged(path, place) else None
+
+    def _place_of(self, path: Path) -> int | None:
+        """Return the place of a path among the entries, which may lead there through links."""
+        place = self.entries.places.get(self._spell(os.path.abspath(path), os.path.abspath))
+        if place is None:
+            real = self._spell(os.path.realpath(path), os.path.realpath)
+            place = self.entries.places.get(real)
+        return place
+
+    def _spell(self, path: str, spell_root: Callable[[str], str]) -> str:
+        """Return how the index would spell an absolute path."""
+        if self._root is None:
+            return path
+        root = PurePath(spell_root(self._root))
+        return PurePath(path).relative_to(root).as_posix() if root in PurePath(path).parents else ""
 
     def _is_unchanged(self, path: Path, place: int) -> bool:
         """Return whether a file is what it was when it was encoded; one that is gone is, too."""
@@ -301,6 +315,8 @@ class Collection:
 
     def _search(self, feature: Floats, k: int, where: str | None) -> Results:
         check_count(k)
+        if where is not None and not isinstance(where, str):
+            raise ConfigError(f"where must be a pattern of paths, not {where!r:.99}")
         queries = feature[None]  # (1, D)
         if self._store is None:
             (cosines,) = self.memory.cosines(queries)

@@ -16,12 +16,12 @@ def find_duplicates(store: MemoryStore, threshold: float) -> list[Duplicates]:
 
     Args:
         store: the features.
-        threshold: the lowest cosine of two that are alike, from 0 to 1.
+        threshold: the lowest cosine of two that are alike, above 0 and at most 1.
 
     Raises:
         ConfigError: if the threshold is out of its range.
     """
-    if not 0 < threshold <= 1:
+    if not isinstance(threshold, int | float) or not 0 < threshold <= 1:
         raise ConfigError(f"threshold must be above 0 and at most 1, not {threshold!r:.60}")
     names: list[str] = []
     blocks: list[Floats] = []

@@ -26,7 +26,7 @@ class Entry(NamedTuple):
     path: str  # as the index spells it: below the folder, or as it was given
     size: int  # bytes
     modified: int  # nanoseconds since 1970
-    digest: bytes  # of the content
+    digest: bytes  # of the content; zeros where that could not be read
     row: int  # of its feature, or `NO_ROW`
     problem: str = ""  # why it could not be read
 
@@ -119,6 +119,10 @@ class Entries:
             row=int(self.rows[index]),
             problem=self.problems.get(path, ""),
         )
+
+    def is_unread(self, index: int) -> bool:
+        """Return whether a file could not even be read, as without the right to."""
+        return self.rows[index] == NO_ROW and not self.digests[index].any()
 
     @cached_property
     def paths(self) -> list[str]:

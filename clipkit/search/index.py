@@ -19,7 +19,7 @@ from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
 from clipkit.search.model_encoder import ModelEncoder, SearchModel
 from clipkit.search.probe import check_images, write_probe
 from clipkit.search.reading import choose_workers
-from clipkit.search.scan import Scan
+from clipkit.search.scan import Scan, absolute_paths
 from clipkit.search.store import Store
 
 if TYPE_CHECKING:
@@ -85,6 +85,11 @@ class Index(Collection):
         root, paths = _take_apart(images)
         if root is None and out is None:
             raise ConfigError("an index of a list of images needs a folder of its own: out=")
+        if root is None and (exclude or include_hidden):
+            raise ConfigError(
+                "exclude and include_hidden would be ignored, for they are of folders, and this is "
+                "a list of images: leave them out"
+            )
         folder = Path(out) if out is not None else Path(root or "") / FOLDER
         _check_images(root, paths, exclude, include_hidden)
         with lock(folder):
@@ -215,7 +220,7 @@ def _take_apart(images: Paths) -> tuple[Path | None, list[str] | None]:
     """Return the folder, or absolute paths of a list."""
     if isinstance(images, str | os.PathLike):
         return Path(images), None
-    return None, [os.path.abspath(path) for path in images]
+    return None, absolute_paths(images)
 
 
 def _check_images(

@@ -125,6 +125,7 @@ class MemoryStore:
             cosines = np.where(matches(self._names, where), cosines, -np.inf)
         count = min(k, len(cosines))
         places = np.argpartition(cosines, len(cosines) - count)[len(cosines) - count :]
+        places.sort()  # so that equals come in the order of their names
         places = places[np.argsort(-cosines[places], kind="stable")]  # (count,)
         found = [place for place in places.tolist() if cosines[place] > -np.inf]
         return [Hit(self._names[place], float(cosines[place])) for place in found]

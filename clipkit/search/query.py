@@ -5,14 +5,15 @@
     "black + white" - "t-shirt - print"
 
 Terms are joined by + and - with a space on either side, so that a t-shirt stays what it is. A
-number and * before a term weigh it. A term that ends like the name of an image is its path. Quotes
-make a text of whatever is in them.
+number and * before a term weigh it. A term that ends like the name of an image is its path, and so
+is a whole query that is the path of a file. Quotes make a text of whatever is in them.
 """
 
 import os
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
+from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
 
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
 _QUOTED = r'"[^"]*"'
 _JOINT = re.compile(rf"({_QUOTED})|(?:^|\s)([+-])(?=\s)")
 _WEIGHT = re.compile(r"(\d+(?:\.\d*)?|\.\d+)\s*\*\s*(?=\S)")
-_MAX_WEIGHT = 1e6
+_LEAST_WEIGHT, _MOST_WEIGHT = 1e-5, 1e6
 
 
 @dataclass(frozen=True)
@@ -63,19 +64,24 @@ def read_query(query: "QueryLike") -> list[Term]:
     elif hasattr(query, "getbands"):
         terms = [Term(cast("Image", query))]
     else:
-        terms = list(cast("Iterable[Term]", query))
+        terms = list(query) if isinstance(query, Iterable) else []
         if not terms or not all(isinstance(term, Term) for term in terms):
             raise ConfigError(
                 f"a query is a text, a path, an image or a list of Terms, not {query!r:.99}"
             )
     for term in terms:
-        if not 0 < abs(term.weight) <= _MAX_WEIGHT:
-            raise ConfigError(f"a weight must be between 0 and {_MAX_WEIGHT:,.0f}: {term!r:.99}")
+        weight: object = term.weight
+        if not isinstance(weight, Real) or not _LEAST_WEIGHT <= abs(float(weight)) <= _MOST_WEIGHT:
+            raise ConfigError(
+                f"a weight must be from {_LEAST_WEIGHT:.5f} to {_MOST_WEIGHT:,.0f}: {term!r:.99}"
+            )
     return terms
 
 
 def _parse(query: str) -> list[Term]:
-    """Return the terms of a text."""
+    """Return the terms of a text, or the one image that it is the path of."""
+    if _is_image(query) and os.path.isfile(query):  # "beach - Copy.jpg" is no difference
+        return [Term(Path(query))]
     terms: list[Term] = []
     sign, start = "+", 0
     for joint in _JOINT.finditer(query):
@@ -106,7 +112,9 @@ def _term(text: str, sign: str, query: str) -> Term:
         if not text[1:-1].strip():
             raise ConfigError(f"the quotes of the query hold no text: {query!r:.300}")
         return Term(text[1:-1], weight)
-    suffix = Path(text).suffix.lower()
-    if suffix and suffix in image_suffixes():
-        return Term(Path(text), weight)
-    return Term(text, weight)
+    return Term(Path(text) if _is_image(text) else text, weight)
+
+
+def _is_image(text: str) -> bool:
+    """Return whether a text ends like the name of an image."""
+    return Path(text).suffix.lower() in image_suffixes()

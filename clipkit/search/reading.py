@@ -7,6 +7,7 @@ from collections.abc import Callable, Container, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple
 
+from clipkit.errors import ConfigError
 from clipkit.search.entries import DIGEST
 from clipkit.search.scan import Found
 
@@ -79,10 +80,16 @@ def _read(file: Found, prepare: Callable[[bytes], Any], known: Container[bytes])
 
 
 def choose_workers(workers: int | str) -> int:
-    """Return the number of threads: as many as there are processors, at most 8, for "auto"."""
+    """Return the number of threads: as many as there are processors, at most 8, for "auto".
+
+    Raises:
+        ConfigError: if it is anything else than "auto" or an integer from 1 on.
+    """
     if workers == "auto":
         return min(8, available_processors())
-    return int(workers)
+    if not isinstance(workers, int) or workers < 1:
+        raise ConfigError(f'workers must be "auto" or an integer from 1 on, not {workers!r:.60}')
+    return workers
 
 
 def available_processors() -> int:

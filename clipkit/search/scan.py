@@ -4,9 +4,10 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import cast
 
 from clipkit.data.folders import list_images
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 from clipkit.search.entries import Entries, Entry
 
 
@@ -76,6 +77,19 @@ def scan_list(paths: Iterable[str | os.PathLike[str]], entries: Entries) -> Scan
     return _look(((name, name) for name in names), entries)
 
 
+def absolute_paths(images: Iterable[str | os.PathLike[str]]) -> list[str]:
+    """Return the paths of a list as absolute ones.
+
+    Raises:
+        ConfigError: if it is no list of paths. A single text would be a list of its letters.
+    """
+    given: object = images
+    paths = list(images) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
+    if not all(isinstance(path, str | os.PathLike) for path in paths):
+        raise ConfigError(f"images must be a folder or a list of paths, not {images!r:.99}")
+    return [os.path.abspath(cast("str", path)) for path in paths]
+
+
 def _look(files: Iterable[tuple[str, str]], entries: Entries) -> Scan:
     """Compare an index with files, which come with the names that the index has for them."""
     places = entries.places
@@ -86,10 +100,12 @@ def _look(files: Iterable[tuple[str, str]], entries: Entries) -> Scan:
     for name, path in files:
         try:
             about = os.stat(path)
-        except OSError:  # it was removed in this moment
+        except (OSError, ValueError):  # it was removed in this moment, or is no path
             continue
-        place = places.get(name)
-        if place is not None and (about.st_size, about.st_mtime_ns) == (sizes[place], times[place]):
+        place = places.get(name, -1)
+        is_same = place >= 0 and (about.st_size, about.st_mtime_ns) == (sizes[place], times[place])
+        # The right to read a file may come without a change of it.
+        if is_same and not (entries.is_unread(place) and os.access(path, os.R_OK)):
             kept.add(place)
         else:
             todo.append(Found(name, path, about.st_size, about.st_mtime_ns))

@@ -8,7 +8,7 @@ import pytest
 
 from clipkit.data.labelled import read_folder
 from clipkit.data.pictures import ImageSet, list_images
-from clipkit.errors import DataError
+from clipkit.errors import ConfigError, DataError
 from tests.helpers.noise import make_preprocess, noise
 from tests.helpers.toy_data import color_folders
 
@@ -116,3 +116,10 @@ def test_links_to_folders_are_followed_and_no_folder_comes_twice(
     # A folder comes by its own path rather than by a link, and else by the first of its links.
     colors = [f"d/{color}/{i:02}.png" for color in ("dark_red", "green", "white") for i in range(3)]
     assert found == ["b/00.PNG", "b/01.png", "b/02.png", *colors, "own/one.png"]
+
+
+def test_a_single_text_is_no_list_of_patterns(folder: Path) -> None:
+    with pytest.raises(
+        ConfigError, match=r"exclude must be a list of patterns, such as \['\*\.gif"
+    ):
+        list_images(folder, exclude="*.gif")

@@ -48,6 +48,49 @@ def test_an_image_that_was_changed_needs_the_model(folder: Path, model: ColorMod
     assert {Path(path).parent.name for path in found.paths} == {"blue"}
 
 
+def test_an_image_that_was_changed_is_not_near_to_itself(folder: Path, model: ColorModel) -> None:
+    index = Index.build(folder, model)
+    changed = paint(folder / "red" / "0.png", "red", 5)
+    assert names(index.similar(changed, k=2).paths) == ["red/2.png", "red/1.png"]
+
+
+def test_an_image_is_known_through_a_link(folder: Path, model: ColorModel, tmp_path: Path) -> None:
+    Index.build(folder, model)
+    (tmp_path / "link").symlink_to(folder, target_is_directory=True)
+    for place, image in ((folder, tmp_path / "link"), (tmp_path / "link", folder)):
+        found = Index.open(place).similar(image / "red" / "0.png", k=2)
+        assert names(found.paths) == ["red/1.png", "red/2.png"]
+
+
+def test_z_scores_of_another_store_follow_an_update(folder: Path, model: ColorModel) -> None:
+    index = Index.build(folder, model)
+    other = Index.open(folder, model, store=FewResults())
+    before = other.search("red")[0].z
+    for number in range(3, 9):
+        paint(folder / "red" / f"{number}.png", "red", number)
+    other.update()
+    index.update()
+    cosines = index.features @ index.feature_of("red")
+    after = other.search("red")[0].z
+    assert after == pytest.approx((0.25 - cosines.mean()) / cosines.std(), abs=1e-4)
+    assert after != pytest.approx(before, abs=1e-2)
+
+
+@pytest.mark.parametrize("k", [0, -1, True, 1.5, "2"])
+def test_an_impossible_number_of_similar_images_is_a_typed_error(
+    k: int, folder: Path, model: ColorModel
+) -> None:
+    index = Index.build(folder, model)
+    with pytest.raises(ConfigError, match=f"k must be an integer from 1 on, not {k!r}"):
+        index.similar(folder / "red" / "0.png", k=k)
+
+
+def test_a_pattern_that_is_no_text_is_a_typed_error(folder: Path, model: ColorModel) -> None:
+    pattern: str = 3  # pyright: ignore[reportAssignmentType]
+    with pytest.raises(ConfigError, match="where must be a pattern of paths, not 3"):
+        Index.build(folder, model).search("red", where=pattern)
+
+
 def test_a_new_text_without_a_model_is_a_typed_error(folder: Path, model: ColorModel) -> None:
     Index.build(folder, model)
     with pytest.raises(ConfigError, match=r"needs a model: 'red'. Open the index with one"):

@@ -4,6 +4,7 @@ import os
 import shutil
 import time
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -251,6 +252,61 @@ def test_a_list_of_relative_paths_is_found_from_everywhere(
 def test_a_list_needs_a_place(folder: Path, model: ColorModel) -> None:
     with pytest.raises(ConfigError, match=r"needs a folder of its own: out="):
         Index.build([folder / "red" / "0.png"], model)
+
+
+@pytest.mark.parametrize("images", [3, None, b"photos", [3]])
+def test_what_is_no_list_is_a_typed_error(images: Any, model: ColorModel, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="images must be a folder or a list of paths"):
+        Index.build(images, model, tmp_path / "index")
+
+
+def test_a_single_path_is_no_new_list(folder: Path, model: ColorModel, tmp_path: Path) -> None:
+    index = Index.build([folder / "red" / "0.png"], model, tmp_path / "index")
+    with pytest.raises(ConfigError, match="images must be a folder or a list of paths"):
+        index.update("0.png")
+    assert len(index) == 1
+
+
+@pytest.mark.parametrize("options", [{"exclude": ["0*"]}, {"include_hidden": True}])
+def test_what_a_list_would_ignore_is_an_error(
+    options: Any, folder: Path, model: ColorModel, tmp_path: Path
+) -> None:
+    with pytest.raises(ConfigError, match="exclude and include_hidden would be ignored"):
+        Index.build([folder / "red" / "0.png"], model, tmp_path / "index", **options)
+
+
+def test_paths_that_cannot_be_are_left_out(folder: Path, model: ColorModel, tmp_path: Path) -> None:
+    listed = [str(folder / "red" / "0.png"), "a\0.png", "\ud800.png"]
+    assert len(Index.build(listed, model, tmp_path / "index")) == 1
+
+
+@pytest.mark.parametrize("workers", [0, -1, 1.5, "many"])
+def test_impossible_workers_are_a_typed_error(
+    workers: Any, folder: Path, model: ColorModel
+) -> None:
+    with pytest.raises(ConfigError, match='workers must be "auto" or an integer from 1 on'):
+        Index.build(folder, model, workers=workers)
+
+
+def test_a_file_that_can_be_read_again_is_read(
+    folder: Path, model: ColorModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    image = str(folder / "red" / "0.png")
+    with monkeypatch.context() as patch:
+        real = open
+
+        def refuse(file: Any, *args: Any, **options: Any) -> Any:
+            if file == image:
+                raise PermissionError(13, "Permission denied", file)
+            return real(file, *args, **options)
+
+        patch.setattr("builtins.open", refuse)
+        patch.setattr(os, "access", lambda path, mode: path != image)
+        index = Index.build(folder, model)
+        assert index.skipped == [(image, "Permission denied")]
+        assert index.scan().is_clean
+    assert index.update().changed == 1
+    assert len(index) == 9
 
 
 def test_a_folder_takes_no_list(folder: Path, model: ColorModel) -> None:

@@ -132,3 +132,10 @@ def test_an_impossible_k_is_a_typed_error(k: int) -> None:
 def test_an_unknown_name_is_a_typed_error() -> None:
     with pytest.raises(ConfigError, match=r"there is no feature of 'none\.jpg'"):
         filled()[0].features(["none.jpg"])
+
+
+def test_equals_come_in_the_order_of_their_names() -> None:
+    store = MemoryStore(D)
+    names = [f"{number:02}.jpg" for number in range(40)]
+    store.add(names, np.repeat(unit(1, 9), 40, axis=0))
+    assert [hit.name for hit in store.search(unit(1, 9), 40)[0]] == names
