@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os.path import exists
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from clipkit import commands, search
 from clipkit.commands.command import path_of
@@ -19,6 +19,7 @@ from clipkit.plurals import number_of
 from clipkit.search.collection import Collection
 from clipkit.search.filling import Changes
 from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
+from clipkit.search.probe import check_images
 from clipkit.search.store import Floats
 
 _FEW = 64  # images, for which no bar is shown
@@ -43,7 +44,7 @@ class IndexChoice:
     exclude: list[str] | None
     include_hidden: bool | None
     no_update: bool
-    workers: int | str
+    workers: int | Literal["auto"]
     choice: ModelChoice
 
     @property
@@ -129,9 +130,9 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
 
 
 def take_index(options: dict[str, Any]) -> None:
-    """Put an `IndexChoice` named `where_from` in the place of the values of its options."""
-    commands_own = ("folder", "index", "exclude", "include_hidden", "no_update", "workers")
-    chosen = {name: options.pop(name) for name in commands_own}
+    """Put an `IndexChoice` named `source` in the place of the values of its options."""
+    names = ("folder", "index", "exclude", "include_hidden", "no_update", "workers")
+    chosen = {name: options.pop(name) for name in names}
     options["source"] = IndexChoice(**chosen, choice=options.pop("choice"))
 
 
@@ -151,6 +152,8 @@ def open_index(source: IndexChoice) -> Collection:
     manifest = Manifest.read(source.place)
     _check_folder(source, manifest)
     encoder = LateEncoder(_with_name(source, manifest))
+    if source.choice.model is not None and _name_of(source.choice) != manifest.model:
+        check_images(encoder, source.place)  # it may be the same under another name
     if _has_other_settings(source, manifest):
         return _build(source, manifest)
     collection = Collection(source.place, encoder)
@@ -163,7 +166,7 @@ def open_index(source: IndexChoice) -> Collection:
     index = search.Index(source.place, whole)
     if len(scan.todo) > _FEW:
         tell(f"Indexing {number_of(len(scan.todo), 'new image')}.")
-    changes = index.update(workers=_workers(source), progress=_has_bar(len(scan.todo)))
+    changes = index.update(workers=source.workers, progress=_has_bar(len(scan.todo)))
     tell_changes(changes)
     tell_skipped_of(index, changes)
     return Collection(source.place, whole or encoder)
@@ -205,7 +208,7 @@ def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
         encoder.whole().model,
         source.place,
         model_name=_name_of(choice),
-        workers=_workers(source),
+        workers=source.workers,
         exclude=exclude or [],
         include_hidden=bool(include_hidden),
         progress=is_terminal(sys.stderr),
@@ -218,7 +221,7 @@ def _check_folder(source: IndexChoice, manifest: Manifest) -> None:
     """Raise `ConfigError` if a folder was given, and the index is of another one."""
     if source.folder is None or manifest.root is None:
         return
-    own = os.path.realpath(source.place / manifest.root)
+    own = os.path.realpath(os.path.normpath(source.place / manifest.root))  # it may be a link
     if own != os.path.realpath(check_folder(source.folder)):
         raise ConfigError(
             f"the index in {source.place} is of {own}, not of {source.folder}: leave the folder "
@@ -256,13 +259,9 @@ def _has_bar(count: int) -> bool:
     return count > _FEW and is_terminal(sys.stderr)
 
 
-def _workers_of(text: str) -> int | str:
+def _workers_of(text: str) -> int | Literal["auto"]:
     if text == "auto":
-        return text
+        return "auto"
     if not text.isdigit() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{typed(text)} is no number of threads, nor 'auto'")
     return int(text)
-
-
-def _workers(source: IndexChoice) -> Any:
-    return source.workers

@@ -73,7 +73,7 @@ def search_command(
         )
         results = _above(found, threshold)
         if not results:
-            tell(f"No image is that near to {one!r}.")
+            tell(_why_none(one, found, collection))
             code = SOME_LEFT_OUT
         print_results(results, as_json=as_json, only_paths=paths, null=null)
         if html is not None:
@@ -222,6 +222,13 @@ def _above(results: Results, threshold: float | None) -> Results:
     if threshold is None:
         return results
     return Results([one for one in results if one.z >= threshold])
+
+
+def _why_none(query: str, found: Results, collection: Collection) -> str:
+    """Return why there is nothing to show."""
+    if found:
+        return f"No image is that near to {query!r}."
+    return "No path matches --where." if len(collection) else "No image can be searched."
 
 
 def _queries(query: str) -> Iterator[str]:

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
+import clipkit
 from clipkit import commands
 from clipkit.cli import main
 from clipkit.commands import indexes
@@ -157,6 +159,39 @@ def test_a_threshold_shows_all_above_it_and_says_if_there_is_none(
 def test_a_pattern_narrows_the_search(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
     query = ["search", "a photo of a cat", str(photos), "--where", "*o*"]
     assert sorted(found_by(query, capsys)) == ["coffee.jpg", "rocket.jpg"]
+
+
+def test_what_was_not_found_is_told_with_its_reason(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["search", "a photo of a cat", str(photos), "--where", "none*"]) == 1
+    assert "No path matches --where." in capsys.readouterr().err
+    for photo in photos.glob("*.jpg"):
+        photo.write_bytes(b"no image")
+    assert main(["search", "a photo of a cat", str(photos), "--device", "cpu"]) == 1
+    assert "No image can be searched." in capsys.readouterr().err
+
+
+def test_another_model_is_an_error_though_nothing_is_new(
+    photos: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = clipkit.CLIP.from_pretrained("tiny", device="cpu")
+    with torch.no_grad():
+        for weight in other.visual.parameters():
+            weight.copy_(weight.flip(0))
+    monkeypatch.setattr(commands, "load_model", lambda choice: other)
+    assert main(["index", str(photos), "--model", "tiny"]) == 0
+    assert main(["search", "a photo of a cat", str(photos), "--model", "ViT-B/32"]) == 2
+    assert "was made by another model" in capsys.readouterr().err
+
+
+def test_an_index_may_be_a_link(
+    photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.move(photos / ".clipkit", tmp_path / "elsewhere")
+    (photos / ".clipkit").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+    query = ["search", "a photo of a cat", str(photos), "-n", "1"]
+    assert found_by(query, capsys) == ["cat.jpg"]
 
 
 def test_queries_come_from_standard_input(
