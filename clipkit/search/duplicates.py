@@ -1,6 +1,7 @@
 """Find images that look alike among all pairs of a collection."""
 
 import numpy as np
+from numpy.typing import NDArray
 
 from clipkit.errors import ConfigError
 from clipkit.search.memory import MemoryStore
@@ -41,11 +42,17 @@ def find_duplicates(store: MemoryStore, threshold: float) -> list[Duplicates]:
 
 def _join(groups: "_Groups", cosines: Floats, row: int, column: int, threshold: float) -> None:
     """Join the pairs of two blocks that are alike, the most alike first."""
-    pairs = np.argwhere(cosines >= min(threshold, 1 - _NOISE))
-    ordered = sorted(((float(cosines[i, j]), i, j) for i, j in pairs.tolist()), reverse=True)
-    for cosine, i, j in ordered:
-        if row + i < column + j:
-            groups.join(row + i, column + j, min(cosine, 1.0))
+    alike = cosines >= min(threshold, 1 - _NOISE)  # (rows, columns)
+    if not alike.any():
+        return
+    # Where most images are alike, most pairs are in one group already.
+    rows, columns = alike.shape
+    alike &= groups.firsts(row, rows)[:, None] != groups.firsts(column, columns)
+    places = np.flatnonzero(alike)
+    places = places[np.argsort(-cosines.reshape(-1)[places])]
+    for place in places.tolist():
+        i, j = divmod(place, columns)
+        groups.join(row + i, column + j, min(float(cosines[i, j]), 1.0))
 
 
 class _Groups:
@@ -63,6 +70,11 @@ class _Groups:
         lowest = min(self._cosines.pop(first, 1.0), self._cosines.pop(second, 1.0), cosine)
         self._parents[second] = first
         self._cosines[first] = lowest
+
+    def firsts(self, start: int, count: int) -> NDArray[np.int64]:
+        """Return the first place of the group of each of some places, (count,)."""
+        places = range(start, start + count)
+        return np.fromiter((self._first_of(place) for place in places), np.int64, count)
 
     def of_several(self) -> list[tuple[list[int], float]]:
         """Return the groups of at least two places, each with its lowest cosine."""
