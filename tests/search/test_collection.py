@@ -1,6 +1,7 @@
 """What an index answers without a model, and without torch."""
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -52,6 +53,20 @@ def test_an_image_that_was_changed_is_not_near_to_itself(folder: Path, model: Co
     index = Index.build(folder, model)
     changed = paint(folder / "red" / "0.png", "red", 5)
     assert names(index.similar(changed, k=2).paths) == ["red/2.png", "red/1.png"]
+
+
+def test_an_image_of_another_time_needs_the_model(folder: Path, model: ColorModel) -> None:
+    index = Index.build(folder, model)
+    image = folder / "red" / "0.png"
+    assert not index.needs_model(image)
+    os.utime(image, ns=(0, 0))
+    assert index.needs_model(image)
+
+
+def test_one_image_has_no_z_score(folder: Path, model: ColorModel) -> None:
+    index = Index.build([folder / "red" / "0.png"], model, folder.parent / "index")
+    (found,) = index.search("red")
+    assert np.isnan(found.z)
 
 
 def test_an_image_is_known_through_a_link(folder: Path, model: ColorModel, tmp_path: Path) -> None:
