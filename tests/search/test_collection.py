@@ -13,6 +13,7 @@ import pytest
 
 from clipkit.errors import ConfigError, DataError
 from clipkit.search import Collection, Index
+from clipkit.search.arrays import write_arrays
 from clipkit.search.manifest import MANIFEST, Manifest
 from clipkit.search.store import Floats, Hit
 from tests.search.conftest import ColorModel, names, paint
@@ -206,6 +207,14 @@ def test_a_damaged_text_is_asked_anew(folder: Path, model: ColorModel) -> None:
     expected = index.search("red", k=3).paths
     for path in (index.folder / "texts").iterdir():
         path.write_bytes(b"broken")
+    assert Index.open(folder, model).search("red", k=3).paths == expected
+
+
+def test_a_text_of_another_width_is_asked_anew(folder: Path, model: ColorModel) -> None:
+    index = Index.build(folder, model)
+    expected = index.search("red", k=3).paths
+    (text,) = (index.folder / "texts").iterdir()
+    write_arrays({"feature": np.ones(9, np.float32) / 3}, text)
     assert Index.open(folder, model).search("red", k=3).paths == expected
 
 

@@ -135,6 +135,14 @@ def test_an_update_of_nothing_writes_nothing(folder: Path, model: ColorModel) ->
     assert after == before
 
 
+def test_a_file_of_another_time_is_read_again(folder: Path, model: ColorModel) -> None:
+    index = Index.build(folder, model)
+    os.utime(folder / "red" / "0.png", ns=(0, 0))
+    assert [file.name for file in index.scan().todo] == ["red/0.png"]
+    assert index.update() == Changes(0, 0, 0, 0, 0)  # it is the same
+    assert index.scan().is_clean
+
+
 def test_copies_are_encoded_once(folder: Path, model: ColorModel) -> None:
     index = Index.build(folder, model)
     for number in range(3):
