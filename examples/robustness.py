@@ -65,7 +65,7 @@ def processor() -> str:
 
 def main() -> None:
     """Measure the sets of the command line, print tables, and write results and figures."""
-    parser = argparse.ArgumentParser(description="see the docstring")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--data", nargs="+", required=True, metavar="NAME=DIR")
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--shots", type=int, default=16)
@@ -74,6 +74,7 @@ def main() -> None:
     parser.add_argument("--batch-size", type=int, default=64)
     parser.add_argument("--out", type=Path, default=Path("examples/results"))
     options = parser.parse_args()
+    options.out.mkdir(parents=True, exist_ok=True)
     for item in options.data:
         name, _, folder = item.partition("=")
         root = Path(folder)

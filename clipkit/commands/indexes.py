@@ -11,15 +11,17 @@ from typing import Any, Literal
 
 from clipkit import commands, search
 from clipkit.commands.command import path_of
-from clipkit.commands.display import is_terminal, tell, tell_skipped, typed
+from clipkit.commands.display import is_terminal, tell, tell_skipped, typed, warn
 from clipkit.commands.model_options import ModelChoice, add_model
 from clipkit.data.folders import check_folder
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, OutputError
+from clipkit.files import check_output
 from clipkit.plurals import number_of
 from clipkit.search.collection import Collection
 from clipkit.search.filling import Changes
 from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
 from clipkit.search.probe import check_images
+from clipkit.search.scan import Scan
 from clipkit.search.store import Floats
 
 _FEW = 64  # images, for which no bar is shown
@@ -107,7 +109,7 @@ def add_index_options(parser: argparse.ArgumentParser) -> None:
         action="append",
         metavar="PATTERN",
         help="leave out files and folders of this name or path, such as '*.gif' or thumbnails; "
-        "may be given several times, and is remembered",
+        "may be given several times, and is remembered; '' forgets",
     )
     group.add_argument(
         "--include-hidden",
@@ -136,8 +138,13 @@ def take_index(options: dict[str, Any]) -> None:
     options["source"] = IndexChoice(**chosen, choice=options.pop("choice"))
 
 
-def open_index(source: IndexChoice) -> Collection:
+def open_index(source: IndexChoice, *, must_update: bool = False) -> Collection:
     """Return the index of a folder, built if there is none, and else brought up to date.
+
+    Args:
+        source: what the options say.
+        must_update: whether it is an error if an index cannot be written. If not, it is taken as it
+            is, which is told; and so is which images cannot be read when they are first tried.
 
     Raises:
         ConfigError: if the index was made by a model without a name, and none is given.
@@ -148,28 +155,47 @@ def open_index(source: IndexChoice) -> Collection:
             raise ConfigError(
                 f"there is no index in {source.place} yet: leave --no-update out to build it"
             )
-        return _build(source)
+        return _told(_build(source), must_update)
     manifest = Manifest.read(source.place)
     _check_folder(source, manifest)
     encoder = LateEncoder(_with_name(source, manifest))
     if source.choice.model is not None and _name_of(source.choice) != manifest.model:
         check_images(encoder, source.place)  # it may be the same under another name
     if _has_other_settings(source, manifest):
-        return _build(source, manifest)
+        return _told(_build(source, manifest), must_update)
     collection = Collection(source.place, encoder)
     if source.no_update:
         return collection
     scan = collection.scan()
     if scan.is_clean:
         return collection
-    whole = encoder.whole() if scan.todo else None
-    index = search.Index(source.place, whole)
+    try:
+        changes = _update(source, encoder, scan)
+    except OutputError as error:
+        if must_update:
+            raise
+        warn(f"the index is searched as it was, since {error}")
+        return collection
+    updated = Collection(source.place, encoder)
+    return _told(updated, must_update or not changes.skipped)
+
+
+def _told(collection: Collection, is_quiet: bool) -> Collection:
+    """Return an index, and tell which images cannot be read unless the command does that itself."""
+    if not is_quiet:
+        tell_unreadable(collection)
+    return collection
+
+
+def _update(source: IndexChoice, encoder: LateEncoder, scan: Scan) -> Changes:
+    """Bring an index up to date with its files, and tell what was changed."""
+    check_output(source.place, "folder")  # before a model is loaded
+    index = search.Index(source.place, encoder.whole() if scan.todo else None)
     if len(scan.todo) > _FEW:
         tell(f"Indexing {number_of(len(scan.todo), 'new image')}.")
     changes = index.update(workers=source.workers, progress=_has_bar(len(scan.todo)))
     tell_changes(changes)
-    tell_skipped_of(index, changes)
-    return Collection(source.place, whole or encoder)
+    return changes
 
 
 def tell_changes(changes: Changes) -> None:
@@ -183,10 +209,9 @@ def tell_changes(changes: Changes) -> None:
         tell(f"Updated the index: {', '.join(parts)}.")
 
 
-def tell_skipped_of(collection: Collection, changes: Changes) -> None:
-    """Print which images cannot be read, at the time when they were tried."""
-    if changes.skipped:
-        tell_skipped([f"{path}: {problem}" for path, problem in collection.skipped])
+def tell_unreadable(collection: Collection) -> None:
+    """Print which images of an index cannot be read."""
+    tell_skipped([f"{path}: {problem}" for path, problem in collection.skipped])
 
 
 def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
@@ -201,20 +226,30 @@ def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
     if manifest is not None and manifest.root is not None:
         folder = Path(os.path.normpath(source.place / manifest.root))
     check_folder(folder)
+    _check_place(source)
     encoder = LateEncoder(choice)
     tell(f"Indexing the images in {folder}; Ctrl-C loses nothing that is done.")
-    index = search.Index.build(
+    search.Index.build(
         folder,
         encoder.whole().model,
         source.place,
         model_name=_name_of(choice),
         workers=source.workers,
-        exclude=exclude or [],
+        exclude=[pattern for pattern in exclude or [] if pattern],
         include_hidden=bool(include_hidden),
         progress=is_terminal(sys.stderr),
     )
-    tell_skipped([f"{path}: {problem}" for path, problem in index.skipped])
     return Collection(source.place, encoder)
+
+
+def _check_place(source: IndexChoice) -> None:
+    """Raise `OutputError` if an index cannot be written, with the remedy that there is for it."""
+    try:
+        check_output(source.place, "folder")
+    except OutputError as error:
+        if source.index is not None:
+            raise
+        raise OutputError(f"{error}: --index DIR keeps the index elsewhere") from error
 
 
 def _check_folder(source: IndexChoice, manifest: Manifest) -> None:
@@ -248,7 +283,8 @@ def _name_of(choice: ModelChoice) -> str:
 
 def _has_other_settings(source: IndexChoice, manifest: Manifest) -> bool:
     """Return whether options say otherwise than the index what is to be left out."""
-    exclude = source.exclude is not None and source.exclude != manifest.exclude
+    given = [pattern for pattern in source.exclude or [] if pattern]
+    exclude = source.exclude is not None and given != manifest.exclude
     hidden = source.include_hidden not in (None, manifest.include_hidden)
     if (exclude or hidden) and source.no_update:
         raise ConfigError("--exclude and --include-hidden change the index: leave --no-update out")

@@ -6,12 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from clipkit.commands.command import DONE, SOME_LEFT_OUT, Command, add_json, path_of
-from clipkit.commands.display import tell
-from clipkit.commands.indexes import IndexChoice, add_index_options, open_index, take_index
+from clipkit.commands.display import tell, warn
+from clipkit.commands.indexes import (
+    IndexChoice,
+    add_index_options,
+    open_index,
+    take_index,
+    tell_unreadable,
+)
 from clipkit.commands.inputs import STANDARD_INPUT, read_lines
 from clipkit.commands.model_options import take_model
 from clipkit.commands.search_output import print_duplicates, print_results
-from clipkit.errors import ConfigError
+from clipkit.errors import ClipkitError, ConfigError
 from clipkit.plurals import number_of
 from clipkit.prompts import Templates
 from clipkit.search.collection import Collection
@@ -25,8 +31,8 @@ def _add_search(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "query",
         metavar="QUERY",
-        help="a text, an image file, or a sum such as '2 * dog - indoor + rex.jpg'; - reads "
-        "queries from standard input, one in each line",
+        help="a text, an image file, or a sum such as '2 * dog - indoor + rex.jpg' (with spaces "
+        "around the signs); - reads queries from standard input, one in each line",
     )
     _add_output(parser)
     _add_choice(parser)
@@ -64,18 +70,32 @@ def search_command(
         raise ConfigError("--html shows the results of one query: give one")
     collection = open_index(source)
     code = DONE
+    several = query == STANDARD_INPUT
     for one in queries:
-        found = collection.search(
-            one,
-            _count(top, threshold, collection),
-            where=where,
-            templates=_templates(templates),
-        )
+        try:
+            found = collection.search(
+                one,
+                _count(top, threshold, collection),
+                where=where,
+                templates=_templates(templates),
+            )
+        except ClipkitError as error:  # the other queries are none the worse for it
+            if not several:
+                raise
+            warn(f"skipped: {one}: {error}")
+            code = SOME_LEFT_OUT
+            continue
         results = _above(found, threshold)
         if not results:
             tell(_why_none(one, found, collection))
             code = SOME_LEFT_OUT
-        print_results(results, as_json=as_json, only_paths=paths, null=null)
+        print_results(
+            results,
+            as_json=as_json,
+            only_paths=paths,
+            null=null,
+            query=one if several else None,
+        )
         if html is not None:
             _write_html(results, html, one, collection)
     return code
@@ -154,7 +174,8 @@ def _add_index(parser: argparse.ArgumentParser) -> None:
 
 def index(*, source: IndexChoice) -> int:
     """Build the index of a folder, or bring it up to date, and print what it holds."""
-    collection = open_index(source)
+    collection = open_index(source, must_update=True)
+    tell_unreadable(collection)
     count = number_of(len(collection), "image")
     print(f"{collection.folder}: {count}, {number_of(len(collection.skipped), 'file')} unreadable")
     return SOME_LEFT_OUT if collection.skipped else DONE

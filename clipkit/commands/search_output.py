@@ -21,7 +21,9 @@ _LINE_END = "\n"
 _NUL = "\0"
 
 
-def print_results(results: Results, *, as_json: bool, only_paths: bool, null: bool) -> None:
+def print_results(
+    results: Results, *, as_json: bool, only_paths: bool, null: bool, query: str | None = None
+) -> None:
     """Print the results of a search, the best first; nothing if there are none.
 
     A terminal gets a table with bars if there is room. A pipe gets z-score, cosine and path with
@@ -32,17 +34,22 @@ def print_results(results: Results, *, as_json: bool, only_paths: bool, null: bo
         as_json: one object for each result. It goes before the others.
         only_paths: the paths alone. A pipe gets them byte for byte.
         null: the same, with a NUL after each, as `xargs -0` reads them.
+        query: what was asked, if it is one of several: a key of each object, the first column in a
+            pipe, and a line above the table.
     """
     style = Style.of(sys.stdout)
     if as_json:
         for result in results:
-            print(json.dumps(_values(result)))
+            print(json.dumps(({} if query is None else {"query": query}) | _values(result)))
     elif only_paths or null:
         _print_paths(results.paths, null)
     elif not style.for_people:
+        first = "" if query is None else f"{visible(query)}\t"
         for result in results:
-            print(f"{result.z:.2f}\t{result.cosine:.4f}\t{visible(result.path)}")
+            print(f"{first}{result.z:.2f}\t{result.cosine:.4f}\t{visible(result.path)}")
     elif len(results):
+        if query is not None:
+            print(style.bold(visible(query)))
         for line in _table(list(results), style):
             print(line)
     sys.stdout.flush()  # whoever sends several queries waits for the answer to each

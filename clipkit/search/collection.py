@@ -110,7 +110,7 @@ class Collection:
 
         Args:
             query: a text such as "a cat in jeans" or "2 * dog - indoor + photo.jpg"; a path or a
-                PIL image; or a list of `Term`. The features of several terms are added up by their
+                PIL image; or a `Term` or several. Features of several terms are added up by their
                 weights.
             k: how many images.
             where: a pattern of paths below the folder, such as "2024/*.jpg".

@@ -1,6 +1,7 @@
 """Build an index of images, keep it up to date, and search it: the room's front door."""
 
 import os
+import re
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -247,6 +248,7 @@ def _prepare(
     """Make an empty index if there is none, or check that it is of this model and folder."""
     spelled = _spell_root(folder, root)
     if not (folder / MANIFEST).exists():
+        _refuse_foreign(folder)
         width = write_probe(encoder, folder)
         Entries.of([]).write(folder / _FIRST)
         new = Manifest(1, model_name, width, spelled, list(exclude), include_hidden, _FIRST, [])
@@ -267,6 +269,17 @@ def _prepare(
     )
     if changed != manifest:
         changed.write(folder)
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Raise `ConfigError` for a folder with other files than a build that was killed leaves."""
+    left = re.compile(r"\..*|(?:entries-\d+|features-\d+|model)\.safetensors")
+    for path in folder.iterdir():
+        if not left.fullmatch(path.name):
+            raise ConfigError(
+                f"{folder} holds other files, such as {path.name!r:.99}, and an index needs a "
+                "folder of its own: give another out="
+            )
 
 
 def _spell_root(folder: Path, root: Path | None) -> str | None:

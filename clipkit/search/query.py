@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     # A text, which is parsed; a path or an image; or terms.
-    QueryLike: TypeAlias = "str | os.PathLike[str] | Image | Iterable[Term]"
+    QueryLike: TypeAlias = "str | os.PathLike[str] | Image | Term | Iterable[Term]"
 
 _QUOTED = r'"[^"]*"'
 _JOINT = re.compile(rf"({_QUOTED})|(?:^|\s)([+-])(?=\s)")
@@ -48,7 +48,7 @@ def read_query(query: "QueryLike") -> list[Term]:
     """Return the terms of a query.
 
     Args:
-        query: a text with weights and signs; a path or a PIL image; or terms as they are.
+        query: a text with weights and signs; a path or a PIL image; or a term or several.
 
     Raises:
         ConfigError: if it is empty, or a part of it is.
@@ -61,6 +61,8 @@ def read_query(query: "QueryLike") -> list[Term]:
         terms = _parse(query)
     elif isinstance(query, os.PathLike):
         terms = [Term(Path(query))]
+    elif isinstance(query, Term):
+        terms = [query]
     elif hasattr(query, "getbands"):
         terms = [Term(cast("Image", query))]
     else:
@@ -117,4 +119,5 @@ def _term(text: str, sign: str, query: str) -> Term:
 
 def _is_image(text: str) -> bool:
     """Return whether a text ends like the name of an image."""
-    return Path(text).suffix.lower() in image_suffixes()
+    suffix = Path(text).suffix.lower()
+    return suffix != "" and suffix in image_suffixes()  # Pillow takes a moment to list them

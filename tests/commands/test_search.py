@@ -2,6 +2,7 @@
 
 import io
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -201,6 +202,75 @@ def test_queries_come_from_standard_input(
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
     found = found_by(["search", "-", str(photos), "-n", "1"], capsys)
     assert found == ["cat.jpg", "rocket.jpg"]
+
+
+def test_several_queries_are_told_apart_and_a_bad_one_stops_no_other(
+    photos: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = f"none.jpg\na photo of a cat\n{photos / 'rocket.jpg'}\n"
+    for options in ([], ["--json"]):
+        monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(text.encode())))
+        capsys.readouterr()
+        arguments = ["search", "-", str(photos), "-n", "1", "--device", "cpu"]
+        assert main([*arguments, *options]) == 1
+        captured = capsys.readouterr()
+        assert "clipkit: skipped: none.jpg: cannot find the image" in captured.err
+        lines = captured.out.splitlines()
+        if options:
+            queries = [json.loads(line)["query"] for line in lines]
+        else:
+            queries = [line.split("\t")[0] for line in lines]
+        assert queries == ["a photo of a cat", str(photos / "rocket.jpg")]
+
+
+@pytest.mark.parametrize("command", ["search", "index"])
+def test_an_index_that_cannot_be_written_is_searched_as_it_was(
+    command: str,
+    photos: Path,
+    no_model: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    shutil.copy(photos / "cat.jpg", photos / "copy.jpg")
+    query = ["a photo of a cat"] if command == "search" else []
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # as for no root
+    code = main([command, *query, str(photos), "--device", "cpu"])
+    captured = capsys.readouterr()
+    if command == "index":
+        assert code == 2
+        assert captured.out == ""
+    else:
+        assert code == 0
+        assert "the index is searched as it was, since cannot write" in captured.err
+        assert len(captured.out.splitlines()) == 3
+
+
+def test_a_first_search_where_nothing_can_be_written_names_the_remedy(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copy(PHOTOS / "cat.jpg", tmp_path)
+    monkeypatch.setattr("os.access", lambda path, mode: not mode & os.W_OK)  # as for no root
+    assert main(["search", "a cat", str(tmp_path)]) == 2
+    assert ": --index DIR keeps the index elsewhere" in capsys.readouterr().err
+
+
+def test_what_was_left_out_can_be_taken_in_again(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    query = ["search", "a photo of a cat", str(photos), "--device", "cpu"]
+    assert len(found_by([*query, "--exclude", "cat*"], capsys)) == 2
+    assert len(found_by([*query, "--exclude", ""], capsys)) == 3
+
+
+def test_a_folder_of_other_files_is_no_place_for_an_index(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.rmtree(photos / ".clipkit")
+    before = sorted(photos.iterdir())
+    arguments = ["search", "a cat", str(photos), "--index", str(photos), "--device", "cpu"]
+    assert main(arguments) == 2
+    assert "holds other files, such as" in capsys.readouterr().err
+    assert sorted(photos.iterdir()) == before
 
 
 def test_results_as_json_and_for_xargs(photos: Path, capsys: pytest.CaptureFixture[str]) -> None:
