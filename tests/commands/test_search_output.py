@@ -44,13 +44,13 @@ def printed(
     kind: str = "",
 ) -> bytes:
     """Return what is printed to a stream, as the program does it."""
-    kinds = {"as_json": kind == "json", "only_paths": kind == "paths", "null": kind == "null"}
+    as_json, only_paths, null = (kind == one for one in ("json", "paths", "null"))
     monkeypatch.setattr(sys, "stdout", stream)
     with lossless_streams():
         if isinstance(found, Results):
-            print_results(found, **kinds)
+            print_results(found, as_json=as_json, only_paths=only_paths, null=null)
         else:
-            print_duplicates(found, **kinds)
+            print_duplicates(found, as_json=as_json, only_paths=only_paths, null=null)
         content = stream.buffer
         assert isinstance(content, io.BytesIO)
         return content.getvalue()  # before anything else flushes it

@@ -69,10 +69,13 @@ def run_in_browser(text: str, script: str, file: Path, width: int = 500) -> str:
     assert CHROMIUM is not None
     # The policy allows the page's own script alone.
     opened = re.sub(r"script-src '[^']*'", "script-src 'unsafe-inline'", text)
-    file.write_text(opened.replace("</body>", f"<script>{script}</script></body>"), "utf-8")
+    # Where images are not laid out yet, as on a busy machine, keys go elsewhere.
+    loaded = f"<script>addEventListener('load', () => {{{script}}})</script>"
+    file.write_text(opened.replace("</body>", f"{loaded}</body>"), "utf-8")
     command = [CHROMIUM, "--headless", "--no-sandbox", "--disable-gpu", "--disable-quic"]
     command += ["--no-first-run", "--disable-background-networking", "--disable-sync"]
     command += ["--disable-component-update", f"--user-data-dir={file.parent / 'profile'}"]
+    command += ["--virtual-time-budget=5000"]  # milliseconds that timers may take
     command += [f"--window-size={width},900", "--dump-dom", file.as_uri()]
     run = subprocess.run(
         command,
