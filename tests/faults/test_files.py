@@ -274,10 +274,11 @@ def test_workers_that_outlive_their_process_hold_no_lock(tmp_path: Path) -> None
 import os, sys, time
 from clipkit.files import lock
 with lock(sys.argv[1]):
-    if (child := os.fork()) == 0:
+    if os.fork() == 0:
+        # The worker says that it runs: the lock is its process's until then.
+        print(os.getpid(), flush=True, file=sys.stderr)
         time.sleep(60)
         os._exit(0)
-    print(child, flush=True, file=sys.stderr)
     time.sleep(60)
 """
     process = start(["-c", code, str(tmp_path)])
