@@ -135,6 +135,8 @@ def take_index(options: dict[str, Any]) -> None:
     """Put an `IndexChoice` named `source` in the place of the values of its options."""
     names = ("folder", "index", "exclude", "include_hidden", "no_update", "workers")
     chosen = {name: options.pop(name) for name in names}
+    if chosen["exclude"] is not None:  # '' forgets
+        chosen["exclude"] = [pattern for pattern in chosen["exclude"] if pattern]
     options["source"] = IndexChoice(**chosen, choice=options.pop("choice"))
 
 
@@ -235,7 +237,7 @@ def _build(source: IndexChoice, manifest: Manifest | None = None) -> Collection:
         source.place,
         model_name=_name_of(choice),
         workers=source.workers,
-        exclude=[pattern for pattern in exclude or [] if pattern],
+        exclude=exclude or [],
         include_hidden=bool(include_hidden),
         progress=is_terminal(sys.stderr),
     )
@@ -283,8 +285,7 @@ def _name_of(choice: ModelChoice) -> str:
 
 def _has_other_settings(source: IndexChoice, manifest: Manifest) -> bool:
     """Return whether options say otherwise than the index what is to be left out."""
-    given = [pattern for pattern in source.exclude or [] if pattern]
-    exclude = source.exclude is not None and given != manifest.exclude
+    exclude = source.exclude not in (None, manifest.exclude)
     hidden = source.include_hidden not in (None, manifest.include_hidden)
     if (exclude or hidden) and source.no_update:
         raise ConfigError("--exclude and --include-hidden change the index: leave --no-update out")

@@ -16,7 +16,14 @@ from clipkit.commands.display import is_terminal, tell, warn
 from clipkit.data.decode import image_suffixes
 from clipkit.data.folders import list_images
 from clipkit.errors import ConfigError, DataError
-from clipkit.prompts import ClassNames, is_wordnet_id, name_ids, wordnet_name
+from clipkit.prompts import (
+    TEMPLATES,
+    ClassNames,
+    Templates,
+    is_wordnet_id,
+    name_ids,
+    wordnet_name,
+)
 
 STANDARD_INPUT = "-"
 
@@ -193,6 +200,15 @@ def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
         raise ConfigError(f"the label {repeated[0]} is given more than once: leave the others out")
     tell_unknown_ids(labels)
     return name_ids(labels)
+
+
+def read_templates(texts: list[str] | None) -> Templates:
+    """Return templates, or the name of a prompt set: a single text with no place for the label."""
+    if texts is None:
+        return TEMPLATES
+    if len(texts) == 1 and "{}" not in texts[0]:
+        return texts[0]
+    return texts
 
 
 def tell_unknown_ids(labels: Sequence[str]) -> None:

@@ -9,10 +9,11 @@ from clipkit import CLIP, CLIPConfig, ImageClassifier, Tokenizer, distributed, r
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.classify.folder import HEAD
 from clipkit.commands.display import tell, warn
+from clipkit.commands.inputs import read_templates
 from clipkit.commands.model_options import ModelChoice
 from clipkit.errors import ConfigError
 from clipkit.files import read_json, read_text
-from clipkit.prompts import TEMPLATES, ClassNames, Templates
+from clipkit.prompts import ClassNames
 from clipkit.search.text_tower import TextTower, text_tower_of
 
 
@@ -130,12 +131,3 @@ def choose_classifier(
             f"--classifier brings its own model and texts: leave {' and '.join(ignored)} out"
         )
     return ImageClassifier.load(folder, device=choice.device)
-
-
-def read_templates(texts: list[str] | None) -> Templates:
-    """Return templates, or the name of a prompt set: a single text with no place for the label."""
-    if texts is None:
-        return TEMPLATES
-    if len(texts) == 1 and "{}" not in texts[0]:
-        return texts[0]
-    return texts

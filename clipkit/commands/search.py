@@ -14,12 +14,11 @@ from clipkit.commands.indexes import (
     take_index,
     tell_unreadable,
 )
-from clipkit.commands.inputs import STANDARD_INPUT, read_lines
+from clipkit.commands.inputs import STANDARD_INPUT, read_lines, read_templates
 from clipkit.commands.model_options import take_model
 from clipkit.commands.search_output import print_duplicates, print_results
 from clipkit.errors import ClipkitError, ConfigError
 from clipkit.plurals import number_of
-from clipkit.prompts import Templates
 from clipkit.search.collection import Collection
 from clipkit.search.results import Results
 from clipkit.search.sheet import write_sheet
@@ -77,7 +76,7 @@ def search_command(
                 one,
                 _count(top, threshold, collection),
                 where=where,
-                templates=_templates(templates),
+                templates=None if templates is None else read_templates(templates),
             )
         except ClipkitError as error:  # the other queries are none the worse for it
             if not several:
@@ -257,13 +256,6 @@ def _queries(query: str) -> Iterator[str]:
         yield query
         return
     yield from read_lines("queries")
-
-
-def _templates(texts: list[str] | None) -> Templates | None:
-    """Return templates, or the name of a prompt set: a single text with no place for the label."""
-    if texts is not None and len(texts) == 1 and "{}" not in texts[0]:
-        return texts[0]
-    return texts
 
 
 def _write_html(results: Results, path: Path, query: str, collection: Collection) -> None:

@@ -21,8 +21,9 @@ from clipkit.commands.inputs import (
     find_inputs,
     images_among,
     read_labels,
+    read_templates,
 )
-from clipkit.commands.model_choice import choose_classifier, load_model, read_templates
+from clipkit.commands.model_choice import choose_classifier, load_model
 from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.data.decode import read_image
 from clipkit.errors import ConfigError, ImageError

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterable, Sequence
 from functools import cached_property
 from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -76,22 +76,21 @@ class Collection:
     @cached_property
     def memory(self) -> MemoryStore:
         """The features of the index, mapped from its files."""
-        readable = np.flatnonzero(self.entries.rows != NO_ROW)  # (n,)
-        if not len(readable):
+        names = self._names()
+        if not names:
             return MemoryStore(self.manifest.width)
-        paths = self.entries.paths
-        names = [paths[place] for place in cast("list[int]", readable.tolist())]
-        return MemoryStore.of(self._blocks, names, self.entries.rows[readable])
+        rows = self.entries.rows
+        return MemoryStore.of(self._blocks, names, rows[rows != NO_ROW])
 
     @property
     def paths(self) -> list[str]:
         """The paths of all images that can be found, in order, as they can be opened from here."""
-        return [self._path_of(name) for name, _ in self._names()]
+        return [self._path_of(name) for name in self._names()]
 
     @property
     def features(self) -> Floats:
         """The features of the images, (n, D) float32, in the order of `paths`."""
-        return self.memory.features([name for name, _ in self._names()])
+        return self.memory.features(self._names())
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
@@ -144,8 +143,8 @@ class Collection:
         """Return groups of images that look alike.
 
         Each image of a group is as near to another one of it as the threshold says, so that the two
-        ends of a long chain may differ. Every image is compared with every other: a minute or so
-        for 50,000.
+        ends of a long chain may differ. Every image is compared with every other, which takes time
+        that grows with the square of their number.
 
         Args:
             threshold: the lowest cosine of two that are alike, from 0 to 1. What is right depends
@@ -225,11 +224,11 @@ class Collection:
             )
         return features
 
-    def _names(self) -> list[tuple[str, int]]:
-        """Return the name and the row of each image that can be found."""
+    def _names(self) -> list[str]:
+        """Return the name of each image that can be found, in order."""
         rows: list[int] = self.entries.rows.tolist()
         every = zip(self.entries.paths, rows, strict=True)
-        return [(name, row) for name, row in every if row != NO_ROW]
+        return [name for name, row in every if row != NO_ROW]
 
     @cached_property
     def _root(self) -> str | None:
@@ -342,7 +341,7 @@ class Collection:
     @cached_property
     def _sample(self) -> Floats:
         """Features from all over the collection, (n, D) float32."""
-        names = [name for name, _ in self._names()]
+        names = self._names()
         return self.memory.features(names[:: max(1, len(names) // _SAMPLE)])
 
 

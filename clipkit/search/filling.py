@@ -18,12 +18,11 @@ from clipkit.search.manifest import Manifest
 from clipkit.search.memory import Halves
 from clipkit.search.reading import Read, read_ahead
 from clipkit.search.scan import Scan
-from clipkit.search.store import Floats
+from clipkit.search.store import Floats, are_unit
 
 _SECONDS = 5.0  # between two states: what a process that is killed may lose
 _SHARE = 20  # of the time at most that writing states takes
 _MAX_FILES = 16  # of features
-_UNIT = 1e-2  # how far from 1 the length of a feature may be
 _NO_FEATURE = "the model makes no numbers of it that can be compared"
 
 
@@ -178,7 +177,7 @@ class Filling:
 
         In half precision numbers may be too large, and one such feature would spoil every search.
         """
-        is_sound = np.abs(np.linalg.norm(features, axis=1) - 1) < _UNIT  # (n,), False for NaN
+        is_sound = are_unit(features)  # (n,)
         kept = [digest for digest, own in zip(digests, is_sound, strict=True) if own]
         self._waiting.append(features[is_sound])
         self._rows.update(zip(kept, range(self._next, self._next + len(kept)), strict=True))

@@ -73,15 +73,22 @@ def check_features(features: Floats, width: int, count: int | None = None) -> Fl
         raise DataError(f"features must be (n, {width}), not {array.shape}")
     if count is not None and len(array) != count:
         raise DataError(f"there are {count} names and {len(array)} features")
-    lengths = np.sqrt(np.einsum("nd,nd->n", array, array))  # (n,)
-    wrong = ~(np.abs(lengths - 1) <= _UNIT)  # a length that is not a number is wrong, too
+    wrong = ~are_unit(array)
     if wrong.any():
         row = int(wrong.argmax())
+        length = float(np.linalg.norm(array[row]))
         raise DataError(
-            f"features must have unit length, and that of row {row} is {lengths[row]:.4g}: divide "
+            f"features must have unit length, and that of row {row} is {length:.4g}: divide "
             "them by their lengths, as embed_images and embed_texts do"
         )
     return array
+
+
+def are_unit(features: Floats) -> NDArray[np.bool_]:
+    """Return which features, (n, D), have unit length, (n,). None does with a NaN in it."""
+    lengths = np.sqrt(np.einsum("nd,nd->n", features, features))  # (n,)
+    unit: NDArray[np.bool_] = np.abs(lengths - 1) <= _UNIT
+    return unit
 
 
 def check_count(k: int) -> None:
