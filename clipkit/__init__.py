@@ -34,7 +34,8 @@ if typing.TYPE_CHECKING:
     from clipkit.data.descriptors import read_descriptors
     from clipkit.data.labelled import Pairs, read_folder, read_pairs, read_table
     from clipkit.data.preprocess import Preprocess
-    from clipkit.encode.embed import Features, embed_images, embed_texts
+    from clipkit.encode.embed import embed_images, embed_texts
+    from clipkit.encode.features import Features
     from clipkit.encode.store import extract_features, load_features
     from clipkit.errors import ClipkitError
     from clipkit.models.low_rank import lora, merge_lora
@@ -149,7 +150,8 @@ _HOMES = {
     "clipkit.data.descriptors": ("read_descriptors",),
     "clipkit.data.labelled": ("Pairs", "read_folder", "read_pairs", "read_table"),
     "clipkit.data.preprocess": ("Preprocess",),
-    "clipkit.encode.embed": ("Features", "embed_images", "embed_texts"),
+    "clipkit.encode.embed": ("embed_images", "embed_texts"),
+    "clipkit.encode.features": ("Features",),
     "clipkit.encode.store": ("extract_features", "load_features"),
     "clipkit.errors": ("ClipkitError",),
     "clipkit.models.low_rank": ("lora", "merge_lora"),

@@ -29,6 +29,7 @@ FLOORS = [
         "clipkit.plurals",
         "clipkit.moved",
         "clipkit.late",
+        "clipkit.threads",
     },
     {"clipkit.config", "clipkit.tokenizer", "clipkit.prompts", "clipkit.page"},
     {"clipkit.data"},

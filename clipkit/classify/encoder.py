@@ -35,7 +35,7 @@ class CLIPEncoder(Estimator):
     Args:
         model: a CLIP, or the name of one, which each `fit` loads. Clones share the CLIP.
         batch_size: images encoded at once.
-        workers: processes that read and preprocess; 0 for none.
+        workers: processes that read and preprocess; 0 for threads of this one.
 
     Attributes:
         model_: the CLIP, after `fit`.

@@ -27,7 +27,7 @@ from clipkit.classify.stored import StoredClassifier
 from clipkit.classify.words import made_by
 from clipkit.classify.zero_shot import embed_prompts
 from clipkit.data.labelled import Pairs
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import DataError
 from clipkit.plurals import number_of
 

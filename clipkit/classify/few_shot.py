@@ -31,7 +31,7 @@ from clipkit.classify.lp_plus_plus import lp_plus_plus
 from clipkit.classify.projection import projection
 from clipkit.classify.proker import proker
 from clipkit.classify.prompt_weights import prompt_weights
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import ConfigError, DataError
 from clipkit.plurals import number_of
 

@@ -27,7 +27,8 @@ from clipkit.data.classes import classes_of, is_part
 from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
-from clipkit.encode.embed import Features, stream_features
+from clipkit.encode.embed import stream_features
+from clipkit.encode.features import Features
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError, ImageError
 from clipkit.plurals import number_of

@@ -73,7 +73,7 @@ class Predictor(nn.Module):
             images: a folder, a list or a data set, as `clipkit.extract_features` takes them.
             views: how often each image is seen, 1, 2 or 10, as in `clipkit.embed_images`.
             batch_size: images encoded at once.
-            workers: processes that read and preprocess; 0 for none.
+            workers: processes that read and preprocess; 0 for threads of this one.
             progress: whether to show a bar.
 
         Returns:

@@ -30,7 +30,8 @@ from clipkit.commands.inputs import (
 )
 from clipkit.commands.model_choice import choose_classifier
 from clipkit.commands.model_options import ModelChoice, add_model, take_model
-from clipkit.encode.embed import Features, stream_features
+from clipkit.encode.embed import stream_features
+from clipkit.encode.features import Features
 from clipkit.errors import ConfigError
 from clipkit.prompts import ClassNames
 from clipkit.visible import visible

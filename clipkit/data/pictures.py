@@ -120,6 +120,12 @@ class ImageSet(Dataset[Item]):
         self.chunks = _chunks_of(order, batch_size)
         self._merge = merge
 
+    @property
+    def holds_files(self) -> bool:
+        """Whether all images are paths, or the bytes of files, which threads can share."""
+        items = _as_sequence(self.source)
+        return items is not None and all(map(_is_file, items))
+
     def __getitem__(self, index: int) -> Item:
         """Read and prepare one image.
 
@@ -264,6 +270,13 @@ def _as_path(value: Any) -> str | None:
 
 def _is_path(value: Any) -> bool:
     return isinstance(value, str | os.PathLike)
+
+
+def _is_file(item: Any) -> bool:
+    """Return whether an item is a path or the bytes of a file, or a tuple that begins with one."""
+    row = _as_sequence(item)
+    image = row[0] if row else item
+    return _is_path(image) or isinstance(image, bytes)
 
 
 def _split(item: Any) -> tuple[Any, Any]:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints.weights import read_weights
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import CheckpointNotFoundError, DataError
 from clipkit.files import parse_json, spell_path, write_weights
 from clipkit.plurals import number_of

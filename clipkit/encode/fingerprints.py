@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, cast
 from torch import Tensor, nn
 
 from clipkit.data.pictures import ImageSet, tensor_bytes
-from clipkit.encode.embed import ImageModel, image_tower
+from clipkit.encode.image_encoder import ImageModel, image_tower
 from clipkit.errors import ConfigError
 
 if TYPE_CHECKING:

@@ -13,18 +13,12 @@ import torch.distributed as dist
 from clipkit import distributed
 from clipkit.data.classes import classes_of
 from clipkit.data.pictures import Chunk, Images, ImageSet, Transform
-from clipkit.encode.embed import (
-    Features,
-    ImageEncoder,
-    ImageModel,
-    Precision,
-    autocast_around,
-    encode_batches,
-    join,
-    prepare_images,
-)
+from clipkit.encode.batches import encode_batches
+from clipkit.encode.embed import prepare_images
 from clipkit.encode.feature_files import check_count, read_features, write_features
+from clipkit.encode.features import Features, join
 from clipkit.encode.fingerprints import Fingerprints
+from clipkit.encode.image_encoder import ImageEncoder, ImageModel, Precision, autocast_around
 from clipkit.errors import ConfigError, DataError
 from clipkit.files import check_output, lock, remove_leftovers
 from clipkit.plurals import number_of
@@ -64,7 +58,8 @@ def extract_features(
         transform: from an upright RGB PIL image to (3, H, W); the model's own preprocessing if not
             given.
         batch_size: images encoded at once, at most 1024. A DataLoader's own is taken instead.
-        workers: processes that read and prepare; 0 for none.
+        workers: processes that read and prepare; 0 for threads of this one, which also
+            encode on a CPU. Only files by clipkit's own preprocessing come in threads.
         precision: "bfloat16" or "float16" for autocast to it, "float32" for none; None to compute
             as the weights are, and as an autocast around the call says.
         normalize: scale each feature to unit length.

@@ -19,7 +19,7 @@ from clipkit.data.classes import classes_of
 from clipkit.data.decode import read_image
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import ImageSet
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import ConfigError, DataError
 from clipkit.inspect.corruptions import Corruption, Sample, sample_of
 

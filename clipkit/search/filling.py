@@ -2,11 +2,11 @@
 
 import time
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -16,7 +16,7 @@ from clipkit.search.arrays import map_arrays, write_arrays
 from clipkit.search.entries import NO_ROW, Entries, Entry
 from clipkit.search.manifest import Manifest
 from clipkit.search.memory import Halves
-from clipkit.search.reading import Read, read_ahead
+from clipkit.search.reading import Encoded, Prepares, Reader
 from clipkit.search.scan import Scan
 from clipkit.search.store import Floats, are_unit
 
@@ -42,18 +42,6 @@ class Changes(NamedTuple):
     renamed: int
     removed: int
     skipped: int
-
-
-class Prepares(Protocol):
-    """Describe what prepares and encodes images."""
-
-    def prepare(self, content: bytes) -> Any:
-        """Return an image as `encode` takes it; raise ValueError if it cannot be read."""
-        ...
-
-    def encode(self, prepared: Sequence[Any]) -> Floats:
-        """Return the features of prepared images, (n, D)."""
-        ...
 
 
 class Filling:
@@ -93,14 +81,14 @@ class Filling:
 
         Args:
             encoder: of new images; None only where there are none.
-            workers: threads that read and prepare.
+            workers: threads.
             batch_size: images encoded at once.
             tell: is called with the number of images that are done since it was last called.
         """
         if encoder is not None and self._scan.todo:
-            images = read_ahead(self._scan.todo, encoder.prepare, self._rows, workers)
-            with closing(images):
-                self._encode(encoder, images, batch_size, tell)
+            reader = Reader(encoder, self._rows, workers, batch_size)
+            with closing(reader.encode(self._scan.todo)) as batches:
+                self._take_all(batches, tell)
         for entry in self._old.values():
             if entry.path not in self._found:
                 del self._entries[entry.path]
@@ -136,17 +124,11 @@ class Filling:
         self._written = time.monotonic()
         self._cost = self._written - start
 
-    def _encode(
-        self,
-        encoder: Prepares,
-        images: Iterable[Read],
-        batch_size: int,
-        tell: Callable[[int], object],
-    ) -> None:
+    def _take_all(self, batches: Iterable[Encoded], tell: Callable[[int], object]) -> None:
         try:
-            for batch in _batches(images, batch_size):
-                self._take(encoder, batch)
-                tell(len(batch))
+            for batch in batches:
+                self._take(batch)
+                tell(len(batch.images))
                 if self._is_time():
                     self.write()
         except OutputError:
@@ -156,15 +138,13 @@ class Filling:
                 self.write()
             raise
 
-    def _take(self, encoder: Prepares, batch: Sequence[Read]) -> None:
-        """Encode a batch, and keep an entry for each of its images."""
-        new: dict[bytes, Any] = {}
-        for image in batch:
-            if image.prepared is not None and image.digest not in self._rows:
-                new.setdefault(image.digest, image.prepared)
+    def _take(self, batch: Encoded) -> None:
+        """Keep the features of a batch, and an entry for each of its images."""
+        # Two threads may have encoded the same content.
+        new = [place for place, digest in enumerate(batch.digests) if digest not in self._rows]
         if new:
-            self._keep(list(new), encoder.encode(list(new.values())))
-        for image in batch:
+            self._keep([batch.digests[place] for place in new], batch.features[new])
+        for image in batch.images:
             file = image.file
             row = self._rows.get(image.digest, NO_ROW)
             problem = image.problem if image.problem or row != NO_ROW else _NO_FEATURE
@@ -222,20 +202,6 @@ class Filling:
         write_arrays({"features": kept}, self._folder / name)
         rows = np.searchsorted(used, entries.rows)  # (n,)
         return [name], replace(entries, rows=np.where(entries.rows == NO_ROW, NO_ROW, rows))
-
-
-def _batches(images: Iterable[Read], size: int) -> Iterator[list[Read]]:
-    """Yield images in batches that have `size` to encode, or are the last."""
-    batch: list[Read] = []
-    to_encode = 0
-    for image in images:
-        batch.append(image)
-        to_encode += image.prepared is not None
-        if to_encode == size or len(batch) >= 16 * size:
-            yield batch
-            batch, to_encode = [], 0
-    if batch:
-        yield batch
 
 
 def _rows_in(folder: Path, manifest: Manifest) -> int:

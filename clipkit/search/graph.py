@@ -18,7 +18,7 @@ from clipkit.search.store import Floats
 Keys: TypeAlias = NDArray[np.int64]
 
 _CONNECTIVITY = 16  # edges of a feature, as most HNSW have
-_BUILD_EXPANSION = 128  # candidates that are held while a feature is added
+_BUILD_EXPANSION = 64  # candidates that are held while a feature is added
 
 
 class _Matches(Protocol):

@@ -26,7 +26,7 @@ Halves: TypeAlias = NDArray[np.float16]
 _SHIFT = 13
 _MASK = np.array([0x8FFF_E000], np.uint32).view(np.int32)[0]  # without copies of the sign
 _SCALE = np.float32(2.0**112)
-_ROWS = 512  # in a block: a megabyte at D = 512, which the cache holds
+_BYTES = 1 << 18  # of a block of widened rows, which a processor's own cache holds
 _THREADS = 2
 _KEPT = 1 << 30  # bytes of widened features that are kept for the next query
 
@@ -45,7 +45,7 @@ class MemoryStore:
 
     Args:
         width: of the features, D.
-        kept: bytes of float32 copies that the first search may make, to speed up the next ones.
+        kept: bytes of float32 copies that the second search may make, to speed up the next ones.
 
     Example:
         store = MemoryStore(512)
@@ -63,6 +63,7 @@ class MemoryStore:
         self._names: list[str] = []
         self._rows: NDArray[np.int64] = np.empty(0, np.int64)
         self._wide: Floats | None = None
+        self._was_asked = False
 
     @classmethod
     def of(
@@ -120,7 +121,7 @@ class MemoryStore:
 
     def best(self, cosines: Floats, k: int, where: str | None = None) -> list[Hit]:
         """Return the names of the `k` largest of one query's cosines, (n,), the largest first."""
-        check_count(k)
+        k = check_count(k)
         if where is not None:
             cosines = np.where(matches(self._names, where), cosines, -np.inf)
         count = min(k, len(cosines))
@@ -140,13 +141,14 @@ class MemoryStore:
         rows = sum(map(len, self._blocks))
         if not rows:
             return np.empty((len(checked), 0), np.float32)
-        if self._wide is None and rows * self.width * 4 <= self._kept:
-            self._wide = np.empty((rows, self.width), np.float32)
-            scores = self._multiply_and_keep(checked, self._wide)
-        elif self._wide is not None:
-            scores = self._wide @ np.transpose(checked)  # (rows, q)
-        else:
+        # To fill large memory takes longer than the search itself. Many processes search once.
+        if self._wide is None and self._was_asked and rows * self.width * 4 <= self._kept:
+            self._wide = self._widen_all(rows)
+        self._was_asked = True
+        if self._wide is None:
             scores = self._multiply(checked)
+        else:
+            scores = self._wide @ np.transpose(checked)  # (rows, q)
         return np.ascontiguousarray(np.transpose(scores[self._rows]))
 
     def features(self, names: Sequence[str]) -> Floats:
@@ -197,43 +199,48 @@ class MemoryStore:
     def _row(self, row: int) -> Floats:
         return self._half(row).astype(np.float32)
 
-    def _multiply_and_keep(self, queries: Floats, wide: Floats) -> Floats:
-        """Return the products of all rows and the queries, (rows, q), and fill `wide`."""
-        scores = np.empty((len(wide), len(queries)), np.float32)
+    def _widen_all(self, total: int) -> Floats:
+        """Return all rows, (rows, D)."""
+        wide = np.empty((total, self.width), np.float32)
 
-        def multiply(rows: Halves, start: int) -> None:
-            part = wide[start : start + len(rows)]
-            widen(rows, part)
-            np.matmul(part, np.transpose(queries), out=scores[start : start + len(rows)])
+        def fill(rows: Halves, start: int, buffer: Floats) -> None:
+            del buffer
+            widen(rows, wide[start : start + len(rows)])
 
-        self._in_threads(multiply)
-        return scores
+        self._in_threads(fill)
+        return wide
 
     def _multiply(self, queries: Floats) -> Floats:
         """Return the products of all rows and the queries, (rows, q), in little memory."""
         total = sum(map(len, self._blocks))
         scores = np.empty((total, len(queries)), np.float32)
 
-        def multiply(rows: Halves, start: int) -> None:
-            part = np.empty(rows.shape, np.float32)
-            widen(rows, part)
-            np.matmul(part, np.transpose(queries), out=scores[start : start + len(rows)])
+        def multiply(rows: Halves, start: int, buffer: Floats) -> None:
+            widen(rows, buffer)
+            np.matmul(buffer, np.transpose(queries), out=scores[start : start + len(rows)])
 
         self._in_threads(multiply)
         return scores
 
-    def _in_threads(self, work: Callable[[Halves, int], None]) -> None:
-        """Call a function with parts of the rows and the number of their first one."""
+    def _in_threads(self, work: Callable[[Halves, int, Floats], None]) -> None:
+        """Call a function with parts of the rows.
+
+        Args:
+            work: takes rows, the number of the first of them, and a float32 array of their shape
+                to use, which is the same one in each call of a thread.
+        """
+        size = max(1, _BYTES // (4 * self.width))
         parts: list[tuple[Halves, int]] = []
         first = 0
         for block in self._blocks:
-            for start in range(0, len(block), _ROWS):
-                parts.append((block[start : start + _ROWS], first + start))
+            for start in range(0, len(block), size):
+                parts.append((block[start : start + size], first + start))
             first += len(block)
 
         def run(share: int) -> None:
+            buffer = np.empty((size, self.width), np.float32)
             for rows, start in parts[share::_THREADS]:
-                work(rows, start)
+                work(rows, start, buffer[: len(rows)])
 
         with ThreadPoolExecutor(_THREADS) as threads:
             list(threads.map(run, range(_THREADS)))

@@ -9,13 +9,8 @@ from torch import Tensor
 
 from clipkit.clip import CLIP
 from clipkit.data.pictures import ImageSet, Transform
-from clipkit.encode.embed import (
-    EncodesImages,
-    EncodesTexts,
-    ImageEncoder,
-    embed_images,
-    embed_texts,
-)
+from clipkit.encode.embed import EncodesTexts, embed_images, embed_texts
+from clipkit.encode.image_encoder import EncodesImages, ImageEncoder
 from clipkit.errors import ImageError, TokenizerError
 from clipkit.search.store import Floats
 
@@ -55,11 +50,16 @@ class ModelEncoder:
 
     Args:
         model: a CLIP, or whatever encodes as one does.
+
+    Attributes:
+        model: as above.
+        takes_threads: whether several threads may encode at once.
     """
 
     def __init__(self, model: SearchModel) -> None:
         self.model = model
         self._encode = ImageEncoder(model)
+        self.takes_threads = self._encode.takes_threads
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """Return the features of texts, (n, D)."""

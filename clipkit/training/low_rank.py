@@ -21,7 +21,8 @@ from clipkit.classify.seen import SEEN
 from clipkit.classify.zero_shot import weights_of_prompts
 from clipkit.clip import CLIP
 from clipkit.data.labelled import Pairs
-from clipkit.encode.embed import Features, embed_images
+from clipkit.encode.embed import embed_images
+from clipkit.encode.features import Features
 from clipkit.encode.store import extract_features
 from clipkit.models.low_rank import lora, merge_lora
 from clipkit.training.batches import Augment, PairBatches

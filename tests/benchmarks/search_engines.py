@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 WIDTH = 512
 _ROWS = 10_000  # that are added at a time
-_CONNECTIVITY, _BUILD, _SEARCH = 16, 128, 128  # of faiss' HNSW, as `UsearchStore` has them
+_CONNECTIVITY, _BUILD, _SEARCH = 16, 64, 128  # of faiss' HNSW, as `UsearchStore` has them
 
 
 class Engine(Protocol):

@@ -10,7 +10,7 @@ from torch import Tensor
 from clipkit import CLIP, ImageClassifier, Pairs, read_folder, read_table
 from clipkit.classify import evaluate
 from clipkit.classify.evaluate import Evaluation, classifier_accuracy, retrieval, zero_shot
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import DataError
 from tests.helpers.toy_data import caption_table, color_folders
 

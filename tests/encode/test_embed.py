@@ -13,12 +13,12 @@ from torch import Tensor
 from clipkit import CLIP
 from clipkit.encode.embed import (
     TEXT_BATCH,
-    Features,
-    Precision,
     embed_images,
     embed_texts,
     stream_features,
 )
+from clipkit.encode.features import Features
+from clipkit.encode.image_encoder import Precision
 from clipkit.encode.store import extract_features
 from clipkit.errors import ConfigError, DataError, ImageError, TokenizerError
 from clipkit.tokenizer import Tokenizer

@@ -10,7 +10,8 @@ import torch.distributed as dist
 import torch.multiprocessing as multiprocessing
 
 from clipkit import CLIP, ImageClassifier
-from clipkit.encode.embed import Features, embed_images
+from clipkit.encode.embed import embed_images
+from clipkit.encode.features import Features
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import DataError
 from tests.helpers.models import make_small_tokenizer

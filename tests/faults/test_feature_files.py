@@ -16,7 +16,7 @@ from torch import Tensor
 
 from clipkit.data import pictures
 from clipkit.encode import feature_files
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.encode.store import extract_features, load_features
 from clipkit.errors import ClipkitError, ConfigError, DataError, OutputError
 from clipkit.files import lock, write_weights

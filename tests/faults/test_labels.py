@@ -13,7 +13,7 @@ from torch import Tensor
 
 from clipkit import CLIP, ImageClassifier, fit_head, sample_shots
 from clipkit.classify.labels import class_indices, find_classes, read_labels
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.errors import ConfigError, DataError
 from tests.helpers.models import make_small_tokenizer
 from tests.helpers.toy_classifier import NAMES, toy_features, toy_model

@@ -14,7 +14,7 @@ from PIL import Image
 import clipkit
 from clipkit import ImageClassifier, extract_features, load_features, read_table
 from clipkit.checkpoints.weights import read_weights
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from clipkit.training.run import RunConfig
 from tests.helpers import model_files, training_worker, weight_files
 from tests.helpers.models import RESNET, VIT, make_small_tokenizer, random_clip

@@ -13,7 +13,7 @@ from torch.utils.data import Dataset
 from clipkit import CLIP
 from clipkit.data import pictures
 from clipkit.data.pictures import list_images
-from clipkit.encode.embed import Features
+from clipkit.encode.features import Features
 from tests.helpers.toy_data import toy_config, two_colors
 
 IMAGES = 14

@@ -139,3 +139,12 @@ def test_equals_come_in_the_order_of_their_names() -> None:
     names = [f"{number:02}.jpg" for number in range(40)]
     store.add(names, np.repeat(unit(1, 9), 40, axis=0))
     assert [hit.name for hit in store.search(unit(1, 9), 40)[0]] == names
+
+
+@pytest.mark.parametrize(("left", "is_kept"), [(0, True), (-1, False)])
+def test_widened_features_are_kept_if_they_have_room(left: int, is_kept: bool) -> None:
+    store, features = filled(kept=1300 * D * 4 + left)
+    first = store.search(features[:1], 1)
+    assert store._wide is None  # a process that searches once has no use for them
+    assert store.search(features[:1], 1) == first
+    assert (store._wide is not None) == is_kept

@@ -1,0 +1,85 @@
+"""Work in threads: in the order of the items, and each with a share of torch's processors.
+
+Torch is imported where it is used, so that a search which needs no model can do without.
+"""
+
+from collections import deque
+from collections.abc import Callable, Generator, Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
+from threading import Thread
+from typing import TypeVar
+
+MOST = 8  # threads; more of them hold more memory, and fewer share more processors each
+
+_Item = TypeVar("_Item")
+_Result = TypeVar("_Result")
+
+
+def computing_threads() -> int:
+    """Return how many threads share the processors that torch may use."""
+    import torch
+
+    return min(MOST, torch.get_num_threads())
+
+
+@contextmanager
+def sharing_threads(count: int) -> Generator[ThreadPoolExecutor, None, None]:
+    """Give threads in which torch computes with a share of the processors.
+
+    By itself torch computes with all of them in each thread. Several threads at once would then
+    wait for each other all the time.
+
+    Args:
+        count: of the threads.
+
+    Example:
+        with sharing_threads(computing_threads()) as threads:
+            features = list(threads.map(encode, batches))
+    """
+    import torch
+
+    every = torch.get_num_threads()
+    share = max(1, every // count)
+    with ThreadPoolExecutor(count, initializer=_take_share, initargs=(share, every)) as threads:
+        yield threads
+
+
+def _take_share(share: int, every: int) -> None:
+    """Have torch compute with `share` processors in this thread, and in no other."""
+    import torch
+
+    torch.get_num_threads()  # the first question of a thread sets it to the number of the process
+    torch.set_num_threads(share)
+    # That changed the number of the process, too, which threads get that begin later. Another
+    # thread sets it back.
+    other = Thread(target=torch.set_num_threads, args=(every,))
+    other.start()
+    other.join()
+
+
+def in_order(
+    threads: ThreadPoolExecutor,
+    work: Callable[[_Item], _Result],
+    items: Iterable[_Item],
+    ahead: int,
+) -> Generator[_Result, None, None]:
+    """Yield what `work` makes of each item, in the order of the items.
+
+    Args:
+        threads: to work in.
+        work: what they do.
+        items: what they do it with.
+        ahead: items that are begun before the result of the first is taken.
+    """
+    waiting: deque[Future[_Result]] = deque()
+    try:
+        for item in items:
+            waiting.append(threads.submit(work, item))
+            if len(waiting) >= ahead:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        for future in waiting:
+            future.cancel()
