@@ -191,6 +191,50 @@ def test_two_writers_are_a_typed_error(folder: Path) -> None:
     assert index.update().added == 1
 
 
+WRITER = """
+import sys
+from pathlib import Path
+from tests.search.conftest import ColorModel
+from clipkit.search import Index
+
+class Waiting(ColorModel):
+    def encode_image(self, image):
+        features = super().encode_image(image)
+        if self.encoded == 4 + 5:
+            print("writing", flush=True)
+            sys.stdin.readline()
+        return features
+
+Index.build(Path(sys.argv[1]), Waiting(), workers=1, batch_size=1)
+"""
+
+
+@pytest.mark.parametrize("is_killed", [False, True])
+def test_another_process_that_writes_is_told_and_read_beside(is_killed: bool, folder: Path) -> None:
+    command = [sys.executable, "-c", WRITER, str(folder)]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    ) as writer:
+        assert writer.stdout is not None
+        assert writer.stdout.readline() == "writing\n"
+        message = f"process {writer.pid} is writing there. Wait until it has ended, end it"
+        reader = Index.open(folder, ColorModel())
+        for write in (reader.update, lambda: Index.build(folder, ColorModel())):
+            with pytest.raises(OutputError, match=message):
+                write()
+        if is_killed:
+            writer.kill()
+        writer.communicate()
+    kept = len(Index.open(folder))
+    assert kept < 9 if is_killed else kept == 9
+    model = ColorModel()
+    index = Index.build(folder, model)
+    assert model.encoded == 4 + 9 - kept
+    expected = Index.build(folder, ColorModel(), folder.parent / "at_once")
+    np.testing.assert_array_equal(index.features, expected.features)
+    assert not (index.folder / ".lock").exists()
+
+
 def test_a_writer_sees_what_another_wrote(folder: Path) -> None:
     first, second = Index.build(folder, ColorModel()), Index.open(folder, ColorModel())
     paint(folder / "one.png", "red", 8)
