@@ -89,14 +89,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
         main(["classify", "photo.jpg", "--labels", "cat", "dog"])
     """
     with lossless_streams():
-        words = sys.argv[1:] if arguments is None else arguments
-        parser = make_parser(words)
-        options = vars(parser.parse_args(arguments))
-        command: Command | None = options.pop("command")
-        if command is None:
-            parser.print_help()
-            return DONE
-        return _run(command, options)
+        try:
+            return _read_and_run(sys.argv[1:] if arguments is None else arguments)
+        except KeyboardInterrupt as interruption:  # which may come while a command is imported
+            warn(str(interruption) or "interrupted")
+            return INTERRUPTED
+
+
+def _read_and_run(words: Sequence[str]) -> int:
+    """Run the command of a command line."""
+    parser = make_parser(words)
+    options = vars(parser.parse_args(words))
+    command: Command | None = options.pop("command")
+    if command is None:
+        parser.print_help()
+        return DONE
+    return _run(command, options)
 
 
 def _run(command: Command, options: dict[str, Any]) -> int:
@@ -115,9 +123,6 @@ def _run(command: Command, options: dict[str, Any]) -> int:
             return DONE
         tell_error(f"a process or a connection of this command ended too early: {error}")
         return FAILED
-    except KeyboardInterrupt as interruption:
-        warn(str(interruption) or "interrupted")
-        return INTERRUPTED
     except (ClipkitError, OSError) as error:  # an OSError is a full disk, a folder without rights
         tell_error(in_options(str(error), names))
         with contextlib.suppress(OSError):

@@ -13,7 +13,7 @@ import pytest
 import clipkit
 from clipkit.cli import COMMANDS, main, make_parser
 from clipkit.commands import models
-from clipkit.commands.command import Command
+from clipkit.commands.command import Command, CommandEntry
 from clipkit.commands.train import EXAMPLE
 
 README = Path(__file__).parents[1] / "README.md"
@@ -97,6 +97,17 @@ def test_nothing_is_imported_for_commands_that_nobody_called() -> None:
         [sys.executable, "-c", program], capture_output=True, text=True, check=True
     )
     assert done.stdout == "False False\n"
+
+
+def test_ctrl_c_while_a_command_is_imported_ends_with_one_line_and_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupted(entry: CommandEntry) -> Command:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(CommandEntry, "load", interrupted)
+    assert main(["models"]) == 130
+    assert capsys.readouterr().err == "clipkit: interrupted\n"
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -7,10 +7,10 @@ import os
 import stat
 import sys
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, BinaryIO, cast
 
 from clipkit.commands.display import is_terminal, tell, warn
 from clipkit.data.decode import image_suffixes
@@ -154,24 +154,27 @@ def read_paths(source: str) -> list[str]:
     return ["./-" if path == STANDARD_INPUT else path for path in paths]  # in a list it is a file
 
 
-def read_lines(what: str) -> list[str]:
-    """Return the lines of standard input that are not empty.
+def read_lines(what: str) -> Iterator[str]:
+    """Yield the lines of standard input that are not empty, each as soon as it is there.
 
     Args:
         what: they are, for messages.
 
     Raises:
-        DataError: if there are none, or they are not UTF-8.
+        DataError: if there are none, or one is not UTF-8 or too long.
     """
-    content = _read_standard_input(what, _MAX_LIST)
-    try:
-        lines = content.decode("utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise DataError(f"standard input is not text in UTF-8: {error}") from error
-    found = [line.strip() for line in lines if line.strip()]
-    if not found:
+    stream = _open_standard_input(what)
+    is_empty = True
+    while content := _check_size(stream.readline(_MAX_LIST + 1), STANDARD_INPUT, _MAX_LIST):
+        try:
+            line = content.decode("utf-8").strip("\ufeff").strip()
+        except UnicodeDecodeError as error:
+            raise DataError(f"standard input is not text in UTF-8: {error}") from error
+        if line:
+            is_empty = False
+            yield line
+    if is_empty:
         raise DataError(f"standard input is empty, where {what} should be")
-    return found
 
 
 def read_labels(labels: list[str] | None, source: str | None) -> ClassNames:
@@ -288,12 +291,16 @@ def _read_list(source: str, what: str) -> bytes:
     return _check_size(content, source, _MAX_LIST)
 
 
-def _read_standard_input(what: str, limit: int) -> bytes:
+def _open_standard_input(what: str) -> BinaryIO:
     if sys.stdin is None or sys.stdin.closed:  # the shell's <&-
         raise DataError(f"standard input is closed, so {what} cannot be read from it")
     if is_terminal(sys.stdin):
         tell(f"Reading {what} from standard input; Ctrl-D ends it.")
-    content = _check_size(sys.stdin.buffer.read(limit + 1), STANDARD_INPUT, limit)
+    return sys.stdin.buffer
+
+
+def _read_standard_input(what: str, limit: int) -> bytes:
+    content = _check_size(_open_standard_input(what).read(limit + 1), STANDARD_INPUT, limit)
     if not content:
         raise DataError(f"standard input is empty, where {what} should be")
     return content

@@ -2,6 +2,7 @@
 
 from os.path import exists
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -23,10 +24,7 @@ def load_model(choice: ModelChoice, dtype: torch.dtype | None = None) -> CLIP:
     Raises:
         ConfigError: if a revision is asked for where there is none.
     """
-    if choice.revision is not None and (choice.model in (None, "tiny") or exists(choice.model)):
-        raise ConfigError(
-            f"--revision is of hub repositories, and {choice.model or 'tiny'} is none: leave it out"
-        )
+    name, options = _source_of(choice)
     if choice.model is not None and exists(Path(choice.model, HEAD)):
         warn(
             f"{choice.model} is a fitted classifier, and only its model is used here: "
@@ -34,18 +32,7 @@ def load_model(choice: ModelChoice, dtype: torch.dtype | None = None) -> CLIP:
         )
     if choice.model is None and distributed.is_first():
         tell("Using the small embedded model 'tiny'; --model ViT-L/14 takes a published one.")
-    model = CLIP.from_pretrained(
-        choice.model or "tiny",
-        device=choice.device,
-        dtype=dtype,
-        config=read_config(choice.config),
-        activation=choice.activation,
-        head_width=choice.head_width,
-        revision=choice.revision,
-        cache_dir=choice.cache_dir,
-        # The shortest fits any model; how long its rows are to be is known afterwards.
-        tokenizer=read_tokenizer(choice.tokenizer, context_length=2),
-    )
+    model = CLIP.from_pretrained(name, **options, device=choice.device, dtype=dtype)
     tokenizer = read_tokenizer(choice.tokenizer, model.context_length)
     if tokenizer is not None:
         model.tokenizer = tokenizer
@@ -53,18 +40,35 @@ def load_model(choice: ModelChoice, dtype: torch.dtype | None = None) -> CLIP:
 
 
 def load_text_tower(choice: ModelChoice) -> TextTower:
-    """Load the text tower alone of the model that was chosen, which must have a name."""
-    checkpoint = load_checkpoint(
-        choice.model or "tiny",
-        config=read_config(choice.config),
-        activation=choice.activation,
-        head_width=choice.head_width,
-        revision=choice.revision,
-        cache_dir=choice.cache_dir,
-        tokenizer=read_tokenizer(choice.tokenizer, context_length=2),
-    )
+    """Load the text tower alone of the model that was chosen, which must have a name.
+
+    Raises:
+        ConfigError: as `load_model`.
+    """
+    name, options = _source_of(choice)
+    checkpoint = load_checkpoint(name, **options)
     tokenizer = read_tokenizer(choice.tokenizer, checkpoint.config.text.context_length)
     return text_tower_of(checkpoint, tokenizer, choice.device)
+
+
+def _source_of(choice: ModelChoice) -> tuple[str, dict[str, Any]]:
+    """Return the name of the model that was chosen, and the options of `load_checkpoint`.
+
+    Raises:
+        ConfigError: if a revision is asked for where there is none.
+    """
+    name = choice.model or "tiny"
+    if choice.revision is not None and (name == "tiny" or exists(name)):
+        raise ConfigError(f"--revision is of hub repositories, and {name} is none: leave it out")
+    return name, {
+        "config": read_config(choice.config),
+        "activation": choice.activation,
+        "head_width": choice.head_width,
+        "revision": choice.revision,
+        "cache_dir": choice.cache_dir,
+        # The shortest fits any model; how long its rows are to be is known afterwards.
+        "tokenizer": read_tokenizer(choice.tokenizer, context_length=2),
+    }
 
 
 def read_config(config: str | None) -> str | CLIPConfig | None:

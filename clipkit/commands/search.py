@@ -1,7 +1,6 @@
 """`clipkit search`, `similar`, `duplicates` and `index`: find images in a folder."""
 
 import argparse
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,7 @@ from clipkit.plurals import number_of
 from clipkit.search.collection import Collection
 from clipkit.search.results import Results
 from clipkit.search.sheet import write_sheet
-
-_TOP = 10  # images, where nothing else says how many
+from clipkit.search.store import matches
 
 
 def _add_search(parser: argparse.ArgumentParser) -> None:
@@ -64,17 +62,20 @@ def search_command(
         0 if images were found for each query, 1 if for one of them there were none.
     """
     _check_top(top)
-    queries = list(_queries(query))
-    if html is not None and len(queries) > 1:
-        raise ConfigError("--html shows the results of one query: give one")
+    several = query == STANDARD_INPUT
+    queries = read_lines("queries") if several else [query]
+    if html is not None:
+        queries = list(queries)
+        if len(queries) > 1:
+            raise ConfigError("--html shows the results of one query: give one")
     collection = open_index(source)
     code = DONE
-    several = query == STANDARD_INPUT
-    for one in queries:
+    for one in queries:  # each is answered before the next is read
         try:
-            found = collection.search(
+            results = collection.search(
                 one,
-                _count(top, threshold, collection),
+                top,
+                threshold=threshold,
                 where=where,
                 templates=None if templates is None else read_templates(templates),
             )
@@ -84,9 +85,8 @@ def search_command(
             warn(f"skipped: {one}: {error}")
             code = SOME_LEFT_OUT
             continue
-        results = _above(found, threshold)
         if not results:
-            tell(_why_none(one, found, collection))
+            tell(_why_none(one, where, collection))
             code = SOME_LEFT_OUT
         print_results(
             results,
@@ -127,8 +127,9 @@ def similar(
     """Print the images nearest to one image, without that image."""
     _check_top(top)
     collection = open_index(source)
-    found = collection.similar(image, _count(top, threshold, collection), where=where)
-    results = _above(found, threshold)
+    results = collection.similar(image, top, threshold=threshold, where=where)
+    if not results:
+        tell(_why_none(str(image), where, collection))
     print_results(results, as_json=as_json, only_paths=paths, null=null)
     if html is not None:
         _write_html(results, html, str(image), collection)
@@ -205,7 +206,7 @@ def _add_choice(parser: argparse.ArgumentParser) -> None:
         "--top",
         type=int,
         metavar="N",
-        help=f"images to show (default: {_TOP}; all above the threshold, if there is one)",
+        help="images to show (default: 10; all above the threshold, if there is one)",
     )
     parser.add_argument(
         "--threshold",
@@ -230,32 +231,15 @@ def _check_top(top: int | None) -> None:
         raise ConfigError(f"--top must be at least 1, not {top}")
 
 
-def _count(top: int | None, threshold: float | None, collection: Collection) -> int:
-    """Return how many results to ask for."""
-    if top is not None:
-        return top
-    return _TOP if threshold is None else max(1, len(collection))
-
-
-def _above(results: Results, threshold: float | None) -> Results:
-    """Return the results above a z-score."""
-    if threshold is None:
-        return results
-    return Results([one for one in results if one.z >= threshold])
-
-
-def _why_none(query: str, found: Results, collection: Collection) -> str:
+def _why_none(query: str, where: str | None, collection: Collection) -> str:
     """Return why there is nothing to show."""
-    if found:
-        return f"No image is that near to {query!r}."
-    return "No path matches --where." if len(collection) else "No image can be searched."
-
-
-def _queries(query: str) -> Iterator[str]:
-    if query != STANDARD_INPUT:
-        yield query
-        return
-    yield from read_lines("queries")
+    names = collection.names
+    if not names:
+        return "No image can be searched."
+    if where is not None and not matches(names, where).any():
+        examples = " and ".join(map(repr, dict.fromkeys((names[0], names[-1]))))
+        return f"No path matches --where {where!r}. Paths of this index are such as {examples}."
+    return f"No image is that near to {query!r}."
 
 
 def _write_html(results: Results, path: Path, query: str, collection: Collection) -> None:

@@ -3,7 +3,7 @@
 import fnmatch
 import os
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Container, Iterator, Sequence
 from pathlib import Path
 
 from clipkit.data.decode import image_suffixes
@@ -74,19 +74,37 @@ def list_images(
     Example:
         files = list_images("photos", exclude=["thumbnails"])
     """
+    files = find_files(folder, image_suffixes(), exclude=exclude, include_hidden=include_hidden)
+    return sorted(files)
+
+
+def find_files(
+    folder: str | os.PathLike[str],
+    suffixes: Container[str],
+    *,
+    exclude: Sequence[str] = (),
+    include_hidden: bool = False,
+) -> Iterator[Path]:
+    """Yield the files of some endings in a folder and in the folders below it, in any order.
+
+    Args:
+        folder: where to look.
+        suffixes: endings of names, such as ".jpg", in lower case.
+        exclude, include_hidden: as in `list_images`.
+
+    Raises:
+        ConfigError, DataError: as `list_images`, when the first file is asked for.
+    """
     if isinstance(exclude, str):  # its letters would be the patterns
         raise ConfigError(f"exclude must be a list of patterns, such as [{exclude!r:.99}]")
     root = check_folder(folder)
-    suffixes = image_suffixes()
     is_left_out = _left_out(root, exclude, include_hidden)
-    found: list[Path] = []
     for parent, files in _walk(root, is_left_out):
         for name in files:
             path = Path(parent, name)
-            is_image = path.suffix.lower() in suffixes
-            if is_image and not is_left_out(parent, name) and path.is_file():
-                found.append(path)
-    return sorted(found)
+            is_wanted = path.suffix.lower() in suffixes
+            if is_wanted and not is_left_out(parent, name) and path.is_file():
+                yield path
 
 
 def _left_out(

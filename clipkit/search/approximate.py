@@ -45,6 +45,7 @@ def open_graph(folder: Path, memory: MemoryStore, entries: Entries) -> UsearchSt
     with UsearchStore(own, width=memory.width) as store:
         if store.mark != mark:
             _bring_up_to_date(store, memory, entries)
+            own.mkdir(exist_ok=True)  # where no image can be searched there is none yet
             entries.write(_copy_in(own, mark))
             store.save(mark)
             _remove_other_copies(own, mark)

@@ -16,34 +16,58 @@ from typing import Any, cast
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.errors import DataError
-from clipkit.files import replacing
+from clipkit.errors import DataError, OutputError
+from clipkit.files import check_output, replacing
 
 Arrays = dict[str, NDArray[Any]]
 
 _DTYPES = {"F16": "<f2", "F32": "<f4", "I64": "<i8", "U8": "|u1"}
+_KINDS = {np.dtype(dtype[1:]): kind for kind, dtype in _DTYPES.items()}
 _MAX_HEADER = 1 << 20  # bytes; ours have a few hundred
 
 
 def write_arrays(arrays: Mapping[str, NDArray[Any]], path: str | os.PathLike[str]) -> None:
     """Write arrays as safetensors, whole or not at all, and wait until they are on the disk.
 
+    They go from their own memory to the file. Only one that is not contiguous is copied before.
+
     Args:
         arrays: float16, float32, int64 or uint8, by name.
-        path: the file, which is replaced if it exists.
+        path: the file, which is replaced if it exists. Its folder must be there: that of an index
+            may be removed while it is written, and must not come back with a part of it.
 
     Raises:
         OutputError: if it cannot be written. One that was there is then still there.
     """
-    import safetensors.numpy
+    path = Path(path)
+    check_output(path)
+    check_there(path.parent)
+    # The widest numbers come first, so that each array begins at a multiple of its own width.
+    ordered = sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0]))
+    header: dict[str, Any] = {}
+    end = 0
+    for name, array in ordered:
+        start, end = end, end + array.nbytes
+        kind = _KINDS[array.dtype]
+        header[name] = {"dtype": kind, "shape": array.shape, "data_offsets": (start, end)}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with replacing(path) as partial, open(partial, "wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, array in ordered:
+            whole = np.ascontiguousarray(array).astype(_DTYPES[_KINDS[array.dtype]], copy=False)
+            file.write(whole.reshape(-1).view(np.uint8).data)
+        file.flush()
+        os.fsync(file.fileno())
 
-    with replacing(path) as partial:
-        partial.touch()
-        mode = partial.stat().st_mode  # safetensors narrows it to the owner
-        whole = {name: np.ascontiguousarray(array) for name, array in arrays.items()}
-        safetensors.numpy.save_file(whole, partial)
-        partial.chmod(mode)
-        sync(partial)
+
+def check_there(folder: Path) -> None:
+    """Raise `OutputError` if the folder of an index is not there any more."""
+    if not folder.is_dir():
+        raise OutputError(
+            f"the folder {str(folder)!r} was removed while it was written, so nothing is kept of "
+            "it: run this again if its images are still there"
+        )
 
 
 def sync(path: Path) -> None:

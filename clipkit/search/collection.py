@@ -6,10 +6,10 @@ than a search in 100,000 images.
 
 import math
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cached_property
-from pathlib import Path, PurePath
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, SupportsIndex
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,21 +18,25 @@ from clipkit.errors import ConfigError, DataError
 from clipkit.files import spell_path
 from clipkit.prompts import Templates, render
 from clipkit.search.arrays import map_arrays
-from clipkit.search.duplicates import find_duplicates
+from clipkit.search.duplicates import find_duplicates, of_several_files
 from clipkit.search.encoder import Encoder
 from clipkit.search.entries import NO_ROW, Entries
 from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
 from clipkit.search.memory import Halves, MemoryStore
 from clipkit.search.probe import check_images, check_texts
-from clipkit.search.query import Term, read_query
-from clipkit.search.results import Duplicates, Result, Results
+from clipkit.search.query import Term, find_image, read_query
+from clipkit.search.results import Duplicates, Result, Results, above, check_threshold
 from clipkit.search.scan import Scan, absolute_paths, scan_folder, scan_list
+from clipkit.search.spelling import Spelling
 from clipkit.search.store import Floats, Hit, Store, check_count
 from clipkit.search.texts import TextCache
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from clipkit.search.query import QueryLike
 
+_TOP = 10  # images, where nothing else says how many
 _SAMPLE = 4096  # features by which the spread of a query over a large collection is estimated
 _TRIES = 5  # to read a state while another process replaces it
 
@@ -76,32 +80,43 @@ class Collection:
     @cached_property
     def memory(self) -> MemoryStore:
         """The features of the index, mapped from its files."""
-        names = self._names()
-        if not names:
+        if not self.names:
             return MemoryStore(self.manifest.width)
         rows = self.entries.rows
-        return MemoryStore.of(self._blocks, names, rows[rows != NO_ROW])
+        return MemoryStore.of(self._blocks, self.names, rows[rows != NO_ROW])
+
+    @cached_property
+    def names(self) -> list[str]:
+        """How the index spells the paths of all images that can be found, in order.
+
+        They lie below the folder of the images, or are absolute if these were given as a list.
+        """
+        rows: list[int] = self.entries.rows.tolist()
+        every = zip(self.entries.paths, rows, strict=True)
+        return [name for name, row in every if row != NO_ROW]
 
     @property
     def paths(self) -> list[str]:
         """The paths of all images that can be found, in order, as they can be opened from here."""
-        return [self._path_of(name) for name in self._names()]
+        return [self._spelling.path_of(name) for name in self.names]
 
     @property
     def features(self) -> Floats:
         """The features of the images, (n, D) float32, in the order of `paths`."""
-        return self.memory.features(self._names())
+        return self.memory.features(self.names)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
         """The images that could not be read, and why."""
-        return [(self._path_of(name), why) for name, why in self.entries.problems.items()]
+        path_of = self._spelling.path_of
+        return [(path_of(name), why) for name, why in self.entries.problems.items()]
 
     def search(
         self,
         query: "QueryLike",
-        k: int = 10,
+        k: SupportsIndex | None = None,
         *,
+        threshold: float | None = None,
         where: str | None = None,
         templates: Templates | None = None,
     ) -> Results:
@@ -110,8 +125,10 @@ class Collection:
         Args:
             query: a text such as "a cat in jeans" or "2 * dog - indoor + photo.jpg"; a path or a
                 PIL image; or a `Term` or several. Features of several terms are added up by their
-                weights.
-            k: how many images.
+                weights. An image that is not where its path leads is looked for below the folder
+                of the index.
+            k: how many images; if not given 10, or all above the threshold if there is one.
+            threshold: the lowest z-score of an image that is found, such as 3 (see `Result`).
             where: a pattern of paths below the folder, such as "2024/*.jpg".
             templates: texts around each text of the query, whose features are averaged, or the name
                 of a prompt set such as "imagenet"; each text as it is if not given.
@@ -121,29 +138,40 @@ class Collection:
                 the query needs one.
             ImageError: if an image of the query cannot be read.
         """
-        feature = self.feature_of(query, templates)
-        return self._search(feature, k, where)
+        count = self._count(k, threshold)
+        results = self._search(self.feature_of(query, templates), count, where)
+        return above(results, threshold)
 
     def similar(
-        self, path: str | os.PathLike[str], k: int = 10, *, where: str | None = None
+        self,
+        image: "str | os.PathLike[str] | Image",
+        k: SupportsIndex | None = None,
+        *,
+        threshold: float | None = None,
+        where: str | None = None,
     ) -> Results:
         """Return the images nearest to one image, without that image.
 
         Args:
-            path: of an image of the collection, which needs no model, or of any other.
-            k, where: as in `search`.
+            image: a path of the collection, which needs no model, or any other path or PIL image.
+            k, threshold, where: as in `search`.
         """
-        check_count(k)
-        place = self._place_of(Path(path))
-        own = None if place is None else self._path_of(self.entries.paths[place])
-        found = self._search(self.feature_of(Path(path)), k + 1, where)
-        return Results([result for result in found if result.path != own][:k])
+        count = self._count(k, threshold)
+        own = None
+        if isinstance(image, str | os.PathLike):
+            image = find_image(Path(image), self._spelling.root)
+            place = self._spelling.place_of(image)
+            own = None if place is None else self._spelling.path_of(self.entries.paths[place])
+        found = self._search(self.feature_of(image), count + 1, where)
+        others = [result for result in found if result.path != own]
+        return above(Results(others[:count]), threshold)
 
     def duplicates(self, threshold: float = 0.96) -> list[Duplicates]:
         """Return groups of images that look alike.
 
         Each image of a group is as near to another one of it as the threshold says, so that the two
-        ends of a long chain may differ. Every image is compared with every other, which takes time
+        ends of a long chain may differ. Of paths that lead to one file through links, a group has
+        the first alone. Every image is compared with every other, which takes time
         that grows with the square of their number.
 
         Args:
@@ -154,23 +182,19 @@ class Collection:
             ConfigError: if the threshold is out of its range.
         """
         groups = find_duplicates(self.memory, threshold)
-        return [
-            Duplicates([self._path_of(name) for name in group.paths], group.cosine)
-            for group in groups
-        ]
+        path_of = self._spelling.path_of
+        return of_several_files(
+            [Duplicates(list(map(path_of, group.paths)), group.cosine) for group in groups]
+        )
 
     def feature_of(self, query: "QueryLike", templates: Templates | None = None) -> Floats:
         """Return the feature of a query, (D,) float32 of unit length. Arguments: see `search`."""
         total = np.zeros(self.manifest.width, np.float64)
-        for term in read_query(query):
+        for term in read_query(query, self._spelling.root):
             total += term.weight * self._feature_of_term(term, templates)
         if float(np.linalg.norm(total)) < 1e-6:
             raise ConfigError(f"the terms of the query cancel each other out: {query!r:.300}")
         return _unit(total)
-
-    def needs_model(self, query: "QueryLike", templates: Templates | None = None) -> bool:
-        """Return whether a query holds a text that was not asked before, or an unknown image."""
-        return any(self._known(term, templates) is None for term in read_query(query))
 
     def scan(self, images: Iterable[str | os.PathLike[str]] | None = None) -> Scan:
         """Return what differs between the index and its files, without changing it.
@@ -180,19 +204,18 @@ class Collection:
 
         Raises:
             ConfigError: if a list is given for an index of a folder.
-            DataError: if the folder is gone, or empty where it was not.
+            DataError: if the folder is gone, or empty where it was not; or nothing of a list is
+                there.
         """
-        if self._root is None:
-            listed = self.entries.paths
-            if images is not None:
-                listed = absolute_paths(images)
-            return scan_list(listed, self.entries)
+        root = self._spelling.root
+        if root is None:
+            if images is None:
+                return scan_list(self.entries.paths, self.entries)
+            return scan_list(absolute_paths(images), self.entries, is_given=True)
         if images is not None:
-            raise ConfigError(f"this index is of the folder {self._root}, and takes no list")
+            raise ConfigError(f"this index is of the folder {root}, and takes no list")
         manifest = self.manifest
-        return scan_folder(
-            Path(self._root), self.entries, manifest.exclude, manifest.include_hidden
-        )
+        return scan_folder(Path(root), self.entries, manifest.exclude, manifest.include_hidden)
 
     def _read(self) -> None:
         """Read the present state. Another process may replace it at the same time."""
@@ -205,7 +228,7 @@ class Collection:
             except DataError:
                 if attempt == _TRIES - 1 or Manifest.read(self.folder) == self.manifest:
                     raise
-        for name in ("memory", "_sample"):  # of the state before
+        for name in ("memory", "names", "_sample", "_spelling"):  # of the state before
             self.__dict__.pop(name, None)
         rows = sum(map(len, self._blocks))
         if len(self.entries) and not self.entries.rows.max() < rows:
@@ -224,59 +247,19 @@ class Collection:
             )
         return features
 
-    def _names(self) -> list[str]:
-        """Return the name of each image that can be found, in order."""
-        rows: list[int] = self.entries.rows.tolist()
-        every = zip(self.entries.paths, rows, strict=True)
-        return [name for name, row in every if row != NO_ROW]
-
     @cached_property
-    def _root(self) -> str | None:
-        """The folder of the images, or None if they were given as a list."""
-        if self.manifest.root is None:
-            return None
-        return os.path.normpath(os.path.join(self.folder, self.manifest.root))
-
-    def _path_of(self, name: str) -> str:
-        return name if self._root is None else os.path.normpath(os.path.join(self._root, name))
-
-    def _name_of(self, path: Path) -> str | None:
-        """Return how the index spells a path, or None if it has no feature of it."""
-        place = self._place_of(path)
-        if place is None or self.entries.rows[place] == NO_ROW:
-            return None
-        return self.entries.paths[place] if self._is_unchanged(path, place) else None
-
-    def _place_of(self, path: Path) -> int | None:
-        """Return the place of a path among the entries, which may lead there through links."""
-        place = self.entries.places.get(self._spell(os.path.abspath(path), os.path.abspath))
-        if place is None:
-            real = self._spell(os.path.realpath(path), os.path.realpath)
-            place = self.entries.places.get(real)
-        return place
-
-    def _spell(self, path: str, spell_root: Callable[[str], str]) -> str:
-        """Return how the index would spell an absolute path."""
-        if self._root is None:
-            return path
-        root = PurePath(spell_root(self._root))
-        return PurePath(path).relative_to(root).as_posix() if root in PurePath(path).parents else ""
-
-    def _is_unchanged(self, path: Path, place: int) -> bool:
-        """Return whether a file is what it was when it was encoded; one that is gone is, too."""
-        try:
-            about = path.stat()
-        except OSError:
-            return True
-        known = (self.entries.sizes[place], self.entries.modified[place])
-        return (about.st_size, about.st_mtime_ns) == known
+    def _spelling(self) -> Spelling:
+        root = self.manifest.root
+        if root is not None:
+            root = os.path.normpath(os.path.join(self.folder, root))
+        return Spelling(root, self.entries)
 
     def _known(self, term: Term, templates: Templates | None) -> Floats | None:
         """Return the feature of a term, (D,), if that needs no model; else None."""
         if isinstance(term.content, str):
             return self._texts.get(_prompts_of(term.content, templates))
         if isinstance(term.content, Path):
-            name = self._name_of(term.content)
+            name = self._spelling.name_of(term.content)
             return None if name is None else _unit(self.memory.features([name])[0])
         return None
 
@@ -312,8 +295,14 @@ class Collection:
     def _texts(self) -> TextCache:
         return TextCache(self.folder, self.manifest.width)
 
+    def _count(self, k: SupportsIndex | None, threshold: float | None) -> int:
+        """Return how many images to ask for."""
+        check_threshold(threshold)
+        if k is not None:
+            return check_count(k)
+        return _TOP if threshold is None else max(1, len(self))
+
     def _search(self, feature: Floats, k: int, where: str | None) -> Results:
-        check_count(k)
         if where is not None and not isinstance(where, str):
             raise ConfigError(f"where must be a pattern of paths, not {where!r:.99}")
         queries = feature[None]  # (1, D)
@@ -331,7 +320,7 @@ class Collection:
         spread = float(cosines.std(dtype=np.float64)) if len(cosines) else 0.0
         return [
             Result(
-                path=self._path_of(hit.name),
+                path=self._spelling.path_of(hit.name),
                 cosine=hit.cosine,
                 z=(hit.cosine - mean) / spread if spread > 0 else math.nan,
             )
@@ -341,8 +330,7 @@ class Collection:
     @cached_property
     def _sample(self) -> Floats:
         """Features from all over the collection, (n, D) float32."""
-        names = self._names()
-        return self.memory.features(names[:: max(1, len(names) // _SAMPLE)])
+        return self.memory.features(self.names[:: max(1, len(self.names) // _SAMPLE)])
 
 
 def find_index(folder: str | os.PathLike[str]) -> Path:

@@ -1,5 +1,8 @@
 """Find images that look alike among all pairs of a collection."""
 
+import os
+from collections.abc import Sequence
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -38,6 +41,27 @@ def find_duplicates(store: MemoryStore, threshold: float) -> list[Duplicates]:
         Duplicates([names[place] for place in places], cosine)
         for places, cosine in groups.of_several()
     ]
+
+
+def of_several_files(groups: Sequence[Duplicates]) -> list[Duplicates]:
+    """Return groups of paths with one path for each file. What is then alone is no group."""
+    found: list[Duplicates] = []
+    for group in groups:
+        firsts: dict[object, str] = {}
+        for path in group.paths:
+            firsts.setdefault(_file_at(path), path)
+        if len(firsts) > 1:
+            found.append(Duplicates(list(firsts.values()), group.cosine))
+    return found
+
+
+def _file_at(path: str) -> object:
+    """Return what is the same for all links to one file, be they symbolic or hard."""
+    try:
+        about = os.stat(path)
+    except OSError:
+        return path
+    return (about.st_dev, about.st_ino) if about.st_ino else path  # not all file systems count
 
 
 def _join(groups: "_Groups", cosines: Floats, row: int, column: int, threshold: float) -> None:

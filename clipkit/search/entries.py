@@ -24,8 +24,8 @@ class Entry(NamedTuple):
     """Hold one image."""
 
     path: str  # as the index spells it: below the folder, or as it was given
-    size: int  # bytes
-    modified: int  # nanoseconds since 1970
+    size: int  # bytes; -1 if a list has it, and nothing is there
+    modified: int  # nanoseconds since 1970; -1 likewise
     digest: bytes  # of the content; zeros where that could not be read
     row: int  # of its feature, or `NO_ROW`
     problem: str = ""  # why it could not be read

@@ -7,8 +7,9 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
-from clipkit.data.folders import list_images
-from clipkit.errors import ConfigError
+import numpy as np
+
+from clipkit.errors import ConfigError, DataError
 from clipkit.files import lock
 from clipkit.plurals import number_of
 from clipkit.search.approximate import open_graph
@@ -20,8 +21,8 @@ from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
 from clipkit.search.model_encoder import ModelEncoder, SearchModel
 from clipkit.search.probe import check_images, write_probe
 from clipkit.search.reading import choose_workers
-from clipkit.search.scan import Scan, absolute_paths
-from clipkit.search.store import Store
+from clipkit.search.scan import Scan, absolute_paths, check_folder_has_images, check_list
+from clipkit.search.store import Store, check_count
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -64,7 +65,9 @@ class Index(Collection):
         it was. Images that cannot be read are left out, and are listed in `index.skipped`.
 
         Args:
-            images: a folder, or paths of images.
+            images: a folder, or paths of images. A path at which there is nothing is listed in
+                `index.skipped`, as an image that cannot be read; that of an image which goes away
+                later is forgotten by `update`.
             model: a CLIP.
             out: the folder of the index. If not given it is `.clipkit` in the folder of the images,
                 and moves along with it.
@@ -77,10 +80,12 @@ class Index(Collection):
             progress: whether to show a bar.
 
         Raises:
-            ConfigError: if there is no image, the index is of another model or folder, or `out` is
-                missing for a list.
-            DataError: if there is no such folder, or the index is damaged.
-            OutputError: if the index cannot be written, or another process is writing it.
+            ConfigError: if there is no image, the index is of another model or folder, `out` is
+                missing for a list, or `workers` or `batch_size` is impossible.
+            DataError: if there is no such folder, nothing at any path of the list, or the index is
+                damaged.
+            OutputError: if the index cannot be written, another process is writing it, or its
+                folder is removed meanwhile.
         """
         encoder = ModelEncoder(model)
         root, paths = _take_apart(images)
@@ -92,6 +97,8 @@ class Index(Collection):
                 "a list of images: leave them out"
             )
         folder = Path(out) if out is not None else Path(root or "") / FOLDER
+        choose_workers(workers)  # before anything is written
+        check_count(batch_size, "batch_size")
         _check_images(root, paths, exclude, include_hidden)
         with lock(folder):
             _prepare(folder, encoder, root, model_name, exclude, include_hidden)
@@ -148,16 +155,17 @@ class Index(Collection):
         its content, and is not encoded again.
 
         Args:
-            images: of an index of a list: the new list. The old one if not given.
+            images: of an index of a list: the new list, as in `build`. The old one if not given.
             workers, batch_size, progress: as in `build`.
 
         Raises:
             ConfigError: if there are new images and no model, or the model is another one.
             DataError: if the folder is gone, or empty where it was not.
-            OutputError: if the index cannot be written, or another process is writing it.
+            OutputError: if the index cannot be written, another process is writing it, or its
+                folder is removed meanwhile.
         """
-        if batch_size < 1:
-            raise ConfigError(f"batch_size must be at least 1, not {batch_size}")
+        batch_size = check_count(batch_size, "batch_size")
+        Manifest.read(self.folder)  # or the lock would bring a folder back that was removed
         with lock(self.folder):
             self._read()  # another process may have written meanwhile
             scan = self.scan(images)
@@ -177,12 +185,18 @@ class Index(Collection):
         self._refresh_graph()
         return changes
 
-    def copy_to(self, store: Store, *, progress: bool = False) -> None:
+    def copy_to(self, store: Store, *, remove_others: bool = False, progress: bool = False) -> None:
         """Add all features to a store, under the paths of the images below the folder.
 
         Args:
             store: such as `UsearchStore` or `PostgresStore`. Open the index with it afterwards.
+            remove_others: whether to remove what the store has beyond the index, such as images
+                that went away since the last copy, so that it ends equal to the index. If not,
+                that stays, for other programs may have put it there.
             progress: whether to show a bar.
+
+        Raises:
+            DataError: if the store does not find all that it has, so that others are left in it.
         """
         from tqdm import tqdm
 
@@ -190,6 +204,8 @@ class Index(Collection):
             for names, features in self.memory.blocks():
                 store.add(names, features)
                 bar.update(len(names))
+        if remove_others and len(store) > len(self):
+            _remove_others(store, self.memory.width, set(self.names))
 
     def _refresh_graph(self) -> None:
         """Bring the graph up to date with the index, if there is one."""
@@ -210,6 +226,19 @@ class Index(Collection):
         return self._encoder
 
 
+def _remove_others(store: Store, width: int, names: set[str]) -> None:
+    """Remove all names from a store but some. A search for as many as it has finds them."""
+    query = np.zeros((1, width), np.float32)
+    query[0, 0] = 1
+    (hits,) = store.search(query, len(store))
+    store.remove([hit.name for hit in hits if hit.name not in names])
+    if len(store) > len(names):
+        raise DataError(
+            f"the store still has {number_of(len(store) - len(names), 'image')} beyond the index: "
+            "its search does not find all that it has"
+        )
+
+
 def _bar(scan: Scan, progress: bool) -> "tqdm[NoReturn]":
     """Return a bar for the images to read, which tells images a second and the time left."""
     from tqdm import tqdm
@@ -227,14 +256,13 @@ def _take_apart(images: Paths) -> tuple[Path | None, list[str] | None]:
 def _check_images(
     root: Path | None, paths: list[str] | None, exclude: Sequence[str], include_hidden: bool
 ) -> None:
-    """Raise `ConfigError` if there is no image, before an index is made of it."""
+    """Raise `ConfigError` or `DataError` if there is no image, before an index is made of it."""
     if root is not None:
-        paths = [
-            str(path) for path in list_images(root, exclude=exclude, include_hidden=include_hidden)
-        ]
-    if not paths:
-        where = "the list" if root is None else str(root)
-        raise ConfigError(f"an index needs at least one image, and there is none in {where}")
+        check_folder_has_images(root, exclude, include_hidden)
+    elif not paths:
+        raise ConfigError("an index needs at least one image, and there is none in the list")
+    else:
+        check_list(paths)
 
 
 def _prepare(

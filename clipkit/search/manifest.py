@@ -12,6 +12,7 @@ from typing import Any, cast
 
 from clipkit.errors import DataError
 from clipkit.files import read_json, write_json
+from clipkit.search.arrays import check_there
 
 MANIFEST = "manifest.json"
 FOLDER = ".clipkit"  # of an index that lies in the folder of its images
@@ -76,7 +77,12 @@ class Manifest:
         return manifest
 
     def write(self, folder: Path) -> None:
-        """Replace the manifest in a folder."""
+        """Replace the manifest in a folder.
+
+        Raises:
+            OutputError: if it cannot be written, or the folder is not there any more.
+        """
+        check_there(folder)
         write_json({"format": _FORMAT, "version": _VERSION, **asdict(self)}, folder / MANIFEST)
 
     def remove_others(self, folder: Path) -> None:

@@ -171,7 +171,7 @@ class PostgresStore:
             DataError: if queries are of another width or not of unit length, or the server is gone.
             ConfigError: if `k` is no positive integer.
         """
-        check_count(k)
+        k = check_count(k)
         checked = check_features(queries, self.width)
         self._session.set_expansion(min(max(self._expansion, k + _SLACK), _MAX_EXPANSION))
         return [self._search(query, k, where) for query in checked]

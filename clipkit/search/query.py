@@ -12,7 +12,7 @@ is a whole query that is the path of a file. Quotes make a text of whatever is i
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Real
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias, cast
@@ -44,11 +44,12 @@ class Term:
     weight: float = 1.0
 
 
-def read_query(query: "QueryLike") -> list[Term]:
+def read_query(query: "QueryLike", root: str | None = None) -> list[Term]:
     """Return the terms of a query.
 
     Args:
         query: a text with weights and signs; a path or a PIL image; or a term or several.
+        root: a folder in which images are looked for, too, if they are not where their paths lead.
 
     Raises:
         ConfigError: if it is empty, or a part of it is.
@@ -58,7 +59,7 @@ def read_query(query: "QueryLike") -> list[Term]:
         [Term(content='dog', weight=2.0), Term(content='indoor', weight=-1.0)]
     """
     if isinstance(query, str):
-        terms = _parse(query)
+        terms = _parse(query, root)
     elif isinstance(query, os.PathLike):
         terms = [Term(Path(query))]
     elif isinstance(query, Term):
@@ -77,13 +78,26 @@ def read_query(query: "QueryLike") -> list[Term]:
             raise ConfigError(
                 f"a weight must be from {_LEAST_WEIGHT:.5f} to {_MOST_WEIGHT:,.0f}: {term!r:.99}"
             )
-    return terms
+    return [
+        replace(term, content=find_image(term.content, root))
+        if isinstance(term.content, Path)
+        else term
+        for term in terms
+    ]
 
 
-def _parse(query: str) -> list[Term]:
+def find_image(path: Path, root: str | None) -> Path:
+    """Return the path of an image: as it is, or below a folder if it is there and not here."""
+    if root is None or os.path.lexists(path):
+        return path
+    inside = Path(root, path)  # an absolute path stays what it is
+    return inside if os.path.isfile(inside) else path
+
+
+def _parse(query: str, root: str | None) -> list[Term]:
     """Return the terms of a text, or the one image that it is the path of."""
-    if _is_image(query) and os.path.isfile(query):  # "beach - Copy.jpg" is no difference
-        return [Term(Path(query))]
+    if _is_image(query) and os.path.isfile(find_image(Path(query), root)):
+        return [Term(Path(query))]  # "beach - Copy.jpg" is no difference
     terms: list[Term] = []
     sign, start = "+", 0
     for joint in _JOINT.finditer(query):

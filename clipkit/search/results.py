@@ -1,9 +1,12 @@
 """Hold what a search found."""
 
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from numbers import Real
 
 from clipkit.columns import align
+from clipkit.errors import ConfigError
 from clipkit.visible import visible
 
 
@@ -57,6 +60,21 @@ class Results:
     def paths(self) -> list[str]:
         """The paths, the best first."""
         return [result.path for result in self._results]
+
+
+def above(results: Results, threshold: float | None) -> Results:
+    """Return the results that have at least a z-score; all of them without one."""
+    if threshold is None:
+        return results
+    return Results([one for one in results if one.z >= threshold])
+
+
+def check_threshold(threshold: float | None) -> None:
+    """Raise `ConfigError` if this is no z-score."""
+    given: object = threshold
+    is_number = isinstance(given, Real) and not isinstance(given, bool)
+    if given is not None and not (is_number and math.isfinite(float(given))):
+        raise ConfigError(f"threshold must be a z-score, such as 3, not {threshold!r:.60}")
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,8 @@
 import fnmatch
 import re
 from collections.abc import Sequence
-from typing import NamedTuple, Protocol, TypeAlias
+from numbers import Integral
+from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -91,7 +92,13 @@ def are_unit(features: Floats) -> NDArray[np.bool_]:
     return unit
 
 
-def check_count(k: int) -> None:
-    """Raise `ConfigError` if `k` is no number of results."""
-    if not isinstance(k, int) or isinstance(k, bool) or k < 1:
-        raise ConfigError(f"k must be an integer from 1 on, not {k!r:.60}")
+def check_count(count: SupportsIndex, name: str = "k") -> int:
+    """Return a number of results, or of anything else, as an int; NumPy has integers of its own.
+
+    Raises:
+        ConfigError: if it is no integer from 1 on.
+    """
+    given: object = count
+    if not isinstance(given, Integral) or isinstance(given, bool) or given < 1:
+        raise ConfigError(f"{name} must be an integer from 1 on, not {count!r:.60}")
+    return int(given)

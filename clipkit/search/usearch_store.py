@@ -149,7 +149,7 @@ class UsearchStore:
             DataError: if queries are of another width or not of unit length.
             ConfigError: if `k` is no positive integer.
         """
-        check_count(k)
+        k = check_count(k)
         checked = check_features(queries, self.width)
         if not len(self):
             return [[] for _ in checked]

@@ -17,24 +17,9 @@ from clipkit.cli import main
 from clipkit.commands import indexes
 from clipkit.search import Index
 from tests.helpers.figures import PHOTOS
-
-
-@pytest.fixture(scope="session")
-def indexed(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Return a folder of photos with an index made by the embedded checkpoint."""
-    folder = tmp_path_factory.mktemp("indexed") / "photos"
-    folder.mkdir()
-    for photo in PHOTOS.glob("*.jpg"):
-        shutil.copy(photo, folder)
-    assert main(["index", str(folder), "--device", "cpu"]) == 0
-    assert main(["search", "a photo of a cat", str(folder), "--device", "cpu"]) == 0
-    return folder
-
-
-@pytest.fixture
-def photos(indexed: Path, tmp_path: Path) -> Path:
-    """Return a copy of that folder, with the times of its files."""
-    return Path(shutil.copytree(indexed, tmp_path / "photos"))
+from tests.helpers.searching import found_by
+from tests.helpers.searching import indexed as indexed
+from tests.helpers.searching import photos as photos
 
 
 @pytest.fixture
@@ -45,13 +30,6 @@ def no_model(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("the whole model was loaded")
 
     monkeypatch.setattr(commands, "load_model", fail)
-
-
-def found_by(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> list[str]:
-    """Return the names of the files that a command printed with --paths."""
-    capsys.readouterr()
-    assert main([*arguments, "--paths"]) == 0
-    return [Path(line).name for line in capsys.readouterr().out.splitlines()]
 
 
 def test_a_first_search_builds_the_index(
@@ -166,7 +144,10 @@ def test_what_was_not_found_is_told_with_its_reason(
     photos: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["search", "a photo of a cat", str(photos), "--where", "none*"]) == 1
-    assert "No path matches --where." in capsys.readouterr().err
+    assert (
+        "No path matches --where 'none*'. Paths of this index are such as 'cat.jpg' and "
+        "'rocket.jpg'." in capsys.readouterr().err
+    )
     for photo in photos.glob("*.jpg"):
         photo.write_bytes(b"no image")
     assert main(["search", "a photo of a cat", str(photos), "--device", "cpu"]) == 1

@@ -121,6 +121,15 @@ def test_bars_grow_with_z(shown: Print, monkeypatch: pytest.MonkeyPatch) -> None
     assert [line.count("\u2501") for line in lines] == [0, BAR_WIDTH, BAR_WIDTH // 2]
 
 
+def test_a_bar_is_full_at_six_standard_deviations(
+    shown: Print, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+    near = Results([Result("1.jpg", 0.5, 3.0), Result("2.jpg", 0.4, 1.5)])
+    lines = shown(near).splitlines()
+    assert [line.count("\u2501") for line in lines] == [0, BAR_WIDTH // 2, BAR_WIDTH // 4]
+
+
 @pytest.mark.parametrize("columns", [40, 80])
 def test_without_room_there_are_no_bars(
     columns: int, shown: Print, monkeypatch: pytest.MonkeyPatch

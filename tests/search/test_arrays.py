@@ -1,5 +1,6 @@
 """Files of arrays: written as safetensors, mapped, and refused where they are damaged."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -83,3 +84,44 @@ def test_a_place_that_cannot_be_written_is_a_typed_error(tmp_path: Path) -> None
     (tmp_path / "file").touch()
     with pytest.raises(OutputError, match="is a file, not a folder"):
         write_arrays({}, tmp_path / "file" / "a.safetensors")
+
+
+def test_a_folder_that_was_removed_does_not_come_back(tmp_path: Path) -> None:
+    with pytest.raises(OutputError, match=r"the folder .*index' was removed while it was written"):
+        write_arrays({}, tmp_path / "index" / "a.safetensors")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_arrays_are_written_from_their_own_memory(tmp_path: Path) -> None:
+    features = np.ones((8192, 1024), np.float16)  # 16 MB
+    tracemalloc.start()
+    try:
+        write_arrays({"features": features}, tmp_path / "a.safetensors")
+        _, peak = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert peak < 1 << 20
+    np.testing.assert_array_equal(map_arrays(tmp_path / "a.safetensors")["features"], features)
+
+
+def test_every_array_begins_where_its_numbers_can_be_mapped(arrays: Arrays, tmp_path: Path) -> None:
+    write_arrays(arrays | {"odd": np.zeros(3, np.uint8)}, tmp_path / "a.safetensors")
+    for array in map_arrays(tmp_path / "a.safetensors").values():
+        assert array.flags.aligned
+
+
+def test_an_error_while_arrays_are_written_leaves_the_old_file(
+    arrays: Arrays, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "a.safetensors"
+    write_arrays(arrays, path)
+    before = path.read_bytes()
+
+    def fail(descriptor: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("os.fsync", fail)
+    with pytest.raises(OutputError, match="No space left on device. Free some space"):
+        write_arrays({"half": arrays["half"]}, path)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]

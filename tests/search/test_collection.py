@@ -30,9 +30,10 @@ def test_a_text_that_was_asked_before_needs_no_model(folder: Path, model: ColorM
 def test_other_templates_are_another_text(folder: Path, model: ColorModel) -> None:
     index = Index.build(folder, model)
     index.search("red", templates=["a {}"])
-    assert not Index.open(folder).needs_model("red", ["a {}"])
-    assert Index.open(folder).needs_model("red")
-    assert Index.open(folder).needs_model("red", ["the {}"])
+    assert len(Index.open(folder).search("red", templates=["a {}"])) == 9
+    for templates in (None, ["the {}"]):
+        with pytest.raises(ConfigError, match="needs a model: 'red'"):
+            Index.open(folder).search("red", templates=templates)
 
 
 def test_an_image_of_the_index_needs_no_model(folder: Path, model: ColorModel) -> None:
@@ -59,9 +60,12 @@ def test_an_image_that_was_changed_is_not_near_to_itself(folder: Path, model: Co
 def test_an_image_of_another_time_needs_the_model(folder: Path, model: ColorModel) -> None:
     index = Index.build(folder, model)
     image = folder / "red" / "0.png"
-    assert not index.needs_model(image)
+    encoded = model.encoded
+    index.feature_of(image)
+    assert model.encoded == encoded
     os.utime(image, ns=(0, 0))
-    assert index.needs_model(image)
+    index.feature_of(image)
+    assert model.encoded == encoded + 1
 
 
 def test_one_image_has_no_z_score(folder: Path, model: ColorModel) -> None:

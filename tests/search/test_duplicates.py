@@ -1,12 +1,17 @@
 """Images that look alike come in groups, also where the features are of several blocks."""
 
+import os
+import shutil
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from clipkit.errors import ConfigError
-from clipkit.search import duplicates
+from clipkit.search import Index, duplicates
 from clipkit.search.duplicates import find_duplicates
 from clipkit.search.memory import MemoryStore
+from tests.search.conftest import ColorModel, names
 
 COUNT = 60
 
@@ -66,3 +71,19 @@ def test_a_threshold_that_is_no_number_is_a_typed_error(
 ) -> None:
     with pytest.raises(ConfigError, match="threshold must be above 0 and at most 1"):
         find_duplicates(store, threshold)
+
+
+def test_links_to_one_file_are_no_duplicates(folder: Path, model: ColorModel) -> None:
+    image = folder / "red" / "0.png"
+    (folder / "soft.png").symlink_to(image)
+    os.link(image, folder / "hard.png")
+    index = Index.build(folder, model)
+    assert len(index) == 11
+    assert index.duplicates(1) == []
+    shutil.copy(image, folder / "copy.png")
+    index.update()
+    (group,) = index.duplicates(1)
+    assert names(group.paths) == ["photos/copy.png", "photos/hard.png"]
+    shutil.rmtree(folder)  # of what is gone nobody knows whether it was a link
+    (group,) = index.duplicates(1)
+    assert len(group.paths) == 4

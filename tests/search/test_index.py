@@ -283,11 +283,6 @@ def test_what_a_list_would_ignore_is_an_error(
         Index.build([folder / "red" / "0.png"], model, tmp_path / "index", **options)
 
 
-def test_paths_that_cannot_be_are_left_out(folder: Path, model: ColorModel, tmp_path: Path) -> None:
-    listed = [str(folder / "red" / "0.png"), "a\0.png", "\ud800.png"]
-    assert len(Index.build(listed, model, tmp_path / "index")) == 1
-
-
 @pytest.mark.parametrize("workers", [0, -1, 1.5, "many"])
 def test_impossible_workers_are_a_typed_error(
     workers: Any, folder: Path, model: ColorModel

@@ -246,6 +246,11 @@ def test_k_must_be_a_positive_integer(filled: Store, k: int) -> None:
         filled.search(QUERIES, k)
 
 
+@pytest.mark.parametrize("k", [np.int64(3), np.uint8(3)])
+def test_k_may_be_an_integer_of_numpy(filled: Store, k: int) -> None:
+    assert filled.search(QUERIES, k) == filled.search(QUERIES, 3)
+
+
 def test_many_changes_end_where_a_dictionary_does(store: Store) -> None:
     generator = np.random.default_rng(3)
     features = random_features(300, WIDTH, seed=4)
