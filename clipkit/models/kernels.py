@@ -78,24 +78,32 @@ def apply_linear(layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def _takes_onednn(x: Tensor, weight: Tensor) -> bool:
-    """Return whether oneDNN's private op may compute this product, and is the faster kernel for it.
-
-    Gradients, autocast, subclasses of Tensor and whatever watches torch's calls (FlopCounterMode)
-    know nothing of the op. `torch.backends.mkldnn.flags(enabled=False)` switches it off.
-    """
+    """Return whether oneDNN's private op may compute this product, and is the faster one."""
     return (
         not torch.is_grad_enabled()
-        and x.dtype is torch.float32
-        and type(weight) in (Tensor, nn.Parameter)
         and weight.dtype is torch.float32
+        and private_ops_will_do(x, weight)
+        and _onednn_is_faster()
+        and _onednn_agrees(torch.float32, packed=False)
+    )
+
+
+def private_ops_will_do(x: Tensor, weight: Tensor) -> bool:
+    """Return whether one of oneDNN's private ops may compute something of these two.
+
+    Autocast, subclasses of Tensor and whatever watches torch's calls (FlopCounterMode) know nothing
+    of them. Nor do gradients, for which the caller looks.
+    `torch.backends.mkldnn.flags(enabled=False)` switches them off.
+    """
+    return (
+        x.dtype is weight.dtype
+        and type(weight) in (Tensor, nn.Parameter)
         and weight.is_cpu
         and values_are_known(x)
         and not torch.is_autocast_enabled("cpu")
         and not _is_dispatching()
         and not _has_tangents()
-        and torch.backends.mkldnn.enabled
-        and _onednn_is_faster()
-        and _onednn_agrees(torch.float32, packed=False)
+        and bool(torch.backends.mkldnn.enabled)
     )
 
 

@@ -165,8 +165,9 @@ class ModifiedResNet(ImageTower):
         at_once = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))  # images
         if len(images) <= at_once:
             return self._encode(images)
-        starts = range(0, len(images), at_once)
-        return torch.cat([self._encode(images[start : start + at_once]) for start in starts])
+        # Parts of one size, for which packed weights stay as they are.
+        parts = -(-len(images) // at_once)
+        return torch.cat([self._encode(part) for part in images.tensor_split(parts)])
 
     def tokens(self, images: Tensor, *, stage: int = -1) -> Tensor:
         """Return the positions of a stage's map row by row, before the attention pool.
