@@ -4,14 +4,13 @@
 """
 
 import os
-import sys
-import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import torch
 from torch import Tensor
 
+from clipkit.checkpoints.export_tower import Tower, export_tower
 from clipkit.checkpoints.incoming import rename_incoming
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
@@ -27,11 +26,11 @@ from clipkit.encode.embed import embed_images, embed_texts
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
 from clipkit.models.changes import has_changes
-from clipkit.models.fast import make_fast
+from clipkit.models.fast import Runtime, make_fast
 from clipkit.models.low_rank import merge_lora
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
-from clipkit.moved import MODULE, missing
+from clipkit.moved import MODULE, missing, warn_of_alias
 from clipkit.tokenizer import Tokenizer
 
 
@@ -189,11 +188,23 @@ class CLIP(TwoTowers):
             base_model=base_model or self.hub_id,
         )
 
-    def optimize(self, *, compile: bool = False) -> "CLIP":
+    def export_tower(self, path: str | os.PathLike[str], *, tower: Tower = "image") -> None:
+        """Write one tower as an `.onnx` or `.pt2` that runs without clipkit, checked against it.
+
+        The file holds what a program without torch needs to know. Low-rank changes are merged.
+
+        Args:
+            path, tower: as in `clipkit.checkpoints.export_tower.export_tower`, as are the errors.
+        """
+        self.check_original("export a tower of")
+        export_tower(merge_lora(self) if has_changes(self) else self, path, tower)
+
+    def optimize(self, *, compile: bool = False, runtime: Runtime = "torch") -> "CLIP":
         """Return a copy for inference alone, which does less for the same features, to float noise.
 
         - A ResNet's batch norms are folded into its convolutions, and channels come last in memory.
-          On a CPU a large batch goes through in parts, which hooks see.
+          On a CPU oneDNN computes each convolution with the activation and the sum after it, and a
+          large batch goes through in parts, which hooks see.
         - On a CPU where oneDNN computes the linear layers (bfloat16 weights, and float32 on AMD),
           it gets their weights in its own order, and computes an MLP's activation with them.
         - On CUDA and MPS a ViT and the text tower are only copied: `optimizations` of a ViT is
@@ -202,14 +213,17 @@ class CLIP(TwoTowers):
         Args:
             compile: let torch.compile loose on the image tower, on CUDA with CUDA graphs, and pack
                 no weights. The first batch of each size takes a minute or so.
+            runtime: "openvino" computes the image tower there, on the CPU, in float32 or bfloat16;
+                it needs `clipkit-torch[openvino]`. The first batches of some sizes compile it.
 
         Returns:
             The copy. Wherever it is made, it cannot be saved, exported or optimized again. With
-            packed weights it has no gradients, takes no autocast, and keeps its device and dtype.
+            packed weights, or another runtime, it has no gradients, takes no autocast, and keeps
+            its device and dtype.
         """
         self.check_original("optimize")
         copy = merge_lora(self).eval().requires_grad_(False)
-        copy.optimizations = make_fast(copy.visual, copy.text, compile=compile)
+        copy.optimizations = make_fast(copy, compile=compile, runtime=runtime)
         copy.is_optimized = True
         return copy
 
@@ -354,7 +368,7 @@ def load(
         model, preprocess = clipkit.load("ViT-B/32")
         features = model.encode_image(preprocess("cat.jpg").unsqueeze(0))
     """
-    _tell_programs_for_openais_package()
+    warn_of_alias()
     if jit:
         raise ConfigError("jit=True asks for TorchScript, now deprecated: use torch.compile(model)")
     model = CLIP.from_pretrained(
@@ -373,19 +387,6 @@ def load(
         local_files_only=local_files_only,
     )
     return model, model.preprocess
-
-
-def _tell_programs_for_openais_package() -> None:
-    """Warn where clipkit was put in the place of OpenAI's package, whose layout it does not have.
-
-    Hooks would see (N, L, W) where such a program means (L, N, W), and nothing could tell.
-    """
-    if "clip" in sys.modules and sys.modules["clip"] is sys.modules.get("clipkit"):
-        warnings.warn(
-            "the module 'clip' is clipkit itself, inside of which shapes differ from OpenAI's: "
-            "programs written for that package need clipkit.openai.install()",
-            stacklevel=3,
-        )
 
 
 # As in `clipkit`.

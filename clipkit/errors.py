@@ -19,7 +19,7 @@ ClipkitError
 ├── TrainingError (RuntimeError)          training cannot go on
 ├── OutputError (OSError)                 a file or folder cannot be written
 ├── MovedNameError (AttributeError)       a name of OpenAI's package that is elsewhere here
-└── ExportError (RuntimeError)            an exported file does not compute what the classifier does
+└── ExportError (RuntimeError)            an export does not compute what the model does
 
 OpenAI's `clip` package raises RuntimeError for an unknown model and for a text that is too long.
 The two errors that take their place are RuntimeErrors, so that programs written for it work.
@@ -104,4 +104,4 @@ class MovedNameError(ClipkitError, AttributeError):
 
 
 class ExportError(ClipkitError, RuntimeError):
-    """Report an exported file that disagrees with the classifier. The file is not kept."""
+    """Report a file or a runtime that does not compute what the model does. No file is kept."""

@@ -4,6 +4,8 @@ An alias would be worse than an error: OpenAI's transformers take (L, N, W) and 
 so that a program would run on and compute other numbers.
 """
 
+import sys
+import warnings
 from collections.abc import Mapping
 
 from clipkit.errors import MovedNameError
@@ -86,3 +88,17 @@ def moved(owner: str, name: str, table: Mapping[str, str]) -> MovedNameError:
         "that package run with `import clipkit.openai as clip`",
         name=name,
     )
+
+
+def warn_of_alias() -> None:
+    """Warn the caller's caller where clipkit was put in the place of OpenAI's package.
+
+    It has not that package's layout: hooks would see (N, L, W) where such a program means
+    (L, N, W), and nothing could tell.
+    """
+    if "clip" in sys.modules and sys.modules["clip"] is sys.modules.get("clipkit"):
+        warnings.warn(
+            "the module 'clip' is clipkit itself, inside of which shapes differ from OpenAI's: "
+            "programs written for that package need clipkit.openai.install()",
+            stacklevel=3,
+        )

@@ -130,7 +130,7 @@ def to_transformers(config: CLIPConfig, tokenizer: Tokenizer) -> dict[str, dict[
         },
         # Without it and merges.txt transformers' tokenizer takes every word for an unknown one,
         # and says nothing.
-        "vocab.json": _vocabulary(tokenizer),
+        "vocab.json": vocabulary(tokenizer),
     }
     if tokenizer.added_tokens:
         documents["added_tokens.json"] = dict(tokenizer.added_tokens)
@@ -228,7 +228,7 @@ def _image_processor(preprocess: PreprocessConfig, side: int) -> dict[str, Any]:
     }
 
 
-def _vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
+def vocabulary(tokenizer: Tokenizer) -> dict[str, int]:
     """Return the content of `vocab.json`: the id of each symbol."""
     joined = (merge.replace(" ", "") for merge in tokenizer.merges)
     return {symbol: number for number, symbol in enumerate([*byte_ids(), *joined, START, END])}

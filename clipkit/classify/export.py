@@ -1,37 +1,32 @@
 """Write a classifier as one file that needs no clipkit: ONNX, or torch's exported program."""
 
 import copy
-import io
-import json
-from collections.abc import Callable, Generator, Iterable, Sequence
-from contextlib import contextmanager
-from importlib import import_module
-from importlib.util import find_spec
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from clipkit.checkpoints.graph_file import (
+    Graph,
+    OneInput,
+    Run,
+    as_list,
+    check_place,
+    write_graph,
+)
 from clipkit.classify.calibration import Calibration
 from clipkit.classify.export_calibration import Outputs, describe_calibration
 from clipkit.classify.heads import Head
 from clipkit.config import PreprocessConfig
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, ExportError
-from clipkit.files import check_output, replacing, replacing_folder
+from clipkit.models.record import record
 from clipkit.plurals import number_of
 
 TOLERANCE = 1e-4  # of probabilities; other kernels add up in another order
-ONNX_PACKAGES = ("onnx", "onnxscript", "onnxruntime")
-
-# Bytes of weights. A file of the format (protobuf) ends at 2 GiB, and the graph needs some of it.
-LARGEST_ONNX = (2 << 30) - (64 << 20)
-
-ABOUT = "clipkit.json"  # the extra file of a `.pt2`
-
-Run = Callable[[Tensor], list[Tensor]]
 
 
 class _Normalize(nn.Module):
@@ -51,17 +46,6 @@ class _Normalize(nn.Module):
 
 def _per_channel(values: Sequence[float]) -> Tensor:
     return torch.tensor(values, dtype=torch.float32, device="cpu").view(3, 1, 1)
-
-
-class _OneInput(nn.Module):
-    """Call a module with one argument, whatever its own signature is."""
-
-    def __init__(self, module: nn.Module) -> None:
-        super().__init__()
-        self.module = module
-
-    def forward(self, images: Tensor) -> Tensor:
-        return self.module(images)
 
 
 class _Deployed(nn.Module):
@@ -117,34 +101,19 @@ def export(
         ExportError: if an output differs by more than `TOLERANCE`, of logits per unit.
         OutputError: if the file cannot be written.
     """
-    _check_ending(path)
-    check_output(path)
+    check_place(path)
     images = _random_images(5, resolution)
     prepare = _module_of(preprocess, images)
     # A program that is loaded again would make outputs with gradients, which `.numpy()` refuses.
     deployed = _Deployed(prepare, visual, head, calibration).eval().requires_grad_(False)
-    about = _describe(labels, preprocess, resolution, calibration)
-    if path.suffix == ".pt2":
-        with replacing(path) as partial, torch.no_grad():
-            _write_program(deployed, images[:2], partial, about)
-            _compare(_open_program(partial), deployed, images)
-        return
-    with _onnx_files(path, deployed) as partial, torch.no_grad():
-        _write_onnx(deployed, images[:2], partial, about)
-        _compare(_open_onnx(partial), deployed, images)
-
-
-def _check_ending(path: Path) -> None:
-    """Raise `ConfigError` for an ending that is no format, or that needs a missing package."""
-    if path.suffix == ".pt2":
-        return
-    if path.suffix != ".onnx":
-        raise ConfigError(f"export writes .onnx and .pt2, not {path.name!r}")
-    missing = [package for package in ONNX_PACKAGES if not find_spec(package)]
-    if missing:
-        raise ConfigError(
-            f"export to ONNX needs {', '.join(missing)}: pip install 'clipkit-torch[export]'"
-        )
+    graph = Graph(
+        module=deployed,
+        example=images[:2],
+        input_name="images",
+        output_names=deployed.outputs.names,
+        about=_describe(labels, preprocess, resolution, calibration),
+    )
+    write_graph(path, graph, lambda run: _compare(run, deployed, images))
 
 
 def _describe(
@@ -152,8 +121,8 @@ def _describe(
     preprocess: Callable[[Any], Tensor],
     resolution: tuple[int, int],
     calibration: Calibration | None,
-) -> dict[str, str]:
-    """Return what a program needs to know of the file, each entry as JSON.
+) -> dict[str, Any]:
+    """Return what a program needs to know of the file.
 
     The mean and standard deviation are in the graph already, and are for people.
     """
@@ -162,33 +131,7 @@ def _describe(
         about |= {"mean": list(preprocess.config.mean), "std": list(preprocess.config.std)}
     if calibration is not None:
         about["calibration"] = describe_calibration(calibration)
-    return {name: json.dumps(value) for name, value in about.items()}
-
-
-@contextmanager
-def _onnx_files(path: Path, module: nn.Module) -> Generator[Path, None, None]:
-    """Give a path to write an `.onnx` to, which takes its place at the end or not at all.
-
-    A file of this format ends at 2 GiB. The weights of a larger one lie in `x.onnx.data` beside
-    `x.onnx`, and both are replaced as one.
-    """
-    if not _needs_data_file(module):
-        with replacing(path) as partial:
-            yield partial
-        return
-    data = path.with_name(f"{path.name}.data")
-    check_output(data)
-    with replacing_folder(path.parent) as fresh:
-        yield fresh / path.name
-        # Runtimes know nothing of a swap, and must not meet one new file beside an old one.
-        path.unlink(missing_ok=True)
-        data.unlink(missing_ok=True)
-
-
-def _needs_data_file(module: nn.Module) -> bool:
-    """Return whether the weights are too large for one file."""
-    weights = cast("Iterable[Tensor]", module.state_dict().values())
-    return sum(weight.numel() * weight.element_size() for weight in weights) > LARGEST_ONNX
+    return about
 
 
 def _random_images(count: int, resolution: tuple[int, int]) -> Tensor:
@@ -213,11 +156,11 @@ def _module_of(preprocess: Callable[[Any], Tensor], images: Tensor) -> nn.Module
             "model.preprocess to a clipkit.Preprocess, or to an nn.Module that takes uint8 images "
             "(N, 3, H, W), for example torchvision.transforms.v2.Compose"
         )
-    prepare = _OneInput(copy.deepcopy(preprocess)).float().cpu().eval()
+    prepare = OneInput(copy.deepcopy(preprocess)).float().cpu().eval()
     try:
         with torch.no_grad():
             prepared = prepare(images)
-            _program(prepare, images)
+            record(prepare, images)
     except Exception as error:  # it is not our code, so it may raise anything
         problem = f"{type(error).__name__}: {str(error).partition(chr(10))[0]}"
         raise ConfigError(
@@ -246,7 +189,7 @@ def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:
     """Raise `ExportError` unless a file agrees with the modules, for several numbers of images."""
     for count in (1, 2, 5):  # it was written with two images, and their number must be free
         for made, expected in zip(
-            run(images[:count]), _as_list(deployed(images[:count])), strict=True
+            run(images[:count]), as_list(deployed(images[:count])), strict=True
         ):
             difference = (made - expected).abs().max().item()
             # Probabilities are at most 1; a confidence is of the size of logits.
@@ -256,52 +199,3 @@ def _compare(run: Run, deployed: nn.Module, images: Tensor) -> None:
                     f"the exported file differs by {difference:.1e} for "
                     f"{number_of(count, 'image')}; it is not kept"
                 )
-
-
-def _as_list(outputs: Tensor | tuple[Tensor, ...]) -> list[Tensor]:
-    return [outputs] if isinstance(outputs, Tensor) else list(outputs)
-
-
-def _program(module: nn.Module, images: Tensor) -> "torch.export.ExportedProgram":
-    batch = torch.export.Dim("batch", min=1)
-    return torch.export.export(module, (images,), dynamic_shapes=({0: batch},))
-
-
-def _write_program(module: nn.Module, images: Tensor, path: Path, about: dict[str, str]) -> None:
-    # In memory first: torch ends the process when its own writer meets a full disk.
-    buffer = io.BytesIO()
-    values = {name: json.loads(value) for name, value in about.items()}
-    torch.export.save(_program(module, images), buffer, extra_files={ABOUT: json.dumps(values)})
-    with path.open("wb") as file:
-        file.write(buffer.getbuffer())
-
-
-def _open_program(path: Path) -> Run:
-    with path.open("rb") as file:
-        module = torch.export.load(file).module()
-    return lambda images: _as_list(module(images))
-
-
-def _write_onnx(module: _Deployed, images: Tensor, path: Path, about: dict[str, str]) -> None:
-    program = torch.onnx.export(
-        _program(module, images),
-        (images,),
-        input_names=["images"],
-        output_names=module.outputs.names,
-        dynamic_shapes=({0: "batch"},),
-        verbose=False,
-    )
-    assert program is not None  # torch returns one unless it is given a path
-    program.model.metadata_props.update(about)
-    program.save(path, external_data=_needs_data_file(module))
-
-
-def _open_onnx(path: Path) -> Run:
-    runtime: Any = import_module("onnxruntime")  # it has no types
-    session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
-
-    def run(images: Tensor) -> list[Tensor]:
-        outputs = session.run(None, {"images": images.numpy()})
-        return [torch.from_numpy(output) for output in outputs]
-
-    return run

@@ -1,34 +1,52 @@
 """Change the towers of an inference-only copy so that they do less for the same features."""
 
 from copy import deepcopy
-from typing import TypeGuard
+from typing import Literal, TypeAlias, TypeGuard
 
 import torch
 from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from clipkit.errors import ConfigError
 from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, is_hooked, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
+from clipkit.models.openvino_tower import OpenVINOTower
 from clipkit.models.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
+from clipkit.models.two_towers import TwoTowers
+
+Runtime: TypeAlias = Literal["torch", "openvino"]
 
 # Pixels that a ResNet takes at once. Its feature maps then stay in a CPU's cache: 5 images of RN50.
 CACHED_PIXELS = 300_000
 
 
-def make_fast(visual: nn.Module, text: nn.Module, *, compile: bool = False) -> tuple[str, ...]:
+def make_fast(
+    model: TwoTowers, *, compile: bool = False, runtime: Runtime = "torch"
+) -> tuple[str, ...]:
     """Change both towers in place so that they do less for the same features.
 
     They are then for inference alone. What a program has hooked to a layer, put in its place or
     wrapped around it stays, and that layer computes as before.
 
     Args:
-        visual: the image tower of a copy, in eval mode and without gradients.
-        text: the text tower of that copy.
+        model: a copy, in eval mode and without gradients.
         compile: compile the image tower, and pack no weights. See `clipkit.CLIP.optimize`.
+        runtime: what computes the image tower.
 
     Returns:
         What was done, in words for people; nothing if there was nothing to gain.
+
+    Raises:
+        ConfigError: for another runtime, or one that cannot be had here.
     """
+    if runtime not in ("torch", "openvino") or (compile and runtime != "torch"):
+        also = " with compile=True" if compile else ""
+        raise ConfigError(f'runtime must be "torch" or "openvino", not {runtime!r}{also}')
+    if runtime == "openvino":
+        tower = OpenVINOTower(model.visual)
+        model.add_module("visual", tower)
+        return (tower.about, *_pack(model.text))
+    visual, text = model.visual, model.text
     device = next(visual.parameters()).device
     done: list[str] = []
     if isinstance(visual, ModifiedResNet):
@@ -40,9 +58,13 @@ def make_fast(visual: nn.Module, text: nn.Module, *, compile: bool = False) -> t
     if isinstance(visual, ModifiedResNet) and device.type == "cpu":
         visual.pixels_at_once = CACHED_PIXELS
         done.append("large batches in parts")
-    if packed := _pack_layers(visual) + _pack_layers(text):
-        done.append(f"{packed} linear layers packed for oneDNN")
-    return tuple(done)
+    return (*done, *_pack(visual, text))
+
+
+def _pack(*towers: nn.Module) -> tuple[str, ...]:
+    """Pack the linear layers of towers, and return what was done."""
+    packed = sum(map(_pack_layers, towers))
+    return (f"{packed} linear layers packed for oneDNN",) if packed else ()
 
 
 def _simplify_resnet(visual: ModifiedResNet) -> list[str]:

@@ -10,6 +10,7 @@ import pytest
 from torch import Tensor
 
 from clipkit import ImageClassifier
+from clipkit.checkpoints import graph_file
 from clipkit.classify import export as source
 from clipkit.errors import ConfigError, ExportError
 
@@ -26,7 +27,9 @@ def test_a_missing_package_is_named_before_any_work(
     classifier: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lacking: str
 ) -> None:
     find = importlib.util.find_spec
-    monkeypatch.setattr(source, "find_spec", lambda name: None if name == lacking else find(name))
+    monkeypatch.setattr(
+        graph_file, "find_spec", lambda name: None if name == lacking else find(name)
+    )
     monkeypatch.setattr(source, "_Deployed", None)
     message = rf"ONNX needs {lacking}: pip install 'clipkit-torch\[export\]'"
     with pytest.raises(ConfigError, match=message):
@@ -47,14 +50,16 @@ def stand_in(
     """
     modules: list[Any] = []
 
-    def write(module: Any, images: Tensor, path: Path, about: Any = None) -> None:
-        modules.append(module)
+    def write(graph: graph_file.Graph, path: Path) -> None:
+        modules.append(graph.module)
         path.write_bytes(b"a new file")
 
     name = {".pt2": "program", ".onnx": "onnx"}[suffix]
-    monkeypatch.setattr(source, f"_write_{name}", write)
+    monkeypatch.setattr(graph_file, f"_write_{name}", write)
     monkeypatch.setattr(
-        source, f"_open_{name}", lambda path: lambda images: [say(images, modules[0](images))]
+        graph_file,
+        f"_open_{name}",
+        lambda path, _="": lambda images: [say(images, modules[0](images))],
     )
 
 
@@ -97,11 +102,11 @@ def test_a_file_that_differs_is_not_kept(
 def test_a_disk_that_is_full_leaves_the_older_file(
     classifier: ImageClassifier, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def write(module: Any, images: Tensor, path: Path, about: Any) -> None:
+    def write(graph: graph_file.Graph, path: Path) -> None:
         path.write_bytes(b"half a file")
         raise OSError("disk full")
 
-    monkeypatch.setattr(source, "_write_program", write)
+    monkeypatch.setattr(graph_file, "_write_program", write)
     path = tmp_path / "out.pt2"
     path.write_bytes(b"an older file")
     with pytest.raises(OSError, match="disk full"):

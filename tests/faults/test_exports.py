@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from clipkit import CLIP, ImageClassifier
+from clipkit.checkpoints import graph_file
 from clipkit.classify import export as source
 from clipkit.errors import ExportError, OutputError
 from tests.helpers.models import make_small_tokenizer
@@ -49,7 +50,7 @@ def large(classifier: ImageClassifier, tmp_path_factory: pytest.TempPathFactory)
     (folder / "README.md").write_text("mine")
     (folder / "x.onnx").write_bytes(b"an older file")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(source, "LARGEST_ONNX", 1000)
+        patch.setattr(graph_file, "LARGEST_ONNX", 1000)
         classifier.export(folder / "x.onnx")
     return folder / "x.onnx"
 
@@ -73,7 +74,7 @@ def test_weights_too_large_for_one_file_lie_in_a_second_one(
 
 
 def test_the_limit_is_that_of_the_format() -> None:
-    assert 1.9e9 < source.LARGEST_ONNX < 2**31
+    assert 1.9e9 < graph_file.LARGEST_ONNX < 2**31
 
 
 def stand_in(
@@ -82,14 +83,16 @@ def stand_in(
     """Write something quick in place of an `.onnx`, which says what modules say, times a factor."""
     modules: list[Any] = []
 
-    def write_onnx(module: Any, images: Tensor, path: Path, about: dict[str, str]) -> None:
-        modules.append(module)
+    def write_onnx(graph: graph_file.Graph, path: Path) -> None:
+        modules.append(graph.module)
         write(path)
 
-    monkeypatch.setattr(source, "LARGEST_ONNX", 1000)
-    monkeypatch.setattr(source, "_write_onnx", write_onnx)
+    monkeypatch.setattr(graph_file, "LARGEST_ONNX", 1000)
+    monkeypatch.setattr(graph_file, "_write_onnx", write_onnx)
     monkeypatch.setattr(
-        source, "_open_onnx", lambda path: lambda images: [factor * modules[0](images)]
+        graph_file,
+        "_open_onnx",
+        lambda path, name: lambda images: [factor * modules[0](images)],
     )
 
 
@@ -164,7 +167,7 @@ def test_a_program_on_a_full_disk_is_an_error_and_not_the_end(
 ) -> None:
     """torch's own writer ends the process when a write fails."""
     program = torch.export.export(torch.nn.Identity(), (pixels(1),))
-    monkeypatch.setattr(source, "_program", lambda *_: program)
+    monkeypatch.setattr(graph_file, "record", lambda *_: program)
     real = Path.open
 
     def full(path: Path, *arguments: Any, **options: Any) -> Any:

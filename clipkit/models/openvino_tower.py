@@ -1,0 +1,253 @@
+"""Compute the image tower of an inference-only copy in OpenVINO, Intel's runtime for CPUs.
+
+The tower is recorded by torch.export and converted in memory: no file, no ONNX, no network.
+"""
+
+import sys
+import threading
+from collections.abc import Generator
+from contextlib import contextmanager
+from copy import deepcopy
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from torch import Tensor, nn
+
+from clipkit.errors import ConfigError, ExportError
+from clipkit.models.kernels import is_watched, values_are_known
+from clipkit.models.layers import ImageTower
+from clipkit.models.record import record
+from clipkit.models.resnet import ModifiedResNet
+from clipkit.models.vision_transformer import VisionTransformer
+
+# Batch sizes that get a graph of their own, in which every shape is known. Each holds the weights
+# once more, in the runtime's order; all other sizes share one graph with a free size.
+FIXED_SIZES = 3
+
+# The least cosine of a feature with torch's in float32. The runtime adds up in another order.
+COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99}
+
+_TELEMETRY = "openvino_telemetry"
+_HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
+_Floats = NDArray[np.float32]
+
+
+class OpenVINOTower(ImageTower):
+    """Turn images into features as the tower that it is made of does, in OpenVINO.
+
+    Args:
+        tower: on the CPU, in float32 or bfloat16, in eval mode and without gradients. Its weights
+            must not change any more.
+
+    Attributes:
+        tower: as it was given. Its float32 weights are the very memory that the runtime reads, and
+            fingerprints are taken of them.
+
+    Raises:
+        ConfigError: if openvino is not installed, or the tower is elsewhere or in another dtype.
+        ExportError: if the runtime does not compute what the tower does.
+    """
+
+    def __init__(self, tower: VisionTransformer | ModifiedResNet) -> None:
+        _check_tower(tower)
+        super().__init__(tower.resolution, tower.output_dim)
+        self.tower = tower
+        self._runtime = _Runtime(tower)
+
+    @property
+    def conv1(self) -> nn.Module:
+        """The first layer of the tower, which says on which device and in which dtype it is."""
+        return self.tower.conv1
+
+    @property
+    def about(self) -> str:
+        """What computes the tower, in words for people."""
+        return f"image tower in OpenVINO {self._runtime.version}"
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map (N, 3, H, W) of any float dtype to features (N, output_dim) on the CPU.
+
+        Raises:
+            ConfigError: under autocast, for gradients, and while a graph is recorded.
+        """
+        _refuse_what_is_ignored(images)
+        if len(images) == 0:
+            return self.tower(images)
+        pixels: _Floats = images.detach().to("cpu", torch.float32).contiguous().numpy()
+        return torch.from_numpy(self._runtime.run(pixels)).to(self.tower.conv1.weight.dtype)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> "OpenVINOTower":
+        """Stay as it is: `to`, `half`, `cuda` and the like all come through here."""
+        weight = self.tower.conv1.weight
+        moved = fn(torch.empty(0, dtype=weight.dtype, device=weight.device))
+        if (moved.device, moved.dtype) != (weight.device, weight.dtype):
+            raise ConfigError(
+                f"a tower in OpenVINO stays {weight.dtype} on the CPU: move or cast the model it "
+                "is of"
+            )
+        return self
+
+
+def _check_tower(tower: object) -> None:
+    """Raise `ConfigError` for what the runtime cannot compute, or not as it is."""
+    if not isinstance(tower, VisionTransformer | ModifiedResNet):
+        raise ConfigError(
+            f"visual is of the class {type(tower).__name__}, and OpenVINO takes the towers of "
+            "clipkit: put the model's own back, or use optimize() without runtime="
+        )
+    weight = tower.conv1.weight
+    if weight.device.type != "cpu" or weight.dtype not in _HINTS:
+        raise ConfigError(
+            "OpenVINO computes in float32 or bfloat16 on the CPU, and the image tower is "
+            f"{weight.dtype} on {weight.device}: cast or move the model before optimize()"
+        )
+    if is_watched(tower, weight):
+        raise ConfigError(
+            "the image tower has hooks, which OpenVINO would not call: remove them before "
+            "optimize(), or use it without runtime="
+        )
+
+
+def _refuse_what_is_ignored(images: Tensor) -> None:
+    """Raise `ConfigError` where the runtime would not do what is asked."""
+    if torch.is_grad_enabled() and images.requires_grad:
+        raise ConfigError(
+            "a model from optimize() has no gradients: take those of the model that it is a copy of"
+        )
+    if torch.is_autocast_enabled("cpu"):
+        raise ConfigError(
+            "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
+        )
+    if not values_are_known(images):
+        raise ConfigError(
+            "a tower in OpenVINO can be neither compiled, traced nor exported: take the model it "
+            "is of"
+        )
+
+
+class _Runtime:
+    """Compile a tower for the sizes of batches that come, and run it, from any thread.
+
+    Copies of a model share it, and a model that is pickled converts its tower again.
+
+    Args:
+        tower: as in `OpenVINOTower`.
+    """
+
+    def __init__(self, tower: VisionTransformer | ModifiedResNet) -> None:
+        self._tower = tower
+        self._openvino = import_openvino()
+        self._dtype: torch.dtype = tower.conv1.weight.dtype
+        self._resolution = tower.resolution
+        # bfloat16 is what the runtime is asked to compute in; the graph itself is in float32.
+        exact = tower if self._dtype is torch.float32 else deepcopy(tower).float()
+        self._core = self._openvino.Core()
+        self._lock = threading.Lock()
+        self._compiled: dict[tuple[int | None, int], _Compiled] = {}
+        with torch.no_grad():
+            example = torch.zeros(2, 3, *self._resolution, device="cpu")
+            self._graph = self._openvino.convert_model(record(exact, example))
+            self._check(exact)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> "_Runtime":
+        return self
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _Runtime, (self._tower,)
+
+    @property
+    def version(self) -> str:
+        """The runtime's version, without what it was built of."""
+        return str(self._openvino.__version__).partition("-")[0]
+
+    def run(self, pixels: _Floats) -> _Floats:
+        """Return the features of preprocessed images: (N, 3, H, W) -> (N, D)."""
+        return self._for_size(len(pixels)).run(pixels)
+
+    def _for_size(self, count: int) -> "_Compiled":
+        """Return the tower compiled for a size of batches, or for any size."""
+        threads = torch.get_num_threads()
+        with self._lock:
+            known = [size for size, _ in self._compiled if size is not None]
+            is_fixed = (count, threads) in self._compiled or len(known) < FIXED_SIZES
+            key = (count if is_fixed else None, threads)
+            if key not in self._compiled:
+                self._compiled[key] = self._compile(*key)
+            return self._compiled[key]
+
+    def _compile(self, size: int | None, threads: int) -> "_Compiled":
+        graph = self._graph.clone()  # which shares the weights
+        graph.reshape([-1 if size is None else size, 3, *self._resolution])
+        settings = {
+            "PERFORMANCE_HINT": "LATENCY",
+            "INFERENCE_NUM_THREADS": threads,
+            # A processor without bfloat16 computes in float32.
+            "INFERENCE_PRECISION_HINT": _HINTS[self._dtype],
+        }
+        return _Compiled(self._core.compile_model(graph, "CPU", settings))
+
+    def _check(self, exact: nn.Module) -> None:
+        """Raise `ExportError` unless an image's features are those of torch in float32."""
+        random = torch.Generator("cpu").manual_seed(0)
+        image = torch.randn(1, 3, *self._resolution, generator=random, device="cpu")
+        expected = exact(image).flatten(1)
+        found = torch.from_numpy(self.run(image.numpy())).flatten(1)
+        cosine = F.cosine_similarity(found, expected).min().item()
+        if not cosine >= COSINE[self._dtype]:  # written so that NaN raises too
+            raise ExportError(
+                f"OpenVINO {self.version} does not compute what the image tower does: the cosine "
+                f"of a feature is {cosine:.6f}. Use optimize() without runtime="
+            )
+
+
+class _Compiled:
+    """Run a compiled graph from several threads, each with a request of its own."""
+
+    def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled
+        self._idle: list[Any] = []
+
+    def run(self, pixels: _Floats) -> _Floats:
+        try:
+            request = self._idle.pop()
+        except IndexError:
+            request = self._compiled.create_infer_request()
+        # The input is read where it is, and the output is copied: the next run writes over it.
+        outputs = request.infer([pixels], share_inputs=True, share_outputs=False)
+        self._idle.append(request)
+        return outputs[0]
+
+
+def import_openvino() -> Any:
+    """Return the package openvino.
+
+    Raises:
+        ConfigError: if it is not installed.
+    """
+    if not find_spec("openvino"):
+        raise ConfigError(
+            "runtime=\"openvino\" needs openvino: pip install 'clipkit-torch[openvino]'"
+        )
+    with _no_reports():
+        return import_module("openvino")
+
+
+@contextmanager
+def _no_reports() -> Generator[None, None, None]:
+    """Import openvino without the package by which it would report its use over the network.
+
+    It then takes a stub of its own. Where a program has imported it already, nothing is done.
+    """
+    if "openvino" in sys.modules or _TELEMETRY in sys.modules:
+        yield
+        return
+    sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]
+    try:
+        yield
+    finally:
+        del sys.modules[_TELEMETRY]
