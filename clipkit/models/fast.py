@@ -8,6 +8,7 @@ from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipkit.errors import ConfigError
+from clipkit.models.convolutions import fuse_convolutions
 from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, is_hooked, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
 from clipkit.models.openvino_tower import OpenVINOTower
@@ -58,6 +59,8 @@ def make_fast(
     if isinstance(visual, ModifiedResNet) and device.type == "cpu":
         visual.pixels_at_once = CACHED_PIXELS
         done.append("large batches in parts")
+        if fused := fuse_convolutions(visual):
+            done.append(f"{fused} convolutions fused for oneDNN")
     return (*done, *_pack(visual, text))
 
 

@@ -31,6 +31,7 @@ _SHARE = 16  # of the features: where more of them are asked for, comparing all 
 _SLACK = 16  # more candidates than asked for, because the graph compares in float16
 _ROWS = 4096  # features that are compared at once
 _MORE = 4  # times as many candidates, where too few match a pattern
+_DEAR = 8  # a candidate of the graph costs as much as a few comparisons, and others may be missed
 
 
 class UsearchStore:
@@ -276,13 +277,13 @@ class UsearchStore:
     def _nearest_of(self, query: Floats, k: int, allowed: Keys) -> Keys:
         """Return the keys of the `k` nearest, and some more, among the allowed ones.
 
-        Comparing a query with a given feature takes as long as having the graph return one. So the
-        graph is asked where fewer of its results are needed than there are allowed ones.
+        The graph is asked where far fewer of its results are needed than there are allowed ones.
+        Else the query is compared with all of these.
         """
         if not len(allowed):
             return allowed
         count = 2 * k * len(self) // len(allowed) + _SLACK
-        while count < len(allowed) and count < len(self):
+        while _DEAR * count < len(allowed) and count < len(self):
             keys = self._nearest(query, count)
             places = np.searchsorted(allowed, keys).clip(max=len(allowed) - 1)
             found = keys[allowed[places] == keys]

@@ -1,4 +1,7 @@
-"""Time inference side by side with open_clip and transformers, on the same random weights.
+"""Time inference side by side with the peers that people pick, on the same random weights.
+
+They are open_clip and transformers, and on a CPU ONNX Runtime and OpenVINO, which run the towers as
+`export_tower` writes them.
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load]
@@ -61,8 +64,8 @@ MODELS = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"]
 LOADED = ("ViT-B/32", "ViT-L/14")
 # How many items a peer does at most, where all of them would take it minutes.
 PARTS: dict[str, dict[str, int]] = {
-    "text": {"open_clip": 64, "transformers": 256},
-    "classifier": {"open_clip": 2, "transformers": 8},
+    "text": {"open_clip": 64, "transformers": 256, "onnxruntime": 256, "openvino": 256},
+    "classifier": {"open_clip": 2, "transformers": 8, "onnxruntime": 8, "openvino": 8},
 }
 
 

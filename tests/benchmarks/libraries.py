@@ -1,4 +1,4 @@
-"""Put clipkit, open_clip and transformers on the same random weights, behind one interface."""
+"""Put clipkit and its peers on the same random weights, behind one interface."""
 
 import importlib
 import importlib.util
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 import torch
 import torch.nn.functional as F
+from runtimes import RUNTIMES, runtime_calls, unit
 from side_by_side import PEERS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -25,7 +26,7 @@ Section = Literal["image", "text", "classifier"]
 INSTALLED: list[Library] = [
     peer for peer in ("open_clip", "transformers") if importlib.util.find_spec(peer)
 ]
-MISSING = [peer for peer in PEERS if peer not in INSTALLED]
+MISSING = [peer for peer in PEERS if peer not in (*INSTALLED, *RUNTIMES)]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in INSTALLED else None
 transformers: Any = importlib.import_module("transformers") if "transformers" in INSTALLED else None
 
@@ -164,7 +165,38 @@ def sides(name: str, section: Section, dtype: torch.dtype, setting: Setting) -> 
         tokenize = tokenizer_of(peer, setting.root)
         for title, theirs in peer_models(peer, name, section, dtype, setting).items():
             found[title] = peer_side(theirs, tokenize, dtype, setting.device)
+    if setting.device.type == "cpu":
+        found |= runtime_sides(name, section, dtype, setting)
     return found
+
+
+def runtime_sides(
+    name: str, section: Section, dtype: torch.dtype, setting: Setting
+) -> dict[str, Side]:
+    """Return the runtimes in each of their settings. Texts get transformers' tokens, unpadded."""
+    folder = weights(setting.root, name)
+    model = load("clipkit", folder, setting.device)
+    tower = "image" if section == "image" else "text"
+    tokenize = tokenizer_of("transformers" if transformers else "open_clip", setting.root)
+    return {
+        title: runtime_side(call, tokenize)
+        for title, call in runtime_calls(model, tower, dtype, Path(folder)).items()
+    }
+
+
+def runtime_side(call: Callable[[Tensor], Tensor], tokenize: Tokenize) -> Side:
+    """Return what a runtime does, as its users write it."""
+    templates = clipkit.prompt_set("imagenet").templates
+
+    def text(texts: list[str]) -> Tensor:
+        batches = (tokenize(texts[i : i + 64]) for i in range(0, len(texts), 64))
+        return torch.cat([unit(call, tokens) for tokens in batches])
+
+    def classifier(names: list[str]) -> Tensor:
+        prompts = [[template.format(name) for template in templates] for name in names]
+        return F.normalize(torch.stack([text(own).mean(dim=0) for own in prompts]), dim=-1)
+
+    return Side(partial(unit, call), text, classifier)
 
 
 def is_resnet(name: str) -> bool:

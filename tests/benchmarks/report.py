@@ -14,7 +14,13 @@ from typing import Any
 
 START = "<!-- made by tests/benchmarks/report.py -->"
 END = "<!-- end -->"
-COLORS = {"clipkit": "C0", "open_clip": "C1", "transformers": "C2"}
+COLORS = {
+    "clipkit": "C0",
+    "open_clip": "C1",
+    "transformers": "C2",
+    "onnxruntime": "C3",
+    "openvino": "C4",
+}
 COLUMNS = 3  # panels beside each other
 Points = list[tuple[int, float]]
 

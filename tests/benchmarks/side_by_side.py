@@ -17,7 +17,12 @@ import torch.nn.functional as F
 import clipkit
 
 # The modules of the peers, and what pip calls them.
-PEERS = {"open_clip": "open_clip_torch", "transformers": "transformers"}
+PEERS = {
+    "open_clip": "open_clip_torch",
+    "transformers": "transformers",
+    "onnxruntime": "onnxruntime",
+    "openvino": "openvino",
+}
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 200
 SLICE = 0.005  # seconds of one measurement at least
