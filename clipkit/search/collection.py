@@ -21,7 +21,7 @@ from clipkit.search.arrays import map_arrays
 from clipkit.search.duplicates import find_duplicates, of_several_files
 from clipkit.search.encoder import Encoder
 from clipkit.search.entries import NO_ROW, Entries
-from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
+from clipkit.search.manifest import FOLDER, MANIFEST, Manifest, telling_remedy
 from clipkit.search.memory import Halves, MemoryStore
 from clipkit.search.probe import check_images, check_texts
 from clipkit.search.query import Term, find_image, read_query
@@ -222,8 +222,9 @@ class Collection:
         for attempt in range(_TRIES):
             self.manifest = Manifest.read(self.folder)
             try:
-                self.entries = Entries.read(self.folder / self.manifest.entries)
-                self._blocks = [self._map(name) for name in self.manifest.features]
+                with telling_remedy():
+                    self.entries = Entries.read(self.folder / self.manifest.entries)
+                    self._blocks = [self._map(name) for name in self.manifest.features]
                 break
             except DataError:
                 if attempt == _TRIES - 1 or Manifest.read(self.folder) == self.manifest:
@@ -243,7 +244,7 @@ class Collection:
         if features is None or not is_sound or features.dtype != np.float16:
             raise DataError(
                 f"{self.folder / name} is damaged: it holds no float16 features of width "
-                f"{self.manifest.width}. Delete the folder and build the index again"
+                f"{self.manifest.width}"
             )
         return features
 

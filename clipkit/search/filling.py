@@ -44,6 +44,9 @@ class Changes(NamedTuple):
     skipped: int
 
 
+NO_CHANGES = Changes(0, 0, 0, 0, 0)
+
+
 class Filling:
     """Write the states of one update.
 

@@ -3,20 +3,21 @@
 import os
 import re
 from collections.abc import Iterable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
 
 import numpy as np
 
-from clipkit.errors import ConfigError, DataError
+from clipkit.errors import ConfigError, DataError, OutputError
 from clipkit.files import lock
 from clipkit.plurals import number_of
 from clipkit.search.approximate import open_graph
 from clipkit.search.collection import Collection
 from clipkit.search.encoder import Encoder
 from clipkit.search.entries import Entries
-from clipkit.search.filling import Changes, Filling
+from clipkit.search.filling import NO_CHANGES, Changes, Filling
 from clipkit.search.manifest import FOLDER, MANIFEST, Manifest
 from clipkit.search.model_encoder import ModelEncoder, SearchModel
 from clipkit.search.probe import check_images, write_probe
@@ -166,12 +167,20 @@ class Index(Collection):
         """
         batch_size = check_count(batch_size, "batch_size")
         Manifest.read(self.folder)  # or the lock would bring a folder back that was removed
-        with lock(self.folder):
+        with ExitStack() as held:
+            try:
+                held.enter_context(lock(self.folder))
+            except OutputError:
+                # A full disk, or one that is only read, matters where something is to be written.
+                if self._is_current(images):
+                    return NO_CHANGES
+                raise
             self._read()  # another process may have written meanwhile
             scan = self.scan(images)
             if scan.is_clean:
+                self.manifest.remove_others(self.folder)  # what a process left that was killed
                 self._refresh_graph()
-                return Changes(0, 0, 0, 0, 0)
+                return NO_CHANGES
             encoder = self._encoder_of(scan)
             filling = Filling(self.folder, self.manifest, self.entries, scan)
             with _bar(scan, progress) as bar:
@@ -184,6 +193,11 @@ class Index(Collection):
             self._read()
         self._refresh_graph()
         return changes
+
+    def _is_current(self, images: Iterable[str | os.PathLike[str]] | None) -> bool:
+        """Return whether there is nothing to update."""
+        self._read()
+        return self.scan(images).is_clean and not self._keeps_graph
 
     def copy_to(self, store: Store, *, remove_others: bool = False, progress: bool = False) -> None:
         """Add all features to a store, under the paths of the images below the folder.

@@ -5,7 +5,8 @@ the manifest goes from the old state to the new in one step. What no manifest na
 from a process that was killed, or from an older state, and is removed by whoever writes next.
 """
 
-from contextlib import suppress
+from collections.abc import Generator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -19,6 +20,7 @@ FOLDER = ".clipkit"  # of an index that lies in the folder of its images
 
 _FORMAT = "clipkit index"
 _VERSION = 1
+_REMEDY = "Delete the folder and build the index again"
 _OWN = ("entries-*.safetensors", "features-*.safetensors", ".*.tmp")
 
 
@@ -60,9 +62,10 @@ class Manifest:
                 f"there is no index in {folder}: make one by Index.build(folder, model), or "
                 "`clipkit index FOLDER`"
             )
-        values = read_json(path)
+        with telling_remedy():
+            values = read_json(path)
         if values.pop("format", None) != _FORMAT:
-            raise DataError(f"{path} is not the manifest of an index")
+            raise _damaged(path, "it is not the manifest of an index")
         version = values.pop("version", None)
         if version != _VERSION:
             raise DataError(
@@ -95,6 +98,17 @@ class Manifest:
                         path.unlink()
 
 
+@contextmanager
+def telling_remedy() -> Generator[None, None, None]:
+    """Add to an error about a file of an index what can be done about it."""
+    try:
+        yield
+    except DataError as error:
+        if _REMEDY in str(error):
+            raise
+        raise DataError(f"{error}. {_REMEDY}") from error
+
+
 def _check_types(manifest: Manifest, path: Path) -> None:
     """Raise `DataError` if a value is of another type than it must be."""
     numbers = (manifest.state, manifest.width)
@@ -113,4 +127,4 @@ def _check_types(manifest: Manifest, path: Path) -> None:
 
 
 def _damaged(path: Path, problem: object) -> DataError:
-    return DataError(f"{path} is damaged: {problem}. Delete the folder and build the index again")
+    return DataError(f"{path} is damaged: {problem}. {_REMEDY}")

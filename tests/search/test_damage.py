@@ -143,7 +143,6 @@ def test_commands_tell_of_a_damaged_manifest(
     assert f"{manifest} is not JSON" in line
 
 
-@pytest.mark.xfail(strict=True, reason="these messages name no remedy yet")
 @pytest.mark.parametrize("name", [MANIFEST, "features-2.safetensors", "entries-2.safetensors"])
 @pytest.mark.parametrize("content", [b"", b"{}", b"\xff" * 200])
 def test_what_to_do_about_damage_is_told(name: str, content: bytes, folder: Path) -> None:
@@ -152,7 +151,6 @@ def test_what_to_do_about_damage_is_told(name: str, content: bytes, folder: Path
         Index.open(folder)
 
 
-@pytest.mark.xfail(strict=True, reason="these messages name no remedy yet")
 @pytest.mark.parametrize("name", ["features-2.safetensors", "entries-2.safetensors"])
 def test_what_to_do_about_a_missing_file_is_told(name: str, folder: Path) -> None:
     (Index.build(folder, ColorModel()).folder / name).unlink()

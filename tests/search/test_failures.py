@@ -191,6 +191,25 @@ def test_two_writers_are_a_typed_error(folder: Path) -> None:
     assert index.update().added == 1
 
 
+def test_where_nothing_is_to_be_written_another_writer_does_not_matter(folder: Path) -> None:
+    index = Index.build(folder, ColorModel())
+    with lock(index.folder):
+        assert index.update() == (0, 0, 0, 0, 0)
+        (folder / "red" / "0.png").unlink()
+        with pytest.raises(OutputError, match="is writing there"):
+            index.update()
+
+
+def test_an_update_without_changes_removes_what_a_killed_process_left(folder: Path) -> None:
+    index = Index.build(folder, ColorModel())
+    left = index.folder / "features-1.safetensors"
+    assert left.name not in index.manifest.features
+    left.write_bytes(b"of an older state")
+    assert index.update() == (0, 0, 0, 0, 0)
+    assert not left.exists()
+    assert len(Index.open(folder)) == 9
+
+
 WRITER = """
 import sys
 from pathlib import Path
