@@ -192,6 +192,12 @@ def test_models_that_threads_might_not_share_encode_in_one(
 
 
 @pytest.mark.usefixtures("three_threads")
+def test_another_runtime_has_threads_of_its_own(model: CLIP, files: list[Path]) -> None:
+    pytest.importorskip("openvino")
+    assert way_of(model.optimize(runtime="openvino"), files) == "_read_ahead"
+
+
+@pytest.mark.usefixtures("three_threads")
 def test_an_autocast_around_the_call_counts(model: CLIP, files: list[Path]) -> None:
     sound = [files[number] for number in (0, 1, 2, 3, 5, 6, 7, 8)]
     plain = embed_images(model, sound, batch_size=1)

@@ -12,6 +12,7 @@ from clipkit.data.pictures import Transform
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
 from clipkit.models.kernels import is_watched
+from clipkit.models.openvino_tower import OpenVINOTower
 
 Precision: TypeAlias = Literal["bfloat16", "float16", "float32"]
 _HALVES = {"bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -113,9 +114,11 @@ def autocast_around(device: torch.device) -> dict[str, str]:
 def _holds_no_state(model: object, tower: nn.Module | None) -> bool:
     """Return whether a tower is made of what clipkit and torch have, which keep nothing of a call.
 
-    Hooks see the batches in their order, and a compiled graph has its own number of threads.
+    Hooks see the batches in their order, and what is compiled has its own number of threads.
     """
-    if tower is None or is_watched(tower, torch.empty(0)) or not _is_own(model):
+    if tower is None or isinstance(tower, OpenVINOTower) or not _is_own(model):
+        return False
+    if is_watched(tower, torch.empty(0)):
         return False
     return all(
         _is_own(module) and module._compiled_call_impl is None  # pyright: ignore

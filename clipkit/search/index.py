@@ -73,8 +73,9 @@ class Index(Collection):
             out: the folder of the index. If not given it is `.clipkit` in the folder of the images,
                 and moves along with it.
             model_name: by which `clipkit search` can load the model again, such as "ViT-B/32".
-            workers: threads that read and prepare images while the model encodes; "auto" for as
-                many as there are processors, at most 8.
+            workers: threads. Those of a CPU read and encode a batch each, with their share of the
+                processors; for other devices they read ahead. "auto" for as many as there are
+                processors, at most 8.
             batch_size: images encoded at once.
             exclude: patterns of names or paths that are left out, such as "thumbnails" or "*.gif".
             include_hidden: whether hidden files and folders are searched, too.
