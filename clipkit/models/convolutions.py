@@ -79,7 +79,8 @@ class FusedConv2d(nn.Conv2d):
             return F.relu(out) if self.activation == "relu" else out
         x = input.contiguous(memory_format=torch.channels_last)
         weight = self._packed_for(x)
-        return _convolve(x, other, weight, self.bias, self.padding, self.stride, self.activation)
+        padding = cast("tuple[int, int]", self.padding)
+        return _convolve(x, other, weight, self.bias, padding, self.stride, self.activation)
 
     def _can_fuse(self, input: Tensor, other: Tensor | None) -> bool:
         if torch.is_grad_enabled():
@@ -98,10 +99,8 @@ class FusedConv2d(nn.Conv2d):
         purpose = (torch.get_num_threads(), x.shape, weight.data_ptr(), weight._version)
         packed = self._packed  # another thread may replace it
         if packed is None or packed[0] != purpose:
-            packed = self._packed = (
-                purpose,
-                pack_kernel(weight, self.padding, self.stride, x.shape),
-            )
+            padding = cast("tuple[int, int]", self.padding)
+            packed = self._packed = (purpose, pack_kernel(weight, padding, self.stride, x.shape))
         return packed[1]
 
     def __getstate__(self) -> dict[str, Any]:
@@ -113,7 +112,9 @@ class FusedConv2d(nn.Conv2d):
         return f"{super().extra_repr()}, activation={self.activation!r}"
 
 
-def pack_kernel(weight: Tensor, padding: Any, stride: Any, shape: Sequence[int]) -> Tensor:
+def pack_kernel(
+    weight: Tensor, padding: Sequence[int], stride: Sequence[int], shape: Sequence[int]
+) -> Tensor:
     """Return the weight (out, in, rows, columns) of a convolution as oneDNN reads it.
 
     Args:
@@ -249,8 +250,8 @@ def _convolve(
     other: Tensor | None,
     weight: Tensor,
     bias: Tensor | None,
-    padding: Any,
-    stride: Any,
+    padding: Sequence[int],
+    stride: Sequence[int],
     activation: _Activation,
 ) -> Tensor:
     """Return the activation of a convolution, or of its sum with `other`."""
