@@ -64,6 +64,23 @@ def merge_word(letters: str, ranks: Mapping[str, int]) -> list[int]:
     return merge(symbols, ranks)
 
 
+def merge_known_word(letters: str, ranks: Mapping[str, int]) -> list[int]:
+    """Return the token ids of one word, as `merge_word` does, sooner if it is one token.
+
+    This holds for CLIP's own table, in which each word that is one token also becomes one when its
+    letters are joined pair by pair. In another table an earlier pair may stand in the way.
+
+    Args:
+        letters, ranks: as in `merge_word`.
+    """
+    if len(letters) < LONG_WORD:
+        for cut in range(1, len(letters)):  # the last pair that was joined, if there was one
+            rank = ranks.get(f"{letters[:cut]} {letters[cut:]}{END_OF_WORD}")
+            if rank is not None:
+                return [BYTE_TOKENS + rank]
+    return merge_word(letters, ranks)
+
+
 def merge_by_search(symbols: list[str], ranks: Mapping[str, int]) -> list[int]:
     """Merge a word as `merge_word` says, with a search of the whole word at each step.
 

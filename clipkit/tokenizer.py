@@ -40,6 +40,7 @@ from clipkit.byte_pairs import (
     byte_ids,
     check_merges,
     letter_of_byte,
+    merge_known_word,
     merge_word,
 )
 from clipkit.errors import TokenizerError
@@ -122,6 +123,7 @@ class Tokenizer:
         self.exact_tokens = self._added.exact
         self.vocab_size = max([self.eot_token, *self.added_tokens.values()]) + 1
         self._ranks = dict(zip(self.merges, range(len(self.merges)), strict=True))
+        self._merge = merge_known_word if self.merges == default_merges() else merge_word
         self._words = {
             allow: _Words(functools.partial(self._encode_word, allow_special=allow))
             for allow in (False, True)
@@ -319,7 +321,7 @@ class Tokenizer:
             return -1, self.sot_token
         # Most words are of letters alone. The pattern would give them back whole.
         if word.isascii() and word.isalpha():
-            return tuple(merge_word(word, self._ranks))
+            return tuple(self._merge(word, self._ranks))
         letters = letter_of_byte()
         special = {START: self.sot_token, END: self.eot_token} if allow_special else {}
         ids: list[int] = []
@@ -328,7 +330,7 @@ class Tokenizer:
                 ids.append(special[piece])
             else:
                 spelled = "".join([letters[byte] for byte in piece.encode("utf-8")])
-                ids += merge_word(spelled, self._ranks)
+                ids += self._merge(spelled, self._ranks)
         return tuple(ids)
 
 

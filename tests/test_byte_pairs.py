@@ -9,14 +9,16 @@ import pytest
 
 from clipkit.byte_pairs import (
     BYTE_TOKENS,
+    END_OF_WORD,
     LONG_WORD,
     byte_ids,
     letter_of_byte,
     merge_by_heap,
     merge_by_search,
+    merge_known_word,
     merge_word,
 )
-from clipkit.tokenizer import default_merges
+from clipkit.tokenizer import Tokenizer, default_merges
 
 RANKS = {merge: rank for rank, merge in enumerate(default_merges())}
 
@@ -101,3 +103,35 @@ def test_time_grows_nearly_as_the_length_does() -> None:
     short = min(seconds(5_000) for _ in range(3))
     long = min(seconds(40_000) for _ in range(2))
     assert long < 25 * short
+
+
+def test_every_word_that_is_one_token_is_joined_to_it() -> None:
+    """Which is why `merge_known_word` may look for the whole word first."""
+    wrong: list[str] = []
+    words = 0
+    for token, merge in enumerate(default_merges(), start=BYTE_TOKENS):
+        first, second = merge.split(" ")
+        if second.endswith(END_OF_WORD):
+            word = first + second.removesuffix(END_OF_WORD)
+            words += 1
+            if not merge_word(word, RANKS) == merge_known_word(word, RANKS) == [token]:
+                wrong.append(word)
+    assert wrong == []
+    assert words == 34_227
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_known_words_are_no_others(seed: int) -> None:
+    draw = random.Random(seed)
+    for _ in range(300):
+        word = "".join(draw.choices(string.ascii_lowercase, k=draw.randint(1, 12)))
+        assert merge_known_word(word, RANKS) == merge_word(word, RANKS), word
+
+
+def test_an_earlier_pair_stands_in_the_way_of_a_word_in_another_table() -> None:
+    merges = ["b c</w>", "a b", "ab c</w>"]
+    tokenizer = Tokenizer(merges)
+    assert tokenizer.encode("abc") == merge_word(
+        "abc", {merge: i for i, merge in enumerate(merges)}
+    )
+    assert tokenizer.encode("abc") == [ord("a") - ord("!"), BYTE_TOKENS]  # a, bc

@@ -10,6 +10,9 @@ Indexing, in images a second, interleaved, medians of the rounds:
 - `rclip's way`: as rclip 3.3 does it: threads that decode with a few batches ahead, ONNX Runtime on
   all processors, batches of 8. It gets the same tower and the same preprocessing.
 
+Beside them, no contestants: decoding alone in one thread, encoding alone on all processors, and
+what follows as the most that the processors could do, were none of them ever idle.
+
 Models but `tiny` have random weights: the architecture decides the cost. Then the update of the
 unchanged folder.
 
@@ -51,6 +54,7 @@ from clipkit.search.manifest import Manifest
 from clipkit.search.texts import TextCache
 
 BATCH = 32
+PART = 320  # images of which decoding and encoding are timed alone
 RCLIP_BATCH = 8
 RCLIP_AHEAD = 4  # batches
 PROCESSES = 5  # of which the median is taken
@@ -159,7 +163,32 @@ def time_indexing(name: str, folder: Path, rounds: int) -> dict[str, Any]:
         start = time.perf_counter()
         assert index.update() == (0, 0, 0, 0, 0)
         unchanged = time.perf_counter() - start
-    return {"model": name, "images": len(files), "rates": rates, "unchanged": unchanged}
+    alone = time_alone(fast, files[:PART])
+    return {
+        "model": name,
+        "images": len(files),
+        "rates": rates,
+        "unchanged": unchanged,
+        **alone,
+    }
+
+
+def time_alone(model: CLIP, files: list[Path]) -> dict[str, float]:
+    """Return the images a second of decoding, of encoding, and of processors that never wait."""
+    start = time.perf_counter()
+    images = [model.preprocess(file) for file in files]
+    decoded = time.perf_counter()
+    with torch.inference_mode():
+        for first in range(0, len(images), BATCH):
+            model.encode_image(torch.stack(images[first : first + BATCH]))
+    encoded = time.perf_counter()
+    processors = len(os.sched_getaffinity(0))
+    decoding, encoding = decoded - start, processors * (encoded - decoded)  # of one processor
+    return {
+        "decoding alone": len(files) / decoding,
+        "encoding alone": processors * len(files) / encoding,
+        "at most": processors * len(files) / (decoding + encoding),
+    }
 
 
 def made_up(folder: Path, count: int, width: int = 512) -> None:
@@ -252,6 +281,10 @@ def main() -> None:
         found["indexing"].append(row)
         medians = {own: statistics.median(rates) for own, rates in row["rates"].items()}
         print(f"{name}, {row['images']:,} images, unchanged in {row['unchanged']:.2f} s")
+        print(
+            f"  decoding alone {row['decoding alone']:.0f} images/s, encoding alone "
+            f"{row['encoding alone']:.0f}, at most {row['at most']:.0f}"
+        )
         for own, rate in medians.items():
             print(f"  {own:<14} {rate:6.0f} images/s  clipkit / it {medians['clipkit'] / rate:.2f}")
     found["searching"] = time_searching(args.images, args.vectors)
