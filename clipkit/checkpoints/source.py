@@ -18,6 +18,7 @@ from clipkit.checkpoints.documents import (
     Stated,
     read_documents,
 )
+from clipkit.checkpoints.embedded import EMBEDDED
 from clipkit.checkpoints.formats import describe_others
 from clipkit.checkpoints.vocabulary import TokenizerFiles
 from clipkit.checkpoints.weights import shard_names
@@ -32,8 +33,6 @@ from clipkit.errors import (
     UnsupportedCheckpointError,
 )
 from clipkit.files import read_text, settle
-
-EMBEDDED = Path(__file__).parents[1] / "assets" / "tiny"
 
 SHARDS = ("model.safetensors.index.json", "pytorch_model.bin.index.json")
 OPEN_CLIP = (

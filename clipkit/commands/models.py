@@ -7,8 +7,8 @@ import sys
 from dataclasses import asdict, dataclass
 
 from clipkit import CLIPConfig, prompt_set, prompt_sets
+from clipkit.checkpoints.embedded import embedded_bytes, embedded_config
 from clipkit.checkpoints.registry import MODELS
-from clipkit.checkpoints.source import resolve
 from clipkit.columns import align, width_of
 from clipkit.commands.command import DONE, Command, add_json
 from clipkit.commands.display import Style, tell
@@ -94,10 +94,7 @@ def models(*, as_json: bool) -> int:
 
 def list_rows() -> list[Row]:
     """Return the embedded checkpoint and the published ones, in the order of `list_models`."""
-    embedded = resolve("tiny")
-    assert embedded.config is not None  # the package's own JSON states it
-    size_on_disk = embedded.weights.stat().st_size
-    rows = [Row.of("tiny", embedded.config, size_on_disk, "MIT", "embedded in clipkit")]
+    rows = [Row.of("tiny", embedded_config(), embedded_bytes(), "MIT", "embedded in clipkit")]
     for model in MODELS.values():
         rows.append(Row.of(model.name, model.config, 0, model.license, model.hub))
     return rows

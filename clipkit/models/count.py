@@ -1,13 +1,8 @@
-"""Count the parameters of the model that a config describes, without its weights."""
+"""Count the parameters of the model that a config describes, without building it or torch."""
 
-from dataclasses import replace
-from functools import lru_cache
+from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, TransformerConfig, ViTConfig
 
-import torch
-from torch import nn
-
-from clipkit.config import CLIPConfig, ResNetConfig, TextConfig, ViTConfig
-from clipkit.models.build import Uninitialized, build_text, build_visual
+_EXPANSION = 4  # of a bottleneck's output channels over its width
 
 
 def count_parameters(config: CLIPConfig) -> int:
@@ -16,30 +11,73 @@ def count_parameters(config: CLIPConfig) -> int:
     Example:
         count_parameters(clipkit.CLIP.from_pretrained("ViT-B/32").config)  # 151277313
     """
-    vision = config.vision
-    if isinstance(vision, ViTConfig):  # activations have no parameters
-        vision = replace(vision, activation="gelu")
-    text = replace(config.text, activation="gelu")
+    vision, embed_dim = config.vision, config.embed_dim
+    is_resnet = isinstance(vision, ResNetConfig)
+    visual = _count_resnet(vision, embed_dim) if is_resnet else _count_vit(vision, embed_dim)
     temperature = 1
-    return (
-        _count_visual(vision, config.embed_dim) + _count_text(text, config.embed_dim) + temperature
-    )
+    return visual + _count_text(config.text, embed_dim) + temperature
 
 
-# Many published models share their towers.
+def _count_vit(config: ViTConfig, embed_dim: int) -> int:
+    width, size = config.width, config.patch_size
+    rows, columns = (side // size for side in config.resolution)
+    patches = 3 * size * size * width
+    class_token = width
+    positions = (rows * columns + 1) * width
+    norms = 2 * _norm(width)
+    projection = width * embed_dim
+    return patches + class_token + positions + norms + _blocks(config) + projection
 
 
-@lru_cache(maxsize=64)
-def _count_visual(config: ViTConfig | ResNetConfig, embed_dim: int) -> int:
-    with torch.device("meta"), Uninitialized():
-        return _count(build_visual(config, embed_dim))
-
-
-@lru_cache(maxsize=64)
 def _count_text(config: TextConfig, embed_dim: int) -> int:
-    with torch.device("meta"), Uninitialized():
-        return _count(build_text(config, embed_dim))
+    width = config.width
+    embeddings = (config.vocab_size + config.context_length) * width
+    projection = width * embed_dim
+    return embeddings + _blocks(config) + _norm(width) + projection
 
 
-def _count(tower: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in tower.parameters())
+def _blocks(config: TransformerConfig) -> int:
+    """Count the residual blocks of a transformer."""
+    width, hidden = config.width, config.mlp_width
+    attention = 4 * _linear(width, width)  # queries, keys, values, and what comes of them
+    mlp = _linear(width, hidden) + _linear(hidden, width)
+    return config.layers * (attention + mlp + 2 * _norm(width))
+
+
+def _count_resnet(config: ResNetConfig, embed_dim: int) -> int:
+    width = config.width
+    half = width // 2
+    stem = _conv(3, half, 3) + _conv(half, half, 3) + _conv(half, width, 3)
+    channels, stages = width, 0
+    for stage, blocks in enumerate(config.layers):
+        inner = width * 2**stage
+        stages += _stage(channels, inner, blocks)
+        channels = inner * _EXPANSION
+    rows, columns = config.grid
+    positions = (rows * columns + 1) * channels
+    pool = positions + 3 * _linear(channels, channels) + _linear(channels, embed_dim)
+    return stem + stages + pool
+
+
+def _stage(channels: int, width: int, blocks: int) -> int:
+    """Count bottlenecks one after another. The shortcut of the first changes the channels."""
+    out = width * _EXPANSION
+    shortcut = _conv(channels, out, 1)
+    total = shortcut
+    for _ in range(blocks):
+        total += _conv(channels, width, 1) + _conv(width, width, 3) + _conv(width, out, 1)
+        channels = out
+    return total
+
+
+def _conv(channels: int, out: int, size: int) -> int:
+    """Count a convolution without a bias, and the batch norm after it."""
+    return channels * out * size * size + 2 * out
+
+
+def _linear(inputs: int, outputs: int) -> int:
+    return inputs * outputs + outputs
+
+
+def _norm(width: int) -> int:
+    return 2 * width

@@ -6,8 +6,9 @@ import pytest
 
 import clipkit
 from clipkit import CLIPConfig
+from clipkit.checkpoints.embedded import EMBEDDED
 from clipkit.checkpoints.save import FolderLayout
-from clipkit.checkpoints.source import EMBEDDED, resolve
+from clipkit.checkpoints.source import resolve
 from clipkit.errors import CheckpointNotFoundError, UnknownModelError, UnsupportedCheckpointError
 from tests.helpers.hub_server import HubServer
 from tests.helpers.repositories import LAYOUTS, Contents, write

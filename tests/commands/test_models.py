@@ -2,14 +2,17 @@
 
 import json
 import re
+import subprocess
+import sys
 
 import pytest
 
 import clipkit
+from clipkit.checkpoints.embedded import EMBEDDED
 from clipkit.checkpoints.registry import MODELS
-from clipkit.checkpoints.source import EMBEDDED
 from clipkit.cli import main
 from clipkit.commands.models import list_rows
+from clipkit.models.build import expected_weights
 from clipkit.models.count import count_parameters
 
 # Of the same models as open_clip and OpenAI build them.
@@ -34,6 +37,27 @@ def test_parameters_are_those_of_a_model_that_is_built() -> None:
     model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
     built = sum(parameter.numel() for parameter in model.parameters())
     assert count_parameters(model.config) == built
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_parameters_are_those_of_the_weights(name: str) -> None:
+    config = MODELS[name].config
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    weights = expected_weights(config).items()
+    built = sum(value.numel() for key, value in weights if not key.endswith(statistics))
+    assert count_parameters(config) == built
+
+
+@pytest.mark.parametrize("command", ["models", "prompts"])
+def test_lists_need_no_torch(command: str) -> None:
+    program = "import sys, clipkit.cli as c; c.main(sys.argv[1:]); print('torch' in sys.modules)"
+        "import sys, clipkit.cli as cli; cli.main(sys.argv[1:]); print('torch' in sys.modules)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, command], capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "False"
+    assert len(done.stdout.splitlines()) > 3
 
 
 def test_json_says_all_of_every_model(capsys: pytest.CaptureFixture[str]) -> None:

@@ -10,7 +10,7 @@ from PIL import Image
 
 import clipkit
 from clipkit import CLIP, ImageClassifier
-from clipkit.checkpoints.source import EMBEDDED
+from clipkit.checkpoints.embedded import EMBEDDED
 from clipkit.encode import embed
 from clipkit.errors import (
     ClipkitError,
