@@ -26,6 +26,8 @@ PEERS = {
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 200
 SLICE = 0.005  # seconds of one measurement at least
+# Seconds before each measurement, in which the threads of the one before stop waiting actively.
+PAUSE = 0.05
 Call = Callable[[], Any]
 Seconds = dict[str, list[float]]
 
@@ -115,6 +117,7 @@ def take_turns(row: Row, budget: float, device: torch.device) -> Seconds:
     ):
         for name in list(row.contestants)[:: -1 if rounds % 2 else 1]:
             scale = row.items / row.parts.get(name, row.items)
+            time.sleep(PAUSE)
             seconds[name].append(timed(row.contestants[name], device) * scale)
         rounds += 1
     return seconds
