@@ -7,10 +7,11 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from threading import Thread
+from threading import Event, Thread
 from typing import TypeVar
 
 MOST = 8  # threads; more of them hold more memory, and fewer share more processors each
+_LEAST = 8  # images; of fewer at once a model takes longer for each
 
 _Item = TypeVar("_Item")
 _Result = TypeVar("_Result")
@@ -21,6 +22,14 @@ def computing_threads() -> int:
     import torch
 
     return min(MOST, torch.get_num_threads())
+
+
+def images_at_once(batch_size: int, threads: int) -> int:
+    """Return how many images of a batch each of several threads takes at once.
+
+    All of them together then hold as many as one batch has, or little more.
+    """
+    return min(batch_size, max(_LEAST, -(-batch_size // threads)))
 
 
 @contextmanager
@@ -39,8 +48,9 @@ def sharing_threads(count: int) -> Generator[ThreadPoolExecutor, None, None]:
     """
     import torch
 
-    every = torch.get_num_threads()
-    share = max(1, every // count)
+    share = max(1, torch.get_num_threads() // count)
+    with ThreadPoolExecutor(1) as new:  # this thread may have a number of its own
+        every = new.submit(torch.get_num_threads).result()
     with ThreadPoolExecutor(count, initializer=_take_share, initargs=(share, every)) as threads:
         yield threads
 
@@ -50,12 +60,21 @@ def _take_share(share: int, every: int) -> None:
     import torch
 
     torch.get_num_threads()  # the first question of a thread sets it to the number of the process
-    torch.set_num_threads(share)
-    # That changed the number of the process, too, which threads get that begin later. Another
-    # thread sets it back.
-    other = Thread(target=torch.set_num_threads, args=(every,))
+    # The number of the process, which threads get that begin later, changes with that of a thread.
+    # Another thread sets it back. It begins before, so that there is one when it is needed.
+    is_changed = Event()
+
+    def set_back() -> None:
+        is_changed.wait()
+        torch.set_num_threads(every)
+
+    other = Thread(target=set_back)
     other.start()
-    other.join()
+    try:
+        torch.set_num_threads(share)
+    finally:
+        is_changed.set()
+        other.join()
 
 
 def in_order(

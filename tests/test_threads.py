@@ -1,17 +1,23 @@
 """clipkit.threads, and the batches that they encode: processors are shared, features stay."""
 
 import threading
-from collections.abc import Iterator
-from contextlib import closing
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures.thread import BrokenThreadPool
+from contextlib import AbstractContextManager, closing
 from pathlib import Path
 from threading import Thread
+from typing import Any, NoReturn
 
 import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torch.nn.modules.module import register_module_forward_hook
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from clipkit import CLIP, Tokenizer
+from clipkit import CLIP, Tokenizer, threads
 from clipkit.config import PreprocessConfig
 from clipkit.data.pictures import Images, ImageSet
 from clipkit.data.preprocess import Preprocess
@@ -20,7 +26,8 @@ from clipkit.encode.batches import choose_way
 from clipkit.encode.embed import embed_images, stream_features
 from clipkit.encode.features import join
 from clipkit.encode.image_encoder import ImageEncoder
-from clipkit.threads import in_order, sharing_threads
+from clipkit.search.model_encoder import ModelEncoder
+from clipkit.threads import images_at_once, in_order, sharing_threads
 from tests.helpers.models import RESNET, random_clip
 from tests.helpers.toy_data import toy_config, two_colors
 
@@ -38,7 +45,7 @@ def test_each_thread_has_its_share_and_nobody_else() -> None:
     all_there = threading.Barrier(3)
 
     def ask(_: int) -> int:
-        torch.rand(64, 64) @ torch.rand(64, 64)
+        torch.mm(torch.rand(64, 64), torch.rand(64, 64))
         all_there.wait(10)  # so that each of the three answers once
         return torch.get_num_threads()
 
@@ -57,6 +64,54 @@ def test_each_thread_has_its_share_and_nobody_else() -> None:
 def test_more_threads_than_processors_have_one_each() -> None:
     with sharing_threads(8) as threads:
         assert threads.submit(torch.get_num_threads).result() == 1
+
+
+def number_of_a_new_thread() -> int:
+    """Return how many processors torch has in a thread that begins now."""
+    found: list[int] = []
+    thread = Thread(target=lambda: found.append(torch.get_num_threads()))
+    thread.start()
+    thread.join()
+    return found[0]
+
+
+@pytest.mark.usefixtures("six_processors")
+def test_threads_of_a_thread_divide_its_share_and_leave_that_of_the_process() -> None:
+    def divide() -> list[int]:
+        with sharing_threads(2) as inner:
+            return [inner.submit(torch.get_num_threads).result(), torch.get_num_threads()]
+
+    with sharing_threads(3) as outer:
+        assert outer.submit(divide).result() == [1, 2]
+    assert number_of_a_new_thread() == 6
+
+
+class _NoThread:
+    """Be a thread of a system that has no more of them."""
+
+    def __init__(self, target: Callable[[], object]) -> None:
+        self.target = target
+
+    def start(self) -> NoReturn:
+        raise RuntimeError("can't start new thread")
+
+
+@pytest.mark.usefixtures("six_processors")
+def test_a_thread_that_cannot_be_had_leaves_the_number_of_the_process(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(threads, "Thread", _NoThread)
+    with sharing_threads(2) as pool, pytest.raises(BrokenThreadPool, match="initializer"):
+        pool.submit(torch.get_num_threads).result()
+    assert number_of_a_new_thread() == 6
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "count", "images"),
+    [(64, 2, 32), (64, 8, 8), (64, 7, 10), (32, 8, 8), (5, 2, 5), (1, 8, 1)],
+)
+def test_threads_divide_the_images_of_a_batch(batch_size: int, count: int, images: int) -> None:
+    assert images_at_once(batch_size, count) == images
 
 
 def test_results_come_in_order_and_few_are_begun() -> None:
@@ -214,3 +269,128 @@ def test_threads_leave_the_number_of_torch_as_it_is(model: CLIP, files: list[Pat
     before = torch.get_num_threads()
     embed_images(model, files[5:22], batch_size=2)
     assert torch.get_num_threads() == before
+
+
+class Counting(TorchFunctionMode):
+    """Count the calls of torch's functions in one thread."""
+
+    calls = 0
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
+    ) -> object:
+        self.calls += 1
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.usefixtures("three_threads")
+@pytest.mark.parametrize(
+    "mode",
+    [FlopCounterMode, Counting, lambda: register_module_forward_hook(lambda *_: None)],
+    ids=["flops", "functions", "hook"],
+)
+def test_what_looks_at_one_thread_sees_all(
+    model: CLIP, files: list[Path], mode: Callable[[], AbstractContextManager[object]]
+) -> None:
+    encode = ModelEncoder(model)  # as an index keeps it
+    with mode():
+        assert way_of(model, files) == "_read_ahead"
+        assert not encode.takes_threads
+    assert way_of(model, files) == "_side_by_side"
+    assert encode.takes_threads
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_operations_are_counted_in_all_batches(model: CLIP, files: list[Path]) -> None:
+    with FlopCounterMode(display=False) as one:
+        embed_images(model, files[5:6])
+    with FlopCounterMode(display=False) as many:
+        embed_images(model, files[5:17], batch_size=2)
+    assert many.get_total_flops() == 12 * one.get_total_flops()
+    assert one.get_total_flops() > 0
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_a_default_device_sees_nothing(model: CLIP, files: list[Path]) -> None:
+    with torch.device("cpu"):
+        assert way_of(model, files) == "_side_by_side"
+
+
+@pytest.mark.usefixtures("three_threads")
+def test_methods_that_a_program_replaced_are_called_in_one_thread(
+    small_tokenizer: Tokenizer, files: list[Path]
+) -> None:
+    other = CLIP(toy_config(), small_tokenizer).eval()
+    encode_image, forward = other.encode_image, other.visual.forward
+    vars(other)["encode_image"] = lambda image: encode_image(image)
+    assert way_of(other, files) == "_read_ahead"
+    del vars(other)["encode_image"]
+    assert way_of(other, files) == "_side_by_side"
+    vars(other.visual)["forward"] = lambda images: forward(images)
+    assert way_of(other, files) == "_read_ahead"
+
+
+def test_an_encoder_that_is_kept_looks_again(small_tokenizer: Tokenizer) -> None:
+    other = CLIP(toy_config(), small_tokenizer).eval()
+    encode = ModelEncoder(other)
+    assert encode.takes_threads
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not encode.takes_threads
+    with other.visual.register_forward_hook(lambda *_: None):
+        assert not encode.takes_threads
+    assert encode.takes_threads
+
+
+class Watched(ImageEncoder):
+    """Note how many images come at once, and wait before the first ones are encoded."""
+
+    def __init__(self, model: CLIP) -> None:
+        super().__init__(model)
+        self.counts: list[int] = []
+        self.gate, self.begun = threading.Event(), threading.Event()
+
+    def __call__(self, images: Tensor) -> Tensor:
+        self.counts.append(len(images))
+        self.begun.set()
+        self.gate.wait(10)
+        return super().__call__(images)
+
+
+def watch(
+    model: CLIP, files: Sequence[Path], monkeypatch: pytest.MonkeyPatch
+) -> tuple[Watched, Iterator[Any]]:
+    """Return an encoder, and the features that two threads make by it of batches of 16."""
+    monkeypatch.setattr(batches, "computing_threads", lambda: 2)
+    encode = Watched(model)
+    image_set = ImageSet(files, model.preprocess, 16)
+    chosen = [batch for chunk in image_set.chunks.values() for batch in chunk]
+    return encode, batches._side_by_side(encode, image_set, chosen)
+
+
+def test_threads_hold_no_more_images_than_a_batch_has(
+    model: CLIP, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, features = watch(model, files[5:21] * 2, monkeypatch)
+    encode.gate.set()
+    found = list(features)
+    assert encode.counts == [8] * 4
+    assert [len(part) for part in found] == [16, 16]
+
+
+def test_nobody_waits_for_the_rest_of_a_batch(
+    model: CLIP, files: list[Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    encode, features = watch(model, files[5:21] * 3, monkeypatch)
+
+    def interrupt(pool: ThreadPoolExecutor, work: Any, items: Any, ahead: int) -> Iterator[Any]:
+        begun = [pool.submit(work, item) for item in items]
+        encode.begun.wait(10)
+        threading.Timer(0.5, encode.gate.set).start()
+        if len(begun) < ahead + 1:
+            raise KeyboardInterrupt("by hand")
+        yield begun
+
+    monkeypatch.setattr(batches, "in_order", interrupt)
+    with pytest.raises(KeyboardInterrupt, match="by hand"):
+        next(features)
+    assert 1 <= len(encode.counts) <= 2  # of the six parts of three batches

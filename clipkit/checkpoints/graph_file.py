@@ -85,13 +85,20 @@ def write_graph(path: Path, graph: Graph, check: Callable[[Run], None]) -> None:
         Others: what `check` raises.
     """
     if path.suffix == ".pt2":
-        with replacing(path) as partial, torch.no_grad():
+        with replacing(path) as partial, _computing_plainly():
             _write_program(graph, partial)
             check(_open_program(partial))
         return
-    with _onnx_files(path, graph.module) as partial, torch.no_grad():
+    with _onnx_files(path, graph.module) as partial, _computing_plainly():
         _write_onnx(graph, partial)
         check(_open_onnx(partial, graph.input_name))
+
+
+@contextmanager
+def _computing_plainly() -> Generator[None, None, None]:
+    """Compute without gradients, and in float32 also under an autocast of the program."""
+    with torch.no_grad(), torch.autocast("cpu", enabled=False):
+        yield
 
 
 def _check_ending(path: Path) -> None:

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
+from threading import Event
 from typing import TypeAlias, cast
 
 import torch
@@ -11,9 +12,9 @@ from torch.utils.data import DataLoader
 from clipkit.data.pictures import ImageBatch, ImageSet, Item
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.views import Views
-from clipkit.encode.features import Features, no_features
-from clipkit.encode.image_encoder import ImageEncoder, autocast_around
-from clipkit.threads import computing_threads, in_order, sharing_threads
+from clipkit.encode.features import Features, join, no_features
+from clipkit.encode.image_encoder import ImageEncoder
+from clipkit.threads import computing_threads, images_at_once, in_order, sharing_threads
 
 _AHEAD = 64  # images that are prepared before the model takes them
 
@@ -60,8 +61,7 @@ def choose_way(encode: ImageEncoder, image_set: ImageSet, batches: int) -> Way:
     if image_set.workers or not _threads_can_read(image_set):
         return _by_loader
     threads = computing_threads()
-    can_share = encode.takes_threads and not autocast_around(encode.device)
-    if threads > 1 and can_share and batches >= 2 * threads:
+    if threads > 1 and batches >= 2 * threads and encode.takes_threads:
         return _side_by_side
     return _read_ahead
 
@@ -77,14 +77,26 @@ def _threads_can_read(image_set: ImageSet) -> bool:
 def _side_by_side(
     encode: ImageEncoder, image_set: ImageSet, batches: _Batches
 ) -> Generator[Features, None, None]:
-    """Yield the features of batches. Each thread reads and encodes whole batches."""
+    """Yield the features of batches. Each thread reads and encodes whole ones, part by part."""
+    count = computing_threads()
+    is_over = Event()  # after Ctrl-C nobody waits for the rest of a batch
 
     def work(batch: Sequence[int]) -> Features:
-        return _encode(encode, image_set, [image_set[index] for index in batch])
+        size = images_at_once(len(batch), count)
+        starts = range(0, len(batch), size)
+        return join(
+            [
+                _encode(encode, image_set, [image_set[i] for i in batch[start : start + size]])
+                for start in starts
+                if not is_over.is_set()
+            ]
+        )
 
-    count = computing_threads()
     with sharing_threads(count) as threads:
-        yield from in_order(threads, work, batches, ahead=count + 1)
+        try:
+            yield from in_order(threads, work, batches, ahead=count + 1)
+        finally:
+            is_over.set()
 
 
 def _read_ahead(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from clipkit.data.pictures import Transform
 from clipkit.encode.eval_view import eval_view
 from clipkit.errors import ConfigError
-from clipkit.models.kernels import is_watched
+from clipkit.models.kernels import calls_are_seen, is_watched
 from clipkit.models.openvino_tower import OpenVINOTower
 
 Precision: TypeAlias = Literal["bfloat16", "float16", "float32"]
@@ -41,7 +41,6 @@ class ImageEncoder:
 
     Attributes:
         device: where the model computes.
-        takes_threads: whether several threads may encode at once, each with its own processors.
 
     Raises:
         ConfigError: if the weights cannot be used in this precision.
@@ -56,11 +55,21 @@ class ImageEncoder:
         _check_precision(precision, weight.dtype)
         view: Any = eval_view(model)
         self.device = weight.device
-        self.takes_threads = weight.is_cpu and _holds_no_state(model, tower)
+        self._model, self._tower = model, tower
         self._dtype = weight.dtype
         self._encode: Callable[[Tensor], object] = getattr(view, "encode_image", view)
         self._precision = precision
         self._normalize = normalize
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may encode at once, each with its own processors.
+
+        A program that looks at torch's calls, or changes them, does so in the thread that it is in.
+        It may begin and end at any time.
+        """
+        is_plain = not calls_are_seen() and not autocast_around(self.device)
+        return self.device.type == "cpu" and is_plain and _holds_no_state(self._model, self._tower)
 
     def __call__(self, images: Tensor) -> Tensor:
         """Turn (n, 3, H, W), or (n, V, 3, H, W) with V views of each, into (n, D) float32.
@@ -127,6 +136,9 @@ def _holds_no_state(model: object, tower: nn.Module | None) -> bool:
 
 
 def _is_own(module: object) -> bool:
+    """Return whether a class is of clipkit or torch, and nothing is in the place of its methods."""
+    if {"forward", "encode_image"} & getattr(module, "__dict__", {}).keys():
+        return False
     return f"{type(module).__module__}.".startswith(("clipkit.", "torch.nn."))
 
 

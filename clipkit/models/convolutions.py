@@ -96,7 +96,8 @@ class FusedConv2d(nn.Conv2d):
         as a plain one, is put in order in each call, which takes longer than some convolutions.
         """
         weight = self.weight
-        purpose = (torch.get_num_threads(), x.shape, weight.data_ptr(), weight._version)
+        version = 0 if weight.is_inference() else weight._version  # those of inference have none
+        purpose = (torch.get_num_threads(), x.shape, weight.data_ptr(), version)
         packed = self._packed  # another thread may replace it
         if packed is None or packed[0] != purpose:
             padding = cast("tuple[int, int]", self.padding)

@@ -18,6 +18,7 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as dispatch
+from torch.utils._device import DeviceContext
 
 from clipkit.errors import ConfigError
 
@@ -29,6 +30,10 @@ _torch_c = torch._C  # pyright: ignore[reportPrivateUsage]
 _is_transforming: _Ask = getattr(_torch_c, "_are_functorch_transforms_active", lambda: False)
 _is_dispatching: _Ask = getattr(dispatch, "is_in_torch_dispatch_mode", lambda: False)
 _is_hooked_everywhere: _Ask = getattr(torch_module, "_has_any_global_hook", lambda: True)
+_is_profiling: _Ask = getattr(torch.autograd, "_profiler_enabled", lambda: False)
+_function_modes: Callable[[], list[object]] = getattr(
+    torch.overrides, "_get_current_function_mode_stack", list
+)
 
 
 def values_are_known(x: Tensor) -> bool:
@@ -146,6 +151,16 @@ def _has_hooks(module: nn.Module) -> bool:
     # Every call of a tower asks, and modules() takes three times as long.
     parts = module._modules.values()  # pyright: ignore[reportPrivateUsage]
     return any(_has_hooks(part) for part in parts if part is not None)
+
+
+def calls_are_seen() -> bool:
+    """Return whether a program looks at all of torch's calls in this thread, or at all modules.
+
+    Counters, profilers and modes such as FlopCounterMode see nothing of what other threads do. A
+    default device is such a mode too, but sees nothing.
+    """
+    modes = [mode for mode in _function_modes() if not isinstance(mode, DeviceContext)]
+    return bool(modes or _is_dispatching() or _is_profiling() or _is_hooked_everywhere())
 
 
 @functools.cache

@@ -25,8 +25,8 @@ from clipkit.models.record import record
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.vision_transformer import VisionTransformer
 
-# Batch sizes that get a graph of their own, in which every shape is known. Each holds the weights
-# once more, in the runtime's order; all other sizes share one graph with a free size.
+# Batch sizes that get a graph of their own, in which every shape is known; the check takes 1. Each
+# holds the weights once more, in the runtime's order; all other sizes share one with a free size.
 FIXED_SIZES = 3
 
 # The least cosine of a feature with torch's in float32. The runtime adds up in another order.
@@ -149,7 +149,7 @@ class _Runtime:
         self._core = self._openvino.Core()
         self._lock = threading.Lock()
         self._compiled: dict[tuple[int | None, int], _Compiled] = {}
-        with torch.no_grad():
+        with torch.no_grad(), torch.autocast("cpu", enabled=False):
             example = torch.zeros(2, 3, *self._resolution, device="cpu")
             self._graph = self._openvino.convert_model(record(exact, example))
             self._check(exact)

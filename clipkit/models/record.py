@@ -14,7 +14,7 @@ BATCH: FreeSizes = (("batch", None),)
 def record(
     module: nn.Module, example: Tensor, free: FreeSizes = BATCH
 ) -> "torch.export.ExportedProgram":
-    """Return the program of a module that takes one tensor.
+    """Return the program of a module that takes one tensor, without any autocast around.
 
     Args:
         module: in eval mode, and without gradients if the program is to have none.
@@ -25,4 +25,5 @@ def record(
         program = record(model.visual, torch.zeros(2, 3, 224, 224))
     """
     sizes = [torch.export.Dim(name, min=1, max=most) for name, most in free]
-    return torch.export.export(module, (example,), dynamic_shapes=(dict(enumerate(sizes)),))
+    with torch.autocast(example.device.type, enabled=False):
+        return torch.export.export(module, (example,), dynamic_shapes=(dict(enumerate(sizes)),))

@@ -165,7 +165,7 @@ class ModifiedResNet(ImageTower):
         at_once = max(1, self.pixels_at_once // (images.shape[2] * images.shape[3]))  # images
         if len(images) <= at_once:
             return self._encode(images)
-        # Parts of one size, for which packed weights stay as they are.
+        # Parts of nearly one size: packed weights stay as they are while the size does.
         parts = -(-len(images) // at_once)
         return torch.cat([self._encode(part) for part in images.tensor_split(parts)])
 

@@ -53,13 +53,16 @@ class ModelEncoder:
 
     Attributes:
         model: as above.
-        takes_threads: whether several threads may encode at once.
     """
 
     def __init__(self, model: SearchModel) -> None:
         self.model = model
         self._encode = ImageEncoder(model)
-        self.takes_threads = self._encode.takes_threads
+
+    @property
+    def takes_threads(self) -> bool:
+        """Whether several threads may encode at once."""
+        return self._encode.takes_threads
 
     def texts(self, texts: Sequence[str]) -> Floats:
         """Return the features of texts, (n, D)."""

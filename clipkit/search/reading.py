@@ -13,7 +13,7 @@ from clipkit.errors import ConfigError
 from clipkit.search.entries import DIGEST
 from clipkit.search.scan import Found
 from clipkit.search.store import Floats
-from clipkit.threads import MOST, in_order, sharing_threads
+from clipkit.threads import MOST, images_at_once, in_order, sharing_threads
 
 _AHEAD = 64  # images that are prepared before the model takes them, beside those of the threads
 _MOST_KNOWN = 16  # times as many images in a batch as it has to encode
@@ -84,7 +84,8 @@ class Reader:
         return self._one_after_the_other(files)
 
     def _side_by_side(self, files: Sequence[Found]) -> Generator[Encoded, None, None]:
-        size = min(self._batch_size, -(-len(files) // self._workers))
+        size = images_at_once(self._batch_size, self._workers)
+        size = min(size, -(-len(files) // self._workers))  # a share for each thread
         batches = [files[start : start + size] for start in range(0, len(files), size)]
         count = min(self._workers, len(batches))
         with sharing_threads(count) as threads:

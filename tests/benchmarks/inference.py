@@ -4,9 +4,9 @@ They are open_clip and transformers, and on a CPU ONNX Runtime and OpenVINO, whi
 `export_tower` writes them.
 
     PYTHONPATH=. python tests/benchmarks/inference.py
-        [--rows image text classifier tokenize preprocess import load]
+        [--rows image text classifier tokenize preprocess import load start folder]
         [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50] [--batches 1 8 64] [--seconds 20]
-        [--device cpu] [--full] [--compile] [--quick] [--json FILE]
+        [--device cpu] [--full] [--compile] [--quick] [--images DIR] [--json FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not
 installed is left out. Needs Linux. Cost with the defaults: about an hour on two quiet cores, 10 GB
@@ -25,6 +25,9 @@ runs.
 - load: ViT-B/32 and ViT-L/14 from each library's own files; the same so that no page of a mapped
   file is left to be read; the peak of memory of a process that does it; and beside them, no peer,
   what it costs to fill as much fresh memory, because clipkit copies what others leave in the file.
+- start: whole processes, from their start to the label of a photo, with the embedded checkpoint;
+  the runtimes in programs without torch.
+- folder: JPEGs of the folder `--images` to unit features, decoding included, each in its own way.
 
 clipkit runs as `optimize()` makes it. The first call of each contestant is not counted. Its output
 is compared with that of clipkit as loaded, through torch's plainest kernels in float32, and if any
@@ -54,14 +57,26 @@ import torch
 from libraries import MISSING, Section, Setting
 from model_rows import Plan, rows_of
 from other_rows import import_rows, load_rows, preprocess_rows, tokenize_rows
+from process_rows import folder_rows, start_rows
 from report import ratios, shown
 from side_by_side import Row, hardware, run
 
 from clipkit.checkpoints import registry
 
-SECTIONS = ("image", "text", "classifier", "tokenize", "preprocess", "import", "load")
+SECTIONS = (
+    "image",
+    "text",
+    "classifier",
+    "tokenize",
+    "preprocess",
+    "import",
+    "load",
+    "start",
+    "folder",
+)
 MODELS = ["ViT-B/32", "ViT-B/16", "ViT-L/14", "RN50"]
 LOADED = ("ViT-B/32", "ViT-L/14")
+FILES = 2000  # of a folder, at most
 # How many items a peer does at most, where all of them would take it minutes.
 PARTS: dict[str, dict[str, int]] = {
     "text": {"open_clip": 64, "transformers": 256, "onnxruntime": 256, "openvino": 256},
@@ -114,6 +129,13 @@ def rows(section: str, setting: Setting, args: argparse.Namespace) -> Iterator[R
         yield from preprocess_rows(setting.root, count=4 if args.quick else 32)
     elif section == "import":
         yield from import_rows(setting.root)
+    elif section == "start":
+        yield from start_rows(setting.root)
+    elif section == "folder":
+        if args.images is not None:
+            dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+            most = 8 if args.quick else FILES
+            yield from folder_rows(setting, args.models[:1], dtypes, args.images, most)
     elif section == "load":
         if args.device == "cpu":  # the memory is measured there
             yield from load_rows(setting.root, models_of(section, args.models))
@@ -153,6 +175,7 @@ def read_arguments() -> argparse.Namespace:
         "--models", nargs="+", choices=registry.MODELS, default=MODELS, metavar="NAME"
     )
     parser.add_argument("--batches", nargs="+", type=int, help="sizes of batches of images")
+    parser.add_argument("--images", type=Path, help="a folder of JPEGs, for the rows of folders")
     parser.add_argument("--seconds", type=float, default=20, help="of each row")
     parser.add_argument("--json", type=Path)
     parser.add_argument("--device", choices=["cpu", "cuda"], default="cpu")

@@ -241,6 +241,16 @@ def test_a_model_in_half_precision_is_written_in_float32_and_left_as_it_was(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
 
 
+@pytest.mark.parametrize("tower", ["image", "text"])
+def test_an_autocast_around_the_export_has_no_part_in_the_file(
+    models: dict[str, CLIP], tmp_path: Path, tower: Tower
+) -> None:
+    path = tmp_path / "tower.pt2"
+    with torch.autocast("cpu", torch.bfloat16):
+        models["vit"].export_tower(path, tower=tower)
+    assert "bfloat16" not in str(torch.export.load(path).graph)
+
+
 # What is refused
 
 

@@ -260,3 +260,16 @@ def test_without_onednn_nothing_is_fused() -> None:
     with torch.backends.mkldnn.flags(enabled=False):
         assert fuse_convolutions(make_tower()) == 0
     assert fuse_convolutions(make_tower().half()) == 0
+
+
+def test_weights_that_were_made_for_inference_do_as_well() -> None:
+    tower = make_tower()
+    images = torch.randn(2, 3, 64, 64)
+    with torch.inference_mode():
+        fused = fused_copy(tower)
+        within = fused(images)
+    assert fused.conv1.weight.is_inference()
+    with torch.no_grad():
+        expected = tower(images)
+        torch.testing.assert_close(within, expected, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(fused(images), expected, rtol=1e-4, atol=1e-4)

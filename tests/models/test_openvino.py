@@ -71,6 +71,13 @@ def test_features_are_those_of_torch(
     assert fast[name].encode_image(images[:0]).shape == (0, 16)
 
 
+def test_an_autocast_around_optimize_has_no_part_in_the_tower(models: dict[str, CLIP]) -> None:
+    with torch.autocast("cpu", torch.bfloat16):
+        model = models["vit"].optimize(runtime="openvino")
+    expected = models["vit"].encode_image(IMAGES["vit"]).detach()
+    assert_same(model.encode_image(IMAGES["vit"]), expected)
+
+
 def test_few_sizes_have_a_graph_of_their_own(models: dict[str, CLIP]) -> None:
     model = models["vit"].optimize(runtime="openvino")
     runtime: Any = tower_of(model)._runtime
