@@ -7,6 +7,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from clipkit.errors import ConfigError
+from clipkit.files import check_output
+
 # Exit codes. argparse leaves with 2 as well where it cannot read the arguments.
 DONE = 0
 SOME_LEFT_OUT = 1
@@ -58,6 +61,18 @@ def path_of(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty text names no path; '.' is this folder")
     return Path(text)
+
+
+def check_page(path: Path) -> None:
+    """Raise an error before the work is done if `--html` cannot write a page there.
+
+    Raises:
+        ConfigError: for a file of another kind, such as an image, which it would replace.
+        OutputError: if nothing can be written there.
+    """
+    check_output(path)
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise ConfigError(f"--html writes a page, so its file ends in .html, not {path.name!r}")
 
 
 def add_class_folders(parser: argparse.ArgumentParser) -> None:

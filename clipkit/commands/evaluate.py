@@ -19,6 +19,7 @@ from clipkit.commands.command import (
     add_json,
     add_templates,
     add_workers,
+    check_page,
     path_of,
 )
 from clipkit.commands.display import Style, tell
@@ -27,7 +28,6 @@ from clipkit.commands.folders import read_class_folders
 from clipkit.commands.model_choice import choose_classifier
 from clipkit.commands.model_options import ModelChoice, add_model, take_model
 from clipkit.errors import ConfigError
-from clipkit.files import check_output
 from clipkit.plurals import number_of, number_of_classes
 from clipkit.prompts import name_ids
 from clipkit.visible import visible
@@ -76,9 +76,7 @@ def evaluate(
     if suspects is not None and suspects < 1:
         raise ConfigError(f"--suspects must be at least 1, not {suspects}")
     if html is not None:
-        check_output(html)  # before many images are encoded
-        if html.suffix.lower() not in (".html", ".htm"):
-            raise ConfigError(f"--html writes a page, so its file ends in .html, not {html.name!r}")
+        check_page(html)  # before many images are encoded
     pairs = read_class_folders(data)
     folders = pairs.class_names or []
     chosen = choose_classifier(classifier, name_ids(folders), choice, templates, descriptors)

@@ -4,7 +4,14 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from clipkit.commands.command import DONE, SOME_LEFT_OUT, Command, add_json, path_of
+from clipkit.commands.command import (
+    DONE,
+    SOME_LEFT_OUT,
+    Command,
+    add_json,
+    check_page,
+    path_of,
+)
 from clipkit.commands.display import tell, warn
 from clipkit.commands.indexes import (
     IndexChoice,
@@ -65,6 +72,7 @@ def search_command(
     several = query == STANDARD_INPUT
     queries = read_lines("queries") if several else [query]
     if html is not None:
+        check_page(html)
         queries = list(queries)
         if len(queries) > 1:
             raise ConfigError("--html shows the results of one query: give one")
@@ -126,6 +134,8 @@ def similar(
 ) -> int:
     """Print the images nearest to one image, without that image."""
     _check_top(top)
+    if html is not None:
+        check_page(html)
     collection = open_index(source)
     results = collection.similar(image, top, threshold=threshold, where=where)
     if not results:
@@ -158,9 +168,13 @@ def duplicates(
     source: IndexChoice,
 ) -> int:
     """Print groups of images that look alike."""
+    if html is not None:
+        check_page(html)
     collection = open_index(source)
     groups = collection.duplicates(threshold)
     print_duplicates(groups, as_json=as_json, only_paths=paths, null=null)
+    if not groups:
+        tell(f"No images look alike by a cosine of {threshold:g} or more.")
     if html is not None:
         title = f"Images alike by a cosine of {threshold:g} or more"
         write_sheet(groups, html, title=title, total=len(collection))

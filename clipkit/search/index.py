@@ -6,12 +6,12 @@ from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast
 
 import numpy as np
 
 from clipkit.errors import ConfigError, DataError, OutputError
-from clipkit.files import lock
+from clipkit.files import lock, spell_path
 from clipkit.plurals import number_of
 from clipkit.search.approximate import open_graph
 from clipkit.search.collection import Collection
@@ -55,7 +55,7 @@ class Index(Collection):
         *,
         model_name: str = "",
         workers: Workers = "auto",
-        batch_size: int = 32,
+        batch_size: int = 64,
         exclude: Sequence[str] = (),
         include_hidden: bool = False,
         progress: bool = False,
@@ -91,16 +91,10 @@ class Index(Collection):
         """
         encoder = ModelEncoder(model)
         root, paths = _take_apart(images)
-        if root is None and out is None:
-            raise ConfigError("an index of a list of images needs a folder of its own: out=")
-        if root is None and (exclude or include_hidden):
-            raise ConfigError(
-                "exclude and include_hidden would be ignored, for they are of folders, and this is "
-                "a list of images: leave them out"
-            )
-        folder = Path(out) if out is not None else Path(root or "") / FOLDER
-        choose_workers(workers)  # before anything is written
+        _check_options(root, model_name, exclude, include_hidden)  # before anything is written
+        choose_workers(workers)
         check_count(batch_size, "batch_size")
+        folder = _place_of_index(root, out)
         _check_images(root, paths, exclude, include_hidden)
         with lock(folder):
             _prepare(folder, encoder, root, model_name, exclude, include_hidden)
@@ -148,7 +142,7 @@ class Index(Collection):
         images: Iterable[str | os.PathLike[str]] | None = None,
         *,
         workers: Workers = "auto",
-        batch_size: int = 32,
+        batch_size: int = 64,
         progress: bool = False,
     ) -> Changes:
         """Bring the index up to date with its files, and return what was changed.
@@ -261,10 +255,48 @@ def _bar(scan: Scan, progress: bool) -> "tqdm[NoReturn]":
     return tqdm(total=len(scan.todo), unit="image", disable=not progress)
 
 
+def _path_of(given: object, name: str) -> Path:
+    """Return a path. An empty text, such as a variable that is not set, is none."""
+    spelled = spell_path(given, name, error=ConfigError)
+    if not spelled:
+        raise ConfigError(f"{name} is an empty text: pass '.' for the working directory")
+    return Path(spelled)
+
+
+def _place_of_index(root: Path | None, out: str | os.PathLike[str] | None) -> Path:
+    """Return the folder of an index of a folder, or of a list if `root` is None."""
+    if out is not None:
+        return _path_of(out, "out, the folder of an index,")
+    if root is None:
+        raise ConfigError("an index of a list of images needs a folder of its own: out=")
+    return root / FOLDER
+
+
+def _check_options(
+    root: Path | None, model_name: object, exclude: object, include_hidden: object
+) -> None:
+    """Raise `ConfigError` for what a manifest could not hold."""
+    if root is None and (exclude or include_hidden):
+        raise ConfigError(
+            "exclude and include_hidden would be ignored, for they are of folders, and this is "
+            "a list of images: leave them out"
+        )
+    if not isinstance(model_name, str):
+        raise ConfigError(f"model_name must be a text, not {model_name!r:.99}")
+    is_list = isinstance(exclude, list | tuple | set)
+    patterns = cast("list[object]", list(exclude)) if is_list else [None]  # pyright: ignore
+    if not all(isinstance(pattern, str) for pattern in patterns):
+        raise ConfigError(
+            f"exclude must be a list of patterns, which are texts, not {exclude!r:.99}"
+        )
+    if not isinstance(include_hidden, bool):
+        raise ConfigError(f"include_hidden must be True or False, not {include_hidden!r:.99}")
+
+
 def _take_apart(images: Paths) -> tuple[Path | None, list[str] | None]:
     """Return the folder, or absolute paths of a list."""
     if isinstance(images, str | os.PathLike):
-        return Path(images), None
+        return _path_of(images, "the folder of the images"), None
     return None, absolute_paths(images)
 
 

@@ -1,5 +1,6 @@
 """Encode the queries and images of an index by a CLIP."""
 
+import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -11,7 +12,7 @@ from clipkit.clip import CLIP
 from clipkit.data.pictures import ImageSet, Transform
 from clipkit.encode.embed import EncodesTexts, embed_images, embed_texts
 from clipkit.encode.image_encoder import EncodesImages, ImageEncoder
-from clipkit.errors import ImageError, TokenizerError
+from clipkit.errors import ConfigError, ImageError, TokenizerError
 from clipkit.search.store import Floats
 
 
@@ -56,6 +57,12 @@ class ModelEncoder:
     """
 
     def __init__(self, model: SearchModel) -> None:
+        given: object = model
+        if isinstance(given, str | os.PathLike) or not hasattr(given, "encode_image"):
+            raise ConfigError(
+                f"model must be a CLIP, not {given!r:.99}: load one by "
+                'clipkit.CLIP.from_pretrained("ViT-B/32")'
+            )
         self.model = model
         self._encode = ImageEncoder(model)
 

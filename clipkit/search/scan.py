@@ -126,6 +126,12 @@ def check_list(paths: Sequence[str]) -> None:
             f"nothing is at {number_of(len(paths), 'path')} of the list, of which the first is "
             f"{paths[0]!r:.300}: check its spelling and the working directory, or the disk"
         )
+    for path in paths:
+        if os.path.isdir(path):
+            raise ConfigError(
+                f"a list of images holds the folder {path!r:.300}: pass a folder by itself, or the "
+                "list that clipkit.list_images gives of it"
+            )
 
 
 def absolute_paths(images: Iterable[str | os.PathLike[str]]) -> list[str]:

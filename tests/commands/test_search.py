@@ -347,3 +347,35 @@ def test_workers_are_a_number_or_auto(capsys: pytest.CaptureFixture[str]) -> Non
         main(["index", "--workers", "none"])
     assert "none is no number of threads, nor 'auto'" in capsys.readouterr().err
     assert indexes._workers_of("3") == 3
+
+
+@pytest.mark.parametrize(
+    "command", [["search", "a photo of a cat"], ["duplicates"], ["similar", "cat.jpg"]]
+)
+def test_a_sheet_takes_no_place_of_a_photo(
+    command: list[str], photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    photo = photos / "cat.jpg"
+    before = photo.read_bytes()
+    assert main([*command, str(photos), "--html", str(photo)]) == 2
+    captured = capsys.readouterr()
+    assert "--html writes a page, so its file ends in .html, not 'cat.jpg'" in captured.err
+    assert captured.out == ""
+    assert photo.read_bytes() == before
+
+
+def test_a_place_where_no_sheet_can_be_is_told_before_the_search(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    place = photos / "cat.jpg" / "sheet.html"
+    assert main(["search", "a photo of a cat", str(photos), "--html", str(place)]) == 2
+    assert capsys.readouterr().out == ""
+
+
+def test_that_there_are_no_duplicates_is_told(
+    photos: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["duplicates", str(photos), "--threshold", "1"]) == 0
+    captured = capsys.readouterr()
+    assert captured.out == ""
+    assert "No images look alike by a cosine of 1 or more." in captured.err
