@@ -286,7 +286,11 @@ class Counting(TorchFunctionMode):
 @pytest.mark.usefixtures("three_threads")
 @pytest.mark.parametrize(
     "mode",
-    [FlopCounterMode, Counting, lambda: register_module_forward_hook(lambda *_: None)],
+    [
+        lambda: FlopCounterMode(display=False),
+        Counting,
+        lambda: register_module_forward_hook(lambda *_: None),
+    ],
     ids=["flops", "functions", "hook"],
 )
 def test_what_looks_at_one_thread_sees_all(
