@@ -1,6 +1,7 @@
 """The image tower in OpenVINO has the features of the one in torch, and refuses the impossible."""
 
 import copy
+import importlib.util
 import json
 import pickle
 import subprocess
@@ -20,10 +21,13 @@ from clipkit.encode.fingerprints import fingerprint
 from clipkit.errors import ConfigError, ExportError
 from clipkit.models import openvino_tower
 from clipkit.models.openvino_tower import FIXED_SIZES, OpenVINOTower
+from tests.helpers.alone import ALONE
 from tests.helpers.random_weights import some_images
 from tests.helpers.towers import make_resnet, make_vit
 
-pytest.importorskip("openvino")
+# Without importing it, which every process of a test run would do.
+IS_MISSING = importlib.util.find_spec("openvino") is None
+pytestmark = [ALONE, pytest.mark.skipif(IS_MISSING, reason="needs openvino")]
 
 PHOTOS = sorted((Path(__file__).parents[2] / "examples" / "photos").glob("*.jpg"))
 IMAGES = {"vit": some_images(7, 32), "resnet": some_images(7, 64)}
