@@ -28,7 +28,6 @@ from clipkit.encode.features import join
 from clipkit.encode.image_encoder import ImageEncoder
 from clipkit.search.model_encoder import ModelEncoder
 from clipkit.threads import images_at_once, in_order, sharing_threads
-from tests.helpers.alone import ALONE
 from tests.helpers.models import RESNET, random_clip
 from tests.helpers.toy_data import toy_config, two_colors
 
@@ -245,13 +244,6 @@ def test_models_that_threads_might_not_share_encode_in_one(
     assert way_of(hooked, files) == "_side_by_side"
     hooked.visual.compile()
     assert way_of(hooked, files) == "_read_ahead"
-
-
-@ALONE
-@pytest.mark.usefixtures("three_threads")
-def test_another_runtime_has_threads_of_its_own(model: CLIP, files: list[Path]) -> None:
-    pytest.importorskip("openvino")
-    assert way_of(model.optimize(runtime="openvino"), files) == "_read_ahead"
 
 
 @pytest.mark.usefixtures("three_threads")

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 import clipkit
 from clipkit import CLIP, extract_features
 from clipkit.encode.fingerprints import fingerprint
+from clipkit.encode.image_encoder import ImageEncoder
 from clipkit.errors import ConfigError, ExportError
 from clipkit.models import openvino_tower
 from clipkit.models.openvino_tower import FIXED_SIZES, OpenVINOTower
@@ -267,3 +268,9 @@ def test_nothing_is_reported_over_the_network() -> None:
     ended = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout.splitlines()[-1]) == [[], False]
+
+
+def test_threads_do_not_share_the_runtime(fast: dict[str, CLIP]) -> None:
+    """It has threads of its own."""
+    assert not ImageEncoder(fast["vit"]).takes_threads
+    assert ImageEncoder(make_vit().optimize()).takes_threads
