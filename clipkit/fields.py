@@ -1,8 +1,9 @@
-"""Check the fields of dataclasses, which may come from any JSON file."""
+"""Check values that callers give, and fields of dataclasses, which may come from any JSON file."""
 
 import sys
 from collections.abc import Sequence
 from dataclasses import fields
+from numbers import Integral
 from typing import Any, ClassVar, Protocol, TypeVar, cast
 
 from clipkit.errors import ConfigError
@@ -23,6 +24,22 @@ Config = TypeVar("Config", bound=_Dataclass)
 def is_positive(value: object) -> bool:
     """Return whether `value` is an integer above 0. A bool is no integer here."""
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def read_count(name: str, value: object, lowest: int) -> int:
+    """Return an integer of Python or NumPy as an int.
+
+    Args:
+        name: what it is, for the message.
+        value: the integer. A bool is none.
+        lowest: the least that it may be.
+
+    Raises:
+        ConfigError: for anything else.
+    """
+    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < lowest:
+        raise ConfigError(f"{name} must be an integer from {lowest} on, not {value!r:.60}")
+    return int(value)
 
 
 def is_number(value: object) -> bool:

@@ -4,13 +4,14 @@ Torch is imported where it is used, so that a search which needs no model can do
 """
 
 from collections import deque
-from collections.abc import Callable, Generator, Iterable
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from threading import Event, Thread
 from typing import TypeVar
 
 MOST = 8  # threads; more of them hold more memory, and fewer share more processors each
+_AHEAD = 64  # results that are ready before they are taken, beside those of the threads
 _LEAST = 8  # images; of fewer at once a model takes longer for each
 
 _Item = TypeVar("_Item")
@@ -75,6 +76,23 @@ def _take_share(share: int, every: int) -> None:
     finally:
         is_changed.set()
         other.join()
+
+
+@contextmanager
+def reading_ahead(
+    count: int, work: Callable[[_Item], _Result], items: Iterable[_Item]
+) -> Generator[Iterator[_Result], None, None]:
+    """Give what `work` makes of each item, in order, which threads do ahead of who takes it.
+
+    Args:
+        count: of the threads.
+        work: what they do, such as to read and prepare an image.
+        items: what they do it with.
+    """
+    with ThreadPoolExecutor(count) as threads:
+        results = in_order(threads, work, items, ahead=count + _AHEAD)
+        with closing(results):
+            yield results
 
 
 def in_order(

@@ -63,13 +63,18 @@ def path_of(text: str) -> Path:
     return Path(text)
 
 
-def check_page(path: Path) -> None:
-    """Raise an error before the work is done if `--html` cannot write a page there.
+def check_page(path: Path | None) -> None:
+    """Raise an error before the work is done if `--html` cannot write its page.
+
+    Args:
+        path: of the page, None if there is to be none.
 
     Raises:
         ConfigError: for a file of another kind, such as an image, which it would replace.
         OutputError: if nothing can be written there.
     """
+    if path is None:
+        return
     check_output(path)
     if path.suffix.lower() not in (".html", ".htm"):
         raise ConfigError(f"--html writes a page, so its file ends in .html, not {path.name!r}")

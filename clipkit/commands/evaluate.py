@@ -75,8 +75,7 @@ def evaluate(
     """
     if suspects is not None and suspects < 1:
         raise ConfigError(f"--suspects must be at least 1, not {suspects}")
-    if html is not None:
-        check_page(html)  # before many images are encoded
+    check_page(html)  # before many images are encoded
     pairs = read_class_folders(data)
     folders = pairs.class_names or []
     chosen = choose_classifier(classifier, name_ids(folders), choice, templates, descriptors)

@@ -71,8 +71,8 @@ def search_command(
     _check_top(top)
     several = query == STANDARD_INPUT
     queries = read_lines("queries") if several else [query]
+    check_page(html)
     if html is not None:
-        check_page(html)
         queries = list(queries)
         if len(queries) > 1:
             raise ConfigError("--html shows the results of one query: give one")
@@ -134,8 +134,7 @@ def similar(
 ) -> int:
     """Print the images nearest to one image, without that image."""
     _check_top(top)
-    if html is not None:
-        check_page(html)
+    check_page(html)
     collection = open_index(source)
     results = collection.similar(image, top, threshold=threshold, where=where)
     if not results:
@@ -168,8 +167,7 @@ def duplicates(
     source: IndexChoice,
 ) -> int:
     """Print groups of images that look alike."""
-    if html is not None:
-        check_page(html)
+    check_page(html)
     collection = open_index(source)
     groups = collection.duplicates(threshold)
     print_duplicates(groups, as_json=as_json, only_paths=paths, null=null)

@@ -23,6 +23,7 @@ from clipkit.data.decode import image_suffixes, is_encoded, read_image
 from clipkit.data.folders import list_images
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
+from clipkit.fields import read_count
 
 # What gives images: a folder, with the folders in it; a list, a column of a table, a set, a
 # generator or a data set of paths, PIL images, files' bytes, NumPy images or tensors, or of tuples
@@ -95,8 +96,8 @@ class ImageSet(Dataset[Item]):
         batch_size: int = 64,
         workers: int = 0,
     ) -> None:
-        batch_size = _check_count("batch_size", batch_size, 1)
-        workers = _check_count("workers", workers, 0)
+        batch_size = read_count("batch_size", batch_size, 1)
+        workers = read_count("workers", workers, 0)
         if isinstance(images, DataLoader):
             loader = cast("DataLoader[Any]", images)
             order = _order_of_loader(loader, transform)
@@ -195,13 +196,6 @@ def tensor_bytes(tensor: Tensor) -> memoryview:
     """Return the bytes of a tensor of any dtype, shape and device, in the order of its elements."""
     flat = tensor.detach().cpu().contiguous().reshape(-1)  # (...) -> (n,)
     return flat.view(uint8).numpy().data
-
-
-def _check_count(name: str, value: object, lowest: int) -> int:
-    """Return an integer of at least `lowest`, or raise `ConfigError`."""
-    if not isinstance(value, Integral) or isinstance(value, bool) or int(value) < lowest:
-        raise ConfigError(f"{name} must be an integer from {lowest} on, not {value!r:.60}")
-    return int(value)
 
 
 def _as_indexed(images: Images) -> _Indexed:

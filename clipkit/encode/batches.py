@@ -1,7 +1,6 @@
 """Read, prepare and encode images in batches, several things at a time."""
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from threading import Event
 from typing import TypeAlias, cast
@@ -14,9 +13,13 @@ from clipkit.data.preprocess import Preprocess
 from clipkit.data.views import Views
 from clipkit.encode.features import Features, join, no_features
 from clipkit.encode.image_encoder import ImageEncoder
-from clipkit.threads import computing_threads, images_at_once, in_order, sharing_threads
-
-_AHEAD = 64  # images that are prepared before the model takes them
+from clipkit.threads import (
+    computing_threads,
+    images_at_once,
+    in_order,
+    reading_ahead,
+    sharing_threads,
+)
 
 _Batches: TypeAlias = Sequence[Sequence[int]]
 Way: TypeAlias = Callable[[ImageEncoder, ImageSet, _Batches], Generator[Features, None, None]]
@@ -103,13 +106,10 @@ def _read_ahead(
     encode: ImageEncoder, image_set: ImageSet, batches: _Batches
 ) -> Generator[Features, None, None]:
     """Yield the features of batches, while threads read and prepare the images of the next."""
-    count = computing_threads()
     order = [index for batch in batches for index in batch]
-    with ThreadPoolExecutor(count) as threads:
-        items = in_order(threads, image_set.__getitem__, order, ahead=count + _AHEAD)
-        with closing(items):
-            for batch in batches:
-                yield _encode(encode, image_set, [next(items) for _ in batch])
+    with reading_ahead(computing_threads(), image_set.__getitem__, order) as items:
+        for batch in batches:
+            yield _encode(encode, image_set, [next(items) for _ in batch])
 
 
 def _by_loader(

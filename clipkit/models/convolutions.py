@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from clipkit.models.kernels import is_hooked, private_ops_will_do
+from clipkit.models.kernels import is_for_onednn, is_hooked, private_ops_will_do
 from clipkit.models.resnet import Bottleneck, ModifiedResNet
 
 _Activation = Literal["none", "relu"]
@@ -30,7 +30,8 @@ def fuse_convolutions(visual: ModifiedResNet) -> int:
     Returns:
         How many convolutions are fused.
     """
-    if not _can_fuse(visual.conv1.weight):
+    weight = visual.conv1.weight
+    if not is_for_onednn(weight) or not _ops_agree(weight.dtype):
         return 0
     fused = 0
     if "forward" not in vars(visual):
@@ -205,14 +206,6 @@ def _is_identity(module: nn.Module) -> bool:
 
 def _is_relu(module: nn.Module) -> bool:
     return type(module) is nn.ReLU and not is_hooked(module)
-
-
-def _can_fuse(weight: Tensor) -> bool:
-    """Return whether oneDNN's private ops compute convolutions with such a weight."""
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_cpu
-    if not plain or not torch.backends.mkldnn.enabled:
-        return False
-    return weight.dtype in (torch.float32, torch.bfloat16) and _ops_agree(weight.dtype)
 
 
 @functools.cache

@@ -18,7 +18,6 @@ from torch.autograd import forward_ad
 from torch.fx import Proxy
 from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as dispatch
-from torch.utils._device import DeviceContext
 
 from clipkit.errors import ConfigError
 
@@ -30,6 +29,7 @@ _torch_c = torch._C  # pyright: ignore[reportPrivateUsage]
 _is_transforming: _Ask = getattr(_torch_c, "_are_functorch_transforms_active", lambda: False)
 _is_dispatching: _Ask = getattr(dispatch, "is_in_torch_dispatch_mode", lambda: False)
 _is_hooked_everywhere: _Ask = getattr(torch_module, "_has_any_global_hook", lambda: True)
+_DEFAULT_DEVICE = "torch.utils._device"  # the module of the mode that `torch.device` sets
 _is_profiling: _Ask = getattr(torch.autograd, "_profiler_enabled", lambda: False)
 _function_modes: Callable[[], list[object]] = getattr(
     torch.overrides, "_get_current_function_mode_stack", list
@@ -159,7 +159,7 @@ def calls_are_seen() -> bool:
     Counters, profilers and modes such as FlopCounterMode see nothing of what other threads do. A
     default device is such a mode too, but sees nothing.
     """
-    modes = [mode for mode in _function_modes() if not isinstance(mode, DeviceContext)]
+    modes = [mode for mode in _function_modes() if type(mode).__module__ != _DEFAULT_DEVICE]
     return bool(modes or _is_dispatching() or _is_profiling() or _is_hooked_everywhere())
 
 
@@ -224,12 +224,18 @@ class PackedWeight(nn.Parameter):
 
 def can_pack(weight: Tensor) -> bool:
     """Return whether oneDNN multiplies by this weight, and faster once the weight is packed."""
-    plain = type(weight) in (Tensor, nn.Parameter) and weight.is_cpu
-    if not plain or not torch.backends.mkldnn.enabled:
+    if not is_for_onednn(weight):
         return False
     if weight.dtype is torch.float32 and not _onednn_is_faster():
         return False
-    return weight.dtype in (torch.float32, torch.bfloat16) and _onednn_agrees(weight.dtype, True)
+    return _onednn_agrees(weight.dtype, True)
+
+
+def is_for_onednn(weight: Tensor) -> bool:
+    """Return whether oneDNN may compute with a weight: a plain one on the CPU, of its dtypes."""
+    is_plain = type(weight) in (Tensor, nn.Parameter) and weight.is_cpu
+    has_dtype = weight.dtype in (torch.float32, torch.bfloat16)
+    return is_plain and has_dtype and bool(torch.backends.mkldnn.enabled)
 
 
 def pack(weight: Tensor) -> PackedWeight:
@@ -242,6 +248,16 @@ def _packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: Fused
 ) -> Tensor:
     """Return `_onednn_linear` of a packed weight, or refuse what such a weight cannot do."""
+    refuse_gradients_and_autocast(x)
+    return _onednn_linear(x, weight, bias, activation)
+
+
+def refuse_gradients_and_autocast(x: Tensor) -> None:
+    """Raise `ConfigError` for what a copy from `optimize` cannot do, where it would be ignored.
+
+    Args:
+        x: what a part of the copy is given.
+    """
     if (torch.is_grad_enabled() and x.requires_grad) or _has_tangents():
         raise ConfigError(
             "a model from optimize() has no gradients: take those of the model that it is a copy of"
@@ -250,7 +266,6 @@ def _packed_linear(
         raise ConfigError(
             "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
         )
-    return _onednn_linear(x, weight, bias, activation)
 
 
 class PackedLinear(nn.Module):

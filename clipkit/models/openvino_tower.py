@@ -19,7 +19,11 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.errors import ConfigError, ExportError
-from clipkit.models.kernels import is_watched, values_are_known
+from clipkit.models.kernels import (
+    is_watched,
+    refuse_gradients_and_autocast,
+    values_are_known,
+)
 from clipkit.models.layers import ImageTower
 from clipkit.models.record import record
 from clipkit.models.resnet import ModifiedResNet
@@ -115,14 +119,7 @@ def _check_tower(tower: object) -> None:
 
 def _refuse_what_is_ignored(images: Tensor) -> None:
     """Raise `ConfigError` where the runtime would not do what is asked."""
-    if torch.is_grad_enabled() and images.requires_grad:
-        raise ConfigError(
-            "a model from optimize() has no gradients: take those of the model that it is a copy of"
-        )
-    if torch.is_autocast_enabled("cpu"):
-        raise ConfigError(
-            "a model from optimize() takes no autocast: cast the model it is of, and optimize that"
-        )
+    refuse_gradients_and_autocast(images)
     if not values_are_known(images):
         raise ConfigError(
             "a tower in OpenVINO can be neither compiled, traced nor exported: take the model it "

@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.errors import ConfigError, DataError
+from clipkit.fields import read_count
 from clipkit.files import spell_path
 from clipkit.prompts import Templates, render
 from clipkit.search.arrays import map_arrays
@@ -28,7 +29,7 @@ from clipkit.search.query import Term, find_image, read_query
 from clipkit.search.results import Duplicates, Result, Results, above, check_threshold
 from clipkit.search.scan import Scan, absolute_paths, scan_folder, scan_list
 from clipkit.search.spelling import Spelling
-from clipkit.search.store import Floats, Hit, Store, check_count
+from clipkit.search.store import Floats, Hit, Store
 from clipkit.search.texts import TextCache
 
 if TYPE_CHECKING:
@@ -300,7 +301,7 @@ class Collection:
         """Return how many images to ask for."""
         check_threshold(threshold)
         if k is not None:
-            return check_count(k)
+            return read_count("k", k, 1)
         return _TOP if threshold is None else max(1, len(self))
 
     def _search(self, feature: Floats, k: int, where: str | None) -> Results:

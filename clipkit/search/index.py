@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Literal, NoReturn, TypeAlias, cast
 import numpy as np
 
 from clipkit.errors import ConfigError, DataError, OutputError
+from clipkit.fields import read_count
 from clipkit.files import lock, spell_path
 from clipkit.plurals import number_of
 from clipkit.search.approximate import open_graph
@@ -23,7 +24,7 @@ from clipkit.search.model_encoder import ModelEncoder, SearchModel
 from clipkit.search.probe import check_images, write_probe
 from clipkit.search.reading import choose_workers
 from clipkit.search.scan import Scan, absolute_paths, check_folder_has_images, check_list
-from clipkit.search.store import Store, check_count
+from clipkit.search.store import Store
 
 if TYPE_CHECKING:
     from tqdm import tqdm
@@ -93,7 +94,7 @@ class Index(Collection):
         root, paths = _take_apart(images)
         _check_options(root, model_name, exclude, include_hidden)  # before anything is written
         choose_workers(workers)
-        check_count(batch_size, "batch_size")
+        read_count("batch_size", batch_size, 1)
         folder = _place_of_index(root, out)
         _check_images(root, paths, exclude, include_hidden)
         with lock(folder):
@@ -160,7 +161,7 @@ class Index(Collection):
             OutputError: if the index cannot be written, another process is writing it, or its
                 folder is removed meanwhile.
         """
-        batch_size = check_count(batch_size, "batch_size")
+        batch_size = read_count("batch_size", batch_size, 1)
         Manifest.read(self.folder)  # or the lock would bring a folder back that was removed
         with ExitStack() as held:
             try:

@@ -19,9 +19,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from clipkit.errors import ConfigError
-from clipkit.search.store import Floats, Hit, check_count, check_features, matches
+from clipkit.fields import read_count
+from clipkit.search.store import Floats, Hit, check_features, matches
 
 Halves: TypeAlias = NDArray[np.float16]
+_Part: TypeAlias = tuple[int, Halves]  # the number of the first row, and rows of a block
 
 _SHIFT = 13
 _MASK = np.array([0x8FFF_E000], np.uint32).view(np.int32)[0]  # without copies of the sign
@@ -121,7 +123,7 @@ class MemoryStore:
 
     def best(self, cosines: Floats, k: int, where: str | None = None) -> list[Hit]:
         """Return the names of the `k` largest of one query's cosines, (n,), the largest first."""
-        k = check_count(k)
+        k = read_count("k", k, 1)
         if where is not None:
             cosines = np.where(matches(self._names, where), cosines, -np.inf)
         count = min(k, len(cosines))
@@ -203,9 +205,9 @@ class MemoryStore:
         """Return all rows, (rows, D)."""
         wide = np.empty((total, self.width), np.float32)
 
-        def fill(rows: Halves, start: int, buffer: Floats) -> None:
-            del buffer
-            widen(rows, wide[start : start + len(rows)])
+        def fill(parts: Sequence[_Part]) -> None:
+            for start, rows in parts:
+                widen(rows, wide[start : start + len(rows)])
 
         self._in_threads(fill)
         return wide
@@ -215,32 +217,29 @@ class MemoryStore:
         total = sum(map(len, self._blocks))
         scores = np.empty((total, len(queries)), np.float32)
 
-        def multiply(rows: Halves, start: int, buffer: Floats) -> None:
-            widen(rows, buffer)
-            np.matmul(buffer, np.transpose(queries), out=scores[start : start + len(rows)])
+        def multiply(parts: Sequence[_Part]) -> None:
+            buffer = np.empty((self._part_rows, self.width), np.float32)
+            for start, rows in parts:
+                wide = buffer[: len(rows)]
+                widen(rows, wide)
+                np.matmul(wide, np.transpose(queries), out=scores[start : start + len(rows)])
 
         self._in_threads(multiply)
         return scores
 
-    def _in_threads(self, work: Callable[[Halves, int, Floats], None]) -> None:
-        """Call a function with parts of the rows.
+    @property
+    def _part_rows(self) -> int:
+        """How many rows a part of a block has at most."""
+        return max(1, _BYTES // (4 * self.width))
 
-        Args:
-            work: takes rows, the number of the first of them, and a float32 array of their shape
-                to use, which is the same one in each call of a thread.
-        """
-        size = max(1, _BYTES // (4 * self.width))
-        parts: list[tuple[Halves, int]] = []
+    def _in_threads(self, work: Callable[[Sequence[_Part]], None]) -> None:
+        """Have each thread do its share of the parts of all blocks."""
+        parts: list[_Part] = []
         first = 0
         for block in self._blocks:
-            for start in range(0, len(block), size):
-                parts.append((block[start : start + size], first + start))
+            for start in range(0, len(block), self._part_rows):
+                parts.append((first + start, block[start : start + self._part_rows]))
             first += len(block)
-
-        def run(share: int) -> None:
-            buffer = np.empty((size, self.width), np.float32)
-            for rows, start in parts[share::_THREADS]:
-                work(rows, start, buffer[: len(rows)])
-
+        shares = [parts[number::_THREADS] for number in range(_THREADS)]
         with ThreadPoolExecutor(_THREADS) as threads:
-            list(threads.map(run, range(_THREADS)))
+            list(threads.map(work, shares))

@@ -1,6 +1,5 @@
 """Encode the queries and images of an index by a CLIP."""
 
-import os
 from collections.abc import Sequence
 from typing import Any, Protocol, TypeAlias
 
@@ -58,7 +57,7 @@ class ModelEncoder:
 
     def __init__(self, model: SearchModel) -> None:
         given: object = model
-        if isinstance(given, str | os.PathLike) or not hasattr(given, "encode_image"):
+        if not hasattr(given, "encode_image"):
             raise ConfigError(
                 f"model must be a CLIP, not {given!r:.99}: load one by "
                 'clipkit.CLIP.from_pretrained("ViT-B/32")'

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from clipkit.errors import ConfigError, OutputError
+from clipkit.fields import read_count
 from clipkit.search.postgres_session import Session
 from clipkit.search.sql_patterns import condition_of, escape_name, unescape_name
-from clipkit.search.store import Floats, Hit, check_count, check_features
+from clipkit.search.store import Floats, Hit, check_features
 
 if TYPE_CHECKING:
     from typing_extensions import LiteralString
@@ -171,7 +172,7 @@ class PostgresStore:
             DataError: if queries are of another width or not of unit length, or the server is gone.
             ConfigError: if `k` is no positive integer.
         """
-        k = check_count(k)
+        k = read_count("k", k, 1)
         checked = check_features(queries, self.width)
         self._session.set_expansion(min(max(self._expansion, k + _SLACK), _MAX_EXPANSION))
         return [self._search(query, k, where) for query in checked]

@@ -3,8 +3,6 @@
 import hashlib
 import os
 from collections.abc import Container, Generator, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import closing
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -13,9 +11,8 @@ from clipkit.errors import ConfigError
 from clipkit.search.entries import DIGEST
 from clipkit.search.scan import Found
 from clipkit.search.store import Floats
-from clipkit.threads import MOST, images_at_once, in_order, sharing_threads
+from clipkit.threads import MOST, images_at_once, in_order, reading_ahead, sharing_threads
 
-_AHEAD = 64  # images that are prepared before the model takes them, beside those of the threads
 _MOST_KNOWN = 16  # times as many images in a batch as it has to encode
 
 
@@ -96,11 +93,9 @@ class Reader:
 
     def _one_after_the_other(self, files: Sequence[Found]) -> Generator[Encoded, None, None]:
         """Encode in this thread, while others read and prepare. Pillow and torch let them work."""
-        with ThreadPoolExecutor(self._workers) as threads:
-            ahead = _AHEAD + self._workers
-            with closing(in_order(threads, self._read, files, ahead)) as images:
-                for batch in _batches(images, self._batch_size):
-                    yield self._encode(batch)
+        with reading_ahead(self._workers, self._read, files) as images:
+            for batch in _batches(images, self._batch_size):
+                yield self._encode(batch)
 
     def _read(self, file: Found) -> Read:
         try:

@@ -126,20 +126,14 @@ def check_list(paths: Sequence[str]) -> None:
             f"nothing is at {number_of(len(paths), 'path')} of the list, of which the first is "
             f"{paths[0]!r:.300}: check its spelling and the working directory, or the disk"
         )
-    for path in paths:
-        if os.path.isdir(path):
-            raise ConfigError(
-                f"a list of images holds the folder {path!r:.300}: pass a folder by itself, or the "
-                "list that clipkit.list_images gives of it"
-            )
 
 
 def absolute_paths(images: Iterable[str | os.PathLike[str]]) -> list[str]:
     """Return the paths of a list as absolute ones.
 
     Raises:
-        ConfigError: if it is no list of paths, or one of them could be that of no file. A single
-            text would be a list of its letters.
+        ConfigError: if it is no list of paths, or one of them is that of a folder, or could be that
+            of no file. A single text would be a list of its letters.
     """
     given: object = images
     paths = list(images) if isinstance(given, Iterable) and not isinstance(given, str) else [None]
@@ -148,6 +142,11 @@ def absolute_paths(images: Iterable[str | os.PathLike[str]]) -> list[str]:
     for path in paths:
         if not _can_be_path(os.fspath(cast("str", path))):
             raise ConfigError(f"no file can have the path {path!r:.300}: leave it out")
+        if os.path.isdir(cast("str", path)):
+            raise ConfigError(
+                f"a list of images holds the folder {os.fspath(cast('str', path))!r:.300}: pass a "
+                "folder by itself, or the list that clipkit.list_images gives of it"
+            )
     return [os.path.abspath(cast("str", path)) for path in paths]
 
 

@@ -3,13 +3,12 @@
 import fnmatch
 import re
 from collections.abc import Sequence
-from numbers import Integral
-from typing import NamedTuple, Protocol, SupportsIndex, TypeAlias
+from typing import NamedTuple, Protocol, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
-from clipkit.errors import ConfigError, DataError
+from clipkit.errors import DataError
 
 Floats: TypeAlias = NDArray[np.float32]
 
@@ -90,15 +89,3 @@ def are_unit(features: Floats) -> NDArray[np.bool_]:
     lengths = np.sqrt(np.einsum("nd,nd->n", features, features))  # (n,)
     unit: NDArray[np.bool_] = np.abs(lengths - 1) <= _UNIT
     return unit
-
-
-def check_count(count: SupportsIndex, name: str = "k") -> int:
-    """Return a number of results, or of anything else, as an int; NumPy has integers of its own.
-
-    Raises:
-        ConfigError: if it is no integer from 1 on.
-    """
-    given: object = count
-    if not isinstance(given, Integral) or isinstance(given, bool) or given < 1:
-        raise ConfigError(f"{name} must be an integer from 1 on, not {count!r:.60}")
-    return int(given)

@@ -17,12 +17,13 @@ from types import TracebackType
 import numpy as np
 
 from clipkit.errors import ConfigError, DataError
+from clipkit.fields import read_count
 from clipkit.files import check_output, lock, spell_path
 from clipkit.search.graph import Graph, Keys, import_usearch, make_graph, save_graph
 from clipkit.search.graph_state import GraphState
 from clipkit.search.key_table import KeyTable
 from clipkit.search.memory import widen
-from clipkit.search.store import Floats, Hit, check_count, check_features, matches
+from clipkit.search.store import Floats, Hit, check_features, matches
 
 _TRIES = 5  # to read a state while another process replaces it
 
@@ -150,7 +151,7 @@ class UsearchStore:
             DataError: if queries are of another width or not of unit length.
             ConfigError: if `k` is no positive integer.
         """
-        k = check_count(k)
+        k = read_count("k", k, 1)
         checked = check_features(queries, self.width)
         if not len(self):
             return [[] for _ in checked]

@@ -3,18 +3,16 @@
 import json
 import subprocess
 import sys
-from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from functools import partial
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from libraries import INSTALLED, Library, Setting, is_resnet, load, open_clip, transformers, weights
 from model_rows import distance, limit_of
+from other_rows import processed
 from PIL import Image
 from runtimes import RUNTIMES, runtime_calls, unit
 from side_by_side import Call, Row
@@ -22,12 +20,13 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 import clipkit
+from clipkit.checkpoints.tokenizer_json import to_tokenizer_json
 from clipkit.data.folders import list_images
+from clipkit.threads import reading_ahead
 
 LABELS = ("a cat", "a dog", "a cup of coffee", "a rocket")
 PHOTO = Path(__file__).parents[2] / "examples" / "photos" / "coffee.jpg"
 BATCH = 32
-AHEAD = 64  # images that threads prepare before the model takes them
 
 # A program of open_clip. Its arguments: a folder of weights, a photo, a JSON list of labels.
 OPEN_CLIP_PROGRAM = """
@@ -115,9 +114,7 @@ def write_towers(model: clipkit.CLIP, folder: Path) -> None:
         "std": config.preprocess.std,
     }
     (folder / "about.json").write_text(json.dumps(about))
-    onnx: Any = __import__("onnx")
-    graph = onnx.load(folder / "text.onnx", load_external_data=False)
-    (tokenizer,) = (entry.value for entry in graph.metadata_props if entry.key == "tokenizer")
+    tokenizer = json.dumps(to_tokenizer_json(model.tokenizer))
     (folder / "tokenizer.json").write_text(tokenizer)
 
 
@@ -221,25 +218,12 @@ def opened(transform: Callable[[Image.Image], Tensor], file: Path) -> Tensor:
     return transform(Image.open(file))
 
 
-def processed(processor: Any, file: Path) -> Tensor:
-    """Return a file as transformers prepares it."""
-    return processor(images=Image.open(file), return_tensors="pt")["pixel_values"][0]
-
-
 def by_threads(
     call: Callable[[Tensor], Tensor], prepare: Callable[[Path], Tensor], files: Sequence[Path]
 ) -> Tensor:
     """Encode files in batches, while threads prepare the next."""
-    waiting: deque[Future[Tensor]] = deque()
-    batch: list[Tensor] = []
     parts: list[Tensor] = []
-    rest = iter(files)
-    with ThreadPoolExecutor(torch.get_num_threads()) as threads:
-        waiting.extend(threads.submit(prepare, file) for file in islice(rest, AHEAD))
-        while waiting:
-            batch.append(waiting.popleft().result())
-            waiting.extend(threads.submit(prepare, file) for file in islice(rest, 1))
-            if len(batch) == BATCH or not waiting:
-                parts.append(unit(call, torch.stack(batch)))
-                batch = []
+    with reading_ahead(torch.get_num_threads(), prepare, files) as images:
+        while batch := list(islice(images, BATCH)):
+            parts.append(unit(call, torch.stack(batch)))
     return torch.cat(parts)
