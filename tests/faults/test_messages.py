@@ -51,8 +51,10 @@ def test_no_images_are_said_without_other_arguments(tiny: CLIP, tmp_path: Path) 
     for none in ([], tmp_path):
         with pytest.raises(ConfigError, match="at least one image, and there is none in") as caught:
             tiny.embed_images(none)
-        assert "64" not in str(caught.value)
-        assert "workers" not in str(caught.value)
+        # The folder's own name may hold any digits.
+        message = str(caught.value).replace(str(tmp_path), "FOLDER")
+        assert "64" not in message
+        assert "workers" not in message
 
 
 def test_a_folder_among_images_and_an_address_are_named(tiny: CLIP, tmp_path: Path) -> None:
