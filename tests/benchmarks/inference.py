@@ -5,8 +5,8 @@ They are open_clip and transformers, and on a CPU ONNX Runtime and OpenVINO, whi
 
     PYTHONPATH=. python tests/benchmarks/inference.py
         [--rows image text classifier tokenize preprocess import load start folder]
-        [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50] [--batches 1 8 64] [--seconds 20]
-        [--device cpu] [--full] [--compile] [--quick] [--images DIR] [--json FILE]
+        [--models ViT-B/32 ViT-B/16 ViT-L/14 RN50] [--batches 1 8 64] [--precisions float32]
+        [--seconds 20] [--device cpu] [--full] [--compile] [--quick] [--images DIR] [--json FILE]
 
 Of `--models`, any of `clipkit.list_models()`, only the architecture is taken. A peer that is not
 installed is left out. Needs Linux. Cost with the defaults: about an hour on two quiet cores, 10 GB
@@ -112,13 +112,16 @@ def models_of(section: str, models: list[str]) -> list[str]:
 
 def plan_of(section: Section, args: argparse.Namespace) -> Plan:
     """Return what to measure of a section that runs a model."""
-    half = {"bfloat16": torch.bfloat16}
-    if args.device == "cuda":
-        dtypes = {**half, "float16": torch.float16}
-        return Plan(models_of(section, args.models), dtypes, sizes_of(section, args), {})
-    dtypes = {"float32": torch.float32, **half}
-    parts = PARTS.get(section, {})
-    return Plan(models_of(section, args.models), dtypes, sizes_of(section, args), parts)
+    parts = {} if args.device == "cuda" else PARTS.get(section, {})
+    models = models_of(section, args.models)
+    return Plan(models, precisions_of(args), sizes_of(section, args), parts)
+
+
+def precisions_of(args: argparse.Namespace) -> dict[str, torch.dtype]:
+    """Return the precisions to measure, by name."""
+    usual = ["bfloat16", "float16"] if args.device == "cuda" else ["float32", "bfloat16"]
+    chosen: list[str] = args.precisions or usual
+    return {name: getattr(torch, name) for name in chosen}
 
 
 def rows(section: str, setting: Setting, args: argparse.Namespace) -> Iterator[Row]:
@@ -133,9 +136,8 @@ def rows(section: str, setting: Setting, args: argparse.Namespace) -> Iterator[R
         yield from start_rows(setting.root)
     elif section == "folder":
         if args.images is not None:
-            dtypes = {"float32": torch.float32, "bfloat16": torch.bfloat16}
             most = 8 if args.quick else FILES
-            yield from folder_rows(setting, args.models[:1], dtypes, args.images, most)
+            yield from folder_rows(setting, args.models[:1], precisions_of(args), args.images, most)
     elif section == "load":
         if args.device == "cpu":  # the memory is measured there
             yield from load_rows(setting.root, models_of(section, args.models))
@@ -175,6 +177,12 @@ def read_arguments() -> argparse.Namespace:
         "--models", nargs="+", choices=registry.MODELS, default=MODELS, metavar="NAME"
     )
     parser.add_argument("--batches", nargs="+", type=int, help="sizes of batches of images")
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=["float32", "bfloat16", "float16"],
+        help="those of the device, if not given; name float32 alone where a processor has no other",
+    )
     parser.add_argument("--images", type=Path, help="a folder of JPEGs, for the rows of folders")
     parser.add_argument("--seconds", type=float, default=20, help="of each row")
     parser.add_argument("--json", type=Path)

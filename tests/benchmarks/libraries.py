@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 import torch.nn.functional as F
 from runtimes import RUNTIMES, runtime_calls, unit
-from side_by_side import PEERS
+from side_by_side import IN_OPENVINO, PEERS
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -159,6 +159,8 @@ def sides(name: str, section: Section, dtype: torch.dtype, setting: Setting) -> 
     found = {"clipkit": clipkit_side(model.optimize())}
     if setting.compile and section == "image":
         found["clipkit compiled"] = clipkit_side(model.optimize(compile=True))
+    if section == "image" and setting.device.type == "cpu" and "openvino" in RUNTIMES:
+        found[IN_OPENVINO] = clipkit_side(model.optimize(runtime="openvino"))
     for peer in INSTALLED:
         if is_resnet(name) and peer == "transformers":  # it has none
             continue

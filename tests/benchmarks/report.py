@@ -45,9 +45,19 @@ def ratios(result: dict[str, Any]) -> list[str]:
     if "share of limit" in result:
         notes.append(f"{result['share of limit']:.2f} of the limit")
     notes += agreement(result)
+    notes += in_openvino(result)
     notes += [f"{fact} {value:.2f}" for fact, value in result["facts"].items()]
     notes += [f"{name} from {part}" for name, part in result["extrapolated_from"].items()]
     return ["; ".join(peers), "; ".join(notes)]
+
+
+def in_openvino(result: dict[str, Any]) -> list[str]:
+    """Return a note on clipkit's copy in OpenVINO against the fastest peer, if it was timed."""
+    found = list(result.get("ratios in OpenVINO", {}).items())
+    if not found:
+        return []
+    fastest, (low, middle, high) = found[0]
+    return [f"clipkit in OpenVINO against {fastest} {middle:.2f} ({low:.2f} to {high:.2f})"]
 
 
 def agreement(result: dict[str, Any]) -> list[str]:
