@@ -73,7 +73,6 @@ class OpenVino:
     def __init__(self, file: Path, setting: str, precision: str) -> None:
         openvino: Any = importlib.import_module("openvino")
         self._core: Any = openvino.Core()
-        self._queue_of: Any = openvino.AsyncInferQueue
         self._file = file
         self._is_fixed = "fixed" in setting
         self._streams = torch.get_num_threads() if setting == "throughput" else 1
@@ -83,6 +82,7 @@ class OpenVino:
             "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         }
         self._compiled: dict[tuple[int, ...], Any] = {}
+        self._requests: list[Any] = []  # one for each stream
 
     def __call__(self, batch: Tensor) -> Tensor:
         """Return the features of a batch."""
@@ -94,18 +94,17 @@ class OpenVino:
 
     def _in_streams(self, values: NDArray[Any]) -> Floats:
         """Share a batch out among the streams."""
+        graph = self._graph(())
+        while len(self._requests) < self._streams:
+            self._requests.append(graph.create_infer_request())
         parts = np.array_split(values, min(len(values), self._streams))
-        found: dict[int, Floats] = {}
-        queue = self._queue_of(self._graph(()), self._streams)
-
-        def keep(request: Any, place: int) -> None:
-            found[place] = request.get_output_tensor(0).data.copy()
-
-        queue.set_callback(keep)
-        for place, part in enumerate(parts):
-            queue.start_async([part], place)
-        queue.wait_all()
-        return np.concatenate([found[place] for place in range(len(parts))])
+        pairs = list(zip(self._requests, parts, strict=False))
+        for request, part in pairs:
+            request.start_async([np.ascontiguousarray(part)])
+        for request, _ in pairs:
+            request.wait()
+        found = [request.get_output_tensor(0).data.copy() for request, _ in pairs]
+        return np.concatenate(found)
 
     def _graph(self, shape: tuple[int, ...]) -> Any:
         """Return the compiled graph for a shape, or for all if it is empty."""
