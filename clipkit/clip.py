@@ -271,7 +271,7 @@ class CLIP(TwoTowers):
 
     @property
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that belongs to the weights, until you set another that fits them."""
+        """Return the tokenizer that belongs to the weights, until you set another that fits."""
         if self._tokenizer is None:
             self._tokenizer = default_tokenizer(self.config.text)
         return self._tokenizer

@@ -154,6 +154,10 @@ class ResNetConfig:
 
     Raises:
         ConfigError: if a value is impossible.
+
+    Example:
+        >>> ResNetConfig(resolution=224, layers=(3, 4, 6, 3), width=64).grid
+        (7, 7)
     """
 
     resolution: tuple[int, int]
@@ -220,6 +224,10 @@ class TextConfig(TransformerConfig):
 
     Raises:
         ConfigError: if a value is impossible.
+
+    Example:
+        >>> TextConfig(width=512, layers=12, activation="gelu").context_length
+        77
     """
 
     context_length: int = 77
@@ -251,6 +259,10 @@ class PreprocessConfig:
 
     Raises:
         ConfigError: if a value is impossible.
+
+    Example:
+        >>> PreprocessConfig(resize_mode="squash").interpolation
+        'bicubic'
     """
 
     mean: tuple[float, float, float] = OPENAI_MEAN

@@ -36,7 +36,14 @@ Example:
 
 
 class ClipkitError(Exception):
-    """Stand at the root of every error that clipkit raises on purpose."""
+    """Stand at the root of every error that clipkit raises on purpose.
+
+    Example:
+        try:
+            model, preprocess = clipkit.load("ViT-B/33")
+        except clipkit.ClipkitError as error:
+            print(error)  # names that are close
+    """
 
 
 class ConfigError(ClipkitError, ValueError):

@@ -44,6 +44,10 @@ class PromptSet:
             list has two names twice.
         source: where the texts were published.
         license: the license of the source.
+
+    Example:
+        >>> len(prompt_set("imagenet").templates)
+        80
     """
 
     name: str

@@ -24,7 +24,7 @@ _PATIENCE = 4.0  # seconds for the first answer of a server, unless HF_HUB_ETAG_
 
 
 class MissingFilesError(CheckpointNotFoundError):
-    """The repository is there, but has none of the files that were asked for."""
+    """Report a repository that is there, but has none of the files that were asked for."""
 
 
 def fetch_hub(

@@ -56,7 +56,7 @@ class Calibration:
 
     @property
     def images(self) -> int:
-        """The number of images with one label each that this comes from."""
+        """Return the number of images with one label each that this comes from."""
         return len(self.scores)
 
     def quantile(self, coverage: float) -> float:

@@ -22,6 +22,10 @@ class Head(nn.Module):
     Attributes:
         classes: C, the number of classes.
         width: D, the width of the features.
+
+    Example:
+        head = clipkit.ImageClassifier.zero_shot("tiny", ["cat", "dog"]).head
+        logits = head(model.embed_images(["photo.jpg"]))  # (1, 2)
     """
 
     classes: int
@@ -29,7 +33,7 @@ class Head(nn.Module):
 
     @property
     def scale(self) -> float | None:
-        """The factor that multiplies zero-shot cosines inside the logits.
+        """Return the factor that multiplies zero-shot cosines inside the logits.
 
         Logits of a new class are comparable with the others if they are its cosines times this
         factor. None if the head's logits have a scale of their own.
@@ -100,12 +104,17 @@ class Head(nn.Module):
 
 
 class LinearHead(Head):
-    """One linear layer: logits = x W^T + bias.
+    """Classify by one linear layer: logits = x W^T + bias.
 
     Args:
         weight: (C, D).
         bias: (C,); zeros if not given.
         scale: see `Head.scale`.
+
+    Example:
+        >>> head = LinearHead(torch.eye(2), torch.tensor([0.5, 0.0]))
+        >>> head(torch.tensor([[0.0, 1.0]])).tolist()
+        [[0.5, 1.0]]
     """
 
     def __init__(
@@ -126,7 +135,7 @@ class LinearHead(Head):
 
     @property
     def scale(self) -> float | None:
-        """See `Head.scale`; the number that was given."""
+        """Return the number that was given; see `Head.scale`."""
         return self._scale
 
     def logits(self, features: Tensor) -> Tensor:
@@ -139,11 +148,16 @@ class LinearHead(Head):
 
 
 class CosineHead(Head):
-    """The zero-shot classifier: cosine similarity to one vector per class, times exp(logit_scale).
+    """Classify zero-shot: cosine similarity to one vector per class, times exp(logit_scale).
 
     Args:
         weight: (C, D), rows of unit length, as `zero_shot_weights` returns them.
         logit_scale: (), the logarithm of the factor.
+
+    Example:
+        >>> head = CosineHead(torch.eye(2), torch.tensor(0.0))  # times exp(0)
+        >>> head(torch.tensor([[0.0, 1.0]])).tolist()
+        [[0.0, 1.0]]
     """
 
     def __init__(self, weight: Tensor, logit_scale: Tensor) -> None:
@@ -154,7 +168,7 @@ class CosineHead(Head):
 
     @property
     def scale(self) -> float:
-        """See `Head.scale`; exp(logit_scale)."""
+        """Return exp(logit_scale); see `Head.scale`."""
         return self.logit_scale.float().exp().item()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -171,7 +185,7 @@ class CosineHead(Head):
         return LinearHead(self._scaled_weight(), scale=self.scale)
 
     def add_zero_shot(self, weight: Tensor) -> "CosineHead":
-        """See `Head.add_zero_shot`; the result is a `CosineHead` again."""
+        """Return a `CosineHead` of C + M classes; see `Head.add_zero_shot`."""
         return CosineHead(_below(self.weight, weight), self.logit_scale)
 
     def _scaled_weight(self) -> Tensor:
@@ -179,7 +193,7 @@ class CosineHead(Head):
 
 
 class WeightedPromptHead(Head):
-    """Each class as the weighted sum of its prompts' features, with weights that can be learned.
+    """Hold each class as a weighted sum of its prompts' features; the weights can be learned.
 
     logits = exp(logit_scale) x V^T, where row c of V is the sum of prompt_weights[c, k] times
     captions[c, k], scaled to unit length.
@@ -188,6 +202,11 @@ class WeightedPromptHead(Head):
         captions: (C, K, D), of unit length; rows of zeros where a class has fewer than K prompts.
         logit_scale: (), the logarithm of the factor.
         prompt_weights: (C, K); 1 / K if not given, which makes the prompt ensemble.
+
+    Example:
+        >>> captions = torch.eye(4).view(2, 2, 4)  # two prompts of each of two classes
+        >>> WeightedPromptHead(captions, torch.tensor(0.0)).prompt_weights.tolist()
+        [[0.5, 0.5], [0.5, 0.5]]
     """
 
     captions: Tensor
@@ -207,7 +226,7 @@ class WeightedPromptHead(Head):
 
     @property
     def scale(self) -> float:
-        """See `Head.scale`; exp(logit_scale)."""
+        """Return exp(logit_scale); see `Head.scale`."""
         return self.logit_scale.float().exp().item()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -224,7 +243,7 @@ class WeightedPromptHead(Head):
 
 
 class CacheHead(Head):
-    """Tip-Adapter (2111.03930): zero-shot logits, and those of support images that are similar.
+    """Add the logits of similar support images to zero-shot ones: Tip-Adapter (2111.03930).
 
     logits = exp(logit_scale) x W^T + alpha exp(-beta (1 - x keys^T)) values
 
@@ -235,6 +254,12 @@ class CacheHead(Head):
         values: (M, C), their labels, one-hot.
         alpha: (), how much the cache counts.
         beta: (), how near a support image must be to count.
+
+    Example:
+        >>> one = torch.tensor(1.0)
+        >>> head = CacheHead(torch.eye(2), one, torch.eye(2), torch.eye(2), alpha=one, beta=one)
+        >>> head(torch.eye(2)).argmax(dim=1).tolist()
+        [0, 1]
     """
 
     weight: Tensor
@@ -263,7 +288,7 @@ class CacheHead(Head):
 
     @property
     def scale(self) -> float:
-        """See `Head.scale`; exp(logit_scale)."""
+        """Return exp(logit_scale); see `Head.scale`."""
         return self.logit_scale.float().exp().item()
 
     def logits(self, features: Tensor) -> Tensor:
@@ -274,7 +299,10 @@ class CacheHead(Head):
         return features @ scaled.T + self.alpha.float() * affinity
 
     def add_zero_shot(self, weight: Tensor) -> "CacheHead":
-        """See `Head.add_zero_shot`; no support image belongs to the new classes."""
+        """Return a `CacheHead` of C + M classes; see `Head.add_zero_shot`.
+
+        No support image belongs to the new classes.
+        """
         return CacheHead(
             _below(self.weight, weight),
             self.logit_scale,

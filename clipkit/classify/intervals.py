@@ -21,6 +21,9 @@ def wilson_interval(hits: int, images: int, level: float = 0.95) -> tuple[float,
     Returns:
         The lower and the upper end, 0 to 1.
 
+    Raises:
+        ConfigError: if an argument is out of its range.
+
     Example:
         >>> [round(end, 3) for end in wilson_interval(90, 100)]
         [0.826, 0.945]

@@ -57,6 +57,10 @@ def accuracy(predicted: Classes, labels: Classes) -> float:
 
     Args:
         predicted, labels: (N,) classes, by their numbers or by their names.
+
+    Example:
+        >>> accuracy(["cat", "dog"], ["cat", "cat"])
+        0.5
     """
     found, right, _ = number_names("accuracy", predicted, labels)
     found, right = read_classes("accuracy", found, right)
@@ -72,6 +76,11 @@ def top_k_accuracy(logits: Numbers, labels: Numbers, k: int = 1) -> float:
             for every k below C.
         labels: (N,) right classes.
         k: 1 to C.
+
+    Example:
+        >>> logits = [[0.1, 0.9, 0.5], [0.8, 0.1, 0.3]]
+        >>> top_k_accuracy(logits, [2, 0]), top_k_accuracy(logits, [2, 0], k=2)
+        (0.5, 1.0)
     """
     logits, labels = read_scores("top_k_accuracy", logits, labels)
     check_count("top_k_accuracy", "k", k, most=logits.shape[1])
@@ -88,6 +97,10 @@ def mean_per_class(predicted: Classes, labels: Classes, classes: int | None = No
         predicted, labels: (N,) classes, by their numbers or by their names. A class that is only
             predicted has no recall, and is not counted.
         classes: C. If it is given, every class is checked against it.
+
+    Example:
+        >>> mean_per_class([0, 0, 0, 1], [0, 0, 1, 1])  # (1 + 1/2) / 2
+        0.75
     """
     limit = math.inf if classes is None else classes
     found, right, _ = number_names("mean_per_class", predicted, labels)
@@ -109,6 +122,10 @@ def confusion_matrix(predicted: Numbers, labels: Numbers, classes: int) -> Tenso
 
     Returns:
         (C, C) int64. Row i, column j says how often an image of class i was called j.
+
+    Example:
+        >>> confusion_matrix([0, 0, 1], [0, 1, 1], classes=2).tolist()
+        [[1, 0], [1, 1]]
     """
     check_count("confusion_matrix", "classes", classes)
     predicted, labels = read_classes("confusion_matrix", predicted, labels, classes)
@@ -129,6 +146,13 @@ def most_confused(matrix: Numbers, k: int = 10) -> list[tuple[int, int, float]]:
         (i, j, IoU) with i < j and IoU = (m_ij + m_ji) / (n_i + n_j), where n_i is the number of
         images of class i, the sum of row i. The highest comes first; of equals the lower i, then
         the lower j. Pairs that were never confused are left out.
+
+    Raises:
+        ConfigError: if the matrix is not square, or holds anything but counts.
+
+    Example:
+        >>> most_confused([[3, 1], [0, 4]])  # 1 / (4 + 4)
+        [(0, 1, 0.125)]
     """
     counts = as_tensor("most_confused", matrix)
     if counts.ndim != 2 or counts.shape[0] != counts.shape[1] or len(counts) == 0:
@@ -161,6 +185,10 @@ def expected_calibration_error(probabilities: Numbers, labels: Numbers, bins: in
             `ConfigError`. Of classes with equal probability the first is predicted.
         labels: (N,) right classes.
         bins: at least 1.
+
+    Example:
+        >>> expected_calibration_error([[0.75, 0.25], [0.25, 0.75]], [0, 1])  # right more often
+        0.25
     """
     counts, sums, hits = _binned("expected_calibration_error", probabilities, labels, bins)
     return ((hits - sums).abs().sum() / counts.sum()).item()
@@ -174,6 +202,10 @@ class ReliabilityBin(NamedTuple):
         images: how many predictions fall into it.
         confidence: their mean probability.
         accuracy: the share of them that is right.
+
+    Example:
+        for one in reliability_bins(probabilities, labels):
+            print(one.confidence, one.accuracy)
     """
 
     low: float
@@ -191,10 +223,18 @@ def reliability_bins(
     The mean gap between the two, weighted with the images, is `expected_calibration_error`.
 
     Args:
-        probabilities, labels, bins: as there.
+        probabilities, labels, bins: as there: (N, C) and (N,).
 
     Returns:
         The bins that hold an image, in rising order.
+
+    Raises:
+        ConfigError: as `expected_calibration_error`.
+
+    Example:
+        >>> (one,) = reliability_bins([[0.75, 0.25], [0.25, 0.75]], [0, 0], bins=2)
+        >>> one.images, one.confidence, one.accuracy
+        (2, 0.75, 0.5)
     """
     columns = _binned("reliability_bins", probabilities, labels, bins)
     counts, sums, hits = (cast("list[float]", column.tolist()) for column in columns)
@@ -246,6 +286,14 @@ def fit_temperature(logits: Numbers, labels: Numbers) -> float:
         above the right one, the lower one where the right class scores, on average, no higher than
         the mean of its row. 1.0 where all scores of each row are the same, as with a single class:
         no factor is better than another.
+
+    Raises:
+        ConfigError: if a logit is not finite, or labels do not fit.
+
+    Example:
+        >>> logits = [[1.0, 0.0], [1.0, 0.0], [1.0, 0.0], [1.0, 0.0]]
+        >>> round(fit_temperature(logits, [0, 0, 0, 1]), 4)  # so that 3 of 4 are right: log(3)
+        1.0986
     """
     logits, labels = read_scores("fit_temperature", logits, labels)
     logits = as_float64(logits)

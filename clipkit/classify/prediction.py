@@ -47,7 +47,7 @@ class Prediction:
 
     @property
     def label(self) -> str:
-        """The most probable label."""
+        """Return the most probable label."""
         return self.labels[int(self.probabilities.argmax())]
 
     def top(self, k: int = 5) -> list[tuple[str, float]]:
@@ -74,6 +74,9 @@ class Prediction:
             "label", its "probability", the k most probable labels with theirs as "top"; "set",
             "rejected", and "present" with probabilities, as far as they were asked for; and the
             image's "path" if it has one.
+
+        Raises:
+            ConfigError: if k is no integer of at least 1.
 
         Example:
             >>> import torch

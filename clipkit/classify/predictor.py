@@ -124,7 +124,7 @@ class Predictor(nn.Module):
 
     @property
     def views(self) -> int:
-        """How often an image is seen by default: as often as those of a calibration, or once."""
+        """Return how often an image is seen by default: as those of a calibration were, or once."""
         return self._reading(None, 1, 0, progress=False).times
 
     @overload

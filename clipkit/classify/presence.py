@@ -26,6 +26,10 @@ class Presence:
         slopes, offsets: (C,) float32.
         thresholds: (C,) float32, 0 to 1. A label is present where its sigmoid is above.
         images: how many images they come from.
+
+    Example:
+        classifier.calibrate(images, [["cat"], ["cat", "dog"], [], ...])
+        classifier.calibration.presence.thresholds  # (C,)
     """
 
     slopes: Tensor

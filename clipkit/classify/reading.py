@@ -39,7 +39,7 @@ class Reading:
 
     @property
     def times(self) -> int:
-        """How often each image is seen."""
+        """Return how often each image is seen."""
         return self.views or self.calibrated or 1
 
     def check_features(self) -> None:

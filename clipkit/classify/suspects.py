@@ -26,6 +26,10 @@ class Suspect:
         path: its file; None for an image that has none.
         label, probability: its own label, and how probable that is said to be.
         likelier, likelier_probability: the most probable label.
+
+    Example:
+        for suspect in classifier.suspects(images, labels):
+            print(suspect.path, suspect.label, suspect.likelier)
     """
 
     index: int

@@ -51,12 +51,12 @@ class IndexChoice:
 
     @property
     def place(self) -> Path:
-        """The index's own folder."""
+        """Return the index's own folder."""
         return self.index if self.index is not None else self.images / FOLDER
 
     @property
     def images(self) -> Path:
-        """The folder of the images, for an index that is to be built."""
+        """Return the folder of the images, for an index that is to be built."""
         return Path(".") if self.folder is None else self.folder
 
 

@@ -280,6 +280,9 @@ def read_pairs(data: str | os.PathLike[str], templates: Templates = TEMPLATES) -
 
     Raises:
         DataError, ConfigError: as `read_folder` and `read_table`.
+
+    Example:
+        pairs = read_pairs("photos")  # photos/cat/*.jpg, or photos/captions.csv
     """
     spelled = spell_path(data, "data")
     if not os.path.exists(spelled):

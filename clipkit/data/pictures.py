@@ -123,7 +123,7 @@ class ImageSet(Dataset[Item]):
 
     @property
     def holds_files(self) -> bool:
-        """Whether all images are paths, or the bytes of files, which threads can share."""
+        """Return whether all images are paths, or the bytes of files, which threads can share."""
         items = _as_sequence(self.source)
         return items is not None and all(map(_is_file, items))
 

@@ -22,6 +22,11 @@ class Features:
         skipped: path or index of each image that could not be read, and why. They have no row.
         class_names: the names of each label, if they are of a data set that has names for them;
             see `classes_of`.
+
+    Example:
+        found = clipkit.extract_features(model, "photos")
+        for path, feature in zip(found.paths, found.features):
+            print(path, feature.shape)  # (D,)
     """
 
     features: Tensor

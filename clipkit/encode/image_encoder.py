@@ -63,7 +63,7 @@ class ImageEncoder:
 
     @property
     def takes_threads(self) -> bool:
-        """Whether several threads may encode at once, each with its own processors.
+        """Return whether several threads may encode at once, each with its own processors.
 
         A program that looks at torch's calls, or changes them, does so in the thread that it is in.
         It may begin and end at any time.

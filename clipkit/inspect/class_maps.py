@@ -133,6 +133,7 @@ class ClassMapper:
 
         Raises:
             ImageError: if the image cannot be read, or is too thin.
+            ConfigError: if the size is impossible.
         """
         maps, size = self._maps(image, size)
         shape = (len(self.labels), *size)

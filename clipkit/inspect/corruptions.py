@@ -36,6 +36,10 @@ class Sample:
             compared, and whatever images are beside it in a batch.
         label: the index of the right class.
         class_names: C names.
+
+    Example:
+        sample = Sample(np.random.default_rng(0), label=0, class_names=["cat", "dog"])
+        covered = Masking()(image, 0.5, sample)
     """
 
     random: "np.random.Generator"  # which NumPy imports when it is first asked for
@@ -104,6 +108,13 @@ class Masking:
         patches: how many lie along the short side. The long side has as many as fit best.
         color: of the cover, red, green and blue in 0-255; by default the mean that CLIP subtracts.
         name: for tables and figures.
+
+    Raises:
+        ConfigError: if a value is impossible.
+
+    Example:
+        corruptions = [clipkit.inspect.Masking((0.25, 0.5), patches=7)]
+        clipkit.inspect.robustness(classifier, images, labels, corruptions=corruptions)
     """
 
     severities: Sequence[float] = (0.1, 0.25, 0.5, 0.75, 0.9)
@@ -113,7 +124,7 @@ class Masking:
 
     @property
     def unit(self) -> str:
-        """What severities are."""
+        """Return what severities are, in words."""
         return "share of patches"
 
     def __post_init__(self) -> None:
@@ -148,6 +159,13 @@ class GaussianNoise:
     Args:
         severities: standard deviations, above 0.
         name: for tables and figures.
+
+    Raises:
+        ConfigError: if a value is impossible.
+
+    Example:
+        corruptions = [clipkit.inspect.GaussianNoise((20, 40))]
+        clipkit.inspect.robustness(classifier, images, labels, corruptions=corruptions)
     """
 
     severities: Sequence[float] = (20, 31, 46, 66, 97)
@@ -155,7 +173,7 @@ class GaussianNoise:
 
     @property
     def unit(self) -> str:
-        """What severities are."""
+        """Return what severities are, in words."""
         return "standard deviation, of 255 levels"
 
     def __post_init__(self) -> None:
@@ -184,6 +202,13 @@ class Blur:
     Args:
         severities: standard deviations, above 0, in lengths of the short side.
         name: for tables and figures.
+
+    Raises:
+        ConfigError: if a value is impossible.
+
+    Example:
+        corruptions = [clipkit.inspect.Blur((0.01, 0.02))]
+        clipkit.inspect.robustness(classifier, images, labels, corruptions=corruptions)
     """
 
     severities: Sequence[float] = (0.005, 0.01, 0.015, 0.02, 0.03)
@@ -191,7 +216,7 @@ class Blur:
 
     @property
     def unit(self) -> str:
-        """What severities are."""
+        """Return what severities are, in words."""
         return "radius / short side"
 
     def __post_init__(self) -> None:
@@ -214,6 +239,14 @@ class Jpeg:
     Args:
         severities: qualities, whole numbers of 1 to 95.
         name: for tables and figures.
+
+    Raises:
+        ConfigError: if a value is impossible.
+        ImageError: when it is called, for an image with more pixels a side than a JPEG can have.
+
+    Example:
+        corruptions = [clipkit.inspect.Jpeg((50, 10))]
+        clipkit.inspect.robustness(classifier, images, labels, corruptions=corruptions)
     """
 
     severities: Sequence[float] = (25, 18, 15, 10, 7)
@@ -221,7 +254,7 @@ class Jpeg:
 
     @property
     def unit(self) -> str:
-        """What severities are."""
+        """Return what severities are, in words."""
         return "quality"
 
     def __post_init__(self) -> None:

@@ -35,6 +35,10 @@ class Explanation:
             no values for them, or a feature or a class was given in the place of a text.
         token_values: (tokens,), how much each speaks for the image; None where `tokens` is.
         token_words: the text's words, each with the number of its tokens; None where `tokens` is.
+
+    Example:
+        explanation = clipkit.inspect.explain(model, "cat.jpg", "a photo of a cat")
+        explanation.upsample().argmax()  # the pixel that says most
     """
 
     method: str
@@ -68,9 +72,9 @@ class Explanation:
 
     @property
     def words(self) -> list[tuple[str, float]] | None:
-        """The words of the text, each with the sum of its tokens' values; None if there are none.
+        """Return the words of the text, each with the sum of its tokens' values, or None.
 
-        Punctuation marks are words of their own.
+        It is None where `tokens` is. Punctuation marks are words of their own.
         """
         if self.token_values is None or self.token_words is None:
             return None

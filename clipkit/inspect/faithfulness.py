@@ -63,6 +63,9 @@ def insertion_curve(
 
     Returns:
         (steps + 1,) float32 on the CPU: of the blurred image first, and of the whole one last.
+
+    Example:
+        area_under(insertion_curve(score, image, explain(model, image, "a cat").upsample()))
     """
     return _curve(score, blur(image), image, heat_map, steps, seed)
 
@@ -75,6 +78,10 @@ def area_under(curve: Tensor) -> float:
 
     Raises:
         ConfigError: for anything else.
+
+    Example:
+        >>> area_under(torch.tensor([1.0, 0.5, 0.0]))
+        0.5
     """
     if curve.ndim != 1 or len(curve) < 2:
         raise ConfigError(
@@ -95,6 +102,11 @@ def pointing_hit(heat_map: Tensor, mask: Tensor) -> float:
 
     Raises:
         ConfigError: if the sizes differ, or the map is not finite.
+
+    Example:
+        >>> mask = box_mask([(0, 0, 2, 2)], height=4, width=4)
+        >>> pointing_hit(torch.eye(4), mask)  # two of the four highest pixels are in the box
+        0.5
     """
     if heat_map.shape != mask.shape or mask.dtype != torch.bool:
         raise ConfigError(
@@ -118,6 +130,10 @@ def box_mask(boxes: list[tuple[float, float, float, float]], height: int, width:
 
     Returns:
         (height, width) bool, on the CPU.
+
+    Example:
+        >>> box_mask([(0, 0, 2, 1)], height=2, width=3).tolist()
+        [[True, True, False], [False, False, False]]
     """
     mask = torch.zeros(height, width, dtype=torch.bool, device="cpu")
     x = torch.arange(width, device="cpu") + 0.5
@@ -136,6 +152,9 @@ def blur(image: Tensor) -> Tensor:
 
     Raises:
         ImageError: for another shape.
+
+    Example:
+        blurred = blur(model.preprocess("cat.jpg"))  # (3, H, W)
     """
     _check_image(image)
     height, width = int(image.shape[-2]), int(image.shape[-1])

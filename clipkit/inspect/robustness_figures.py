@@ -23,6 +23,10 @@ class RobustnessRow:
         clean_accuracy: the share of the same images that is recognized without the corruption.
         fooled: the share of the images that is taken for the class whose name is written on them;
             None where no class is written.
+
+    Example:
+        for row in clipkit.inspect.robustness(classifier, images, labels).rows:
+            print(row.corruption, row.severity, row.accuracy)
     """
 
     corruption: str

@@ -60,6 +60,10 @@ class TypographicAttack:
             the letters of English, and takes accents away.
         name: for tables and figures.
 
+    Raises:
+        ConfigError: if a value is impossible; when it is called, if the font cannot be used.
+        DataError: when it is called, if there is no class of the name `label`.
+
     Example:
         TypographicAttack(label="dog", place="top", severities=(0.1,))
         TypographicAttack(word="qwertz", name="control")
@@ -74,7 +78,7 @@ class TypographicAttack:
 
     @property
     def unit(self) -> str:
-        """What severities are."""
+        """Return what severities are, in words."""
         return "height of letters / short side"
 
     def __post_init__(self) -> None:

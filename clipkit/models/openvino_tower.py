@@ -65,12 +65,12 @@ class OpenVINOTower(ImageTower):
 
     @property
     def conv1(self) -> nn.Module:
-        """The first layer of the tower, which says on which device and in which dtype it is."""
+        """Return the first layer of the tower, which tells its device and its dtype."""
         return self.tower.conv1
 
     @property
     def about(self) -> str:
-        """What computes the tower, in words for people."""
+        """Return what computes the tower, in words for people."""
         return f"image tower in OpenVINO {self._runtime.version}"
 
     def forward(self, images: Tensor) -> Tensor:

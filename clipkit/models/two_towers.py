@@ -51,23 +51,23 @@ class TwoTowers(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the weights."""
+        """Return the dtype of the weights."""
         # A replica of nn.DataParallel has no parameters(), only the attributes.
         return self.visual.conv1.weight.dtype
 
     @property
     def device(self) -> torch.device:
-        """The device of the weights."""
+        """Return the device of the weights."""
         return self.visual.conv1.weight.device
 
     @property
     def context_length(self) -> int:
-        """The length of the longest row of token ids, start and end included."""
+        """Return the length of the longest row of token ids, start and end included."""
         return self.config.text.context_length
 
     @property
     def vocab_size(self) -> int:
-        """The number of tokens."""
+        """Return the number of token ids."""
         return self.config.text.vocab_size
 
     def encode_image(self, image: Tensor, normalize: bool = False) -> Tensor:

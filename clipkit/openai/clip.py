@@ -93,7 +93,12 @@ def _express(preprocess: Preprocess) -> Compose:
 
 
 def available_models() -> list[str]:
-    """Return the names of OpenAI's nine models. `clipkit.list_models` has all that are known."""
+    """Return the names of OpenAI's nine models. `clipkit.list_models` has all that are known.
+
+    Example:
+        >>> available_models()[0]
+        'RN50'
+    """
     return list(_MODELS)
 
 

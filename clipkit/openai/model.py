@@ -287,7 +287,7 @@ class CLIP(nn.Module):
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of the convolutions, in which both towers compute."""
+        """Return the dtype of the convolutions, in which both towers compute."""
         return self.visual.conv1.weight.dtype
 
     def encode_image(self, image: Tensor) -> Tensor:

@@ -85,24 +85,24 @@ class SimpleTokenizer:
 
     @cached_property
     def bpe_ranks(self) -> dict[tuple[str, ...], int]:
-        """The rank of each pair of symbols that is merged."""
+        """Return the rank of each pair of symbols that is merged."""
         merges = default_merges() if self.bpe_path is None else _read_merges(self.bpe_path)
         return {tuple(merge.split()): rank for rank, merge in enumerate(merges)}
 
     @cached_property
     def encoder(self) -> dict[str, int]:
-        """The id of each symbol."""
+        """Return the id of each symbol."""
         symbols = [*byte_ids(), *map("".join, self.bpe_ranks), START, END]
         return {symbol: token for token, symbol in enumerate(symbols)}
 
     @cached_property
     def decoder(self) -> dict[int, str]:
-        """The symbol of each id."""
+        """Return the symbol of each id."""
         return {token: symbol for symbol, token in self.encoder.items()}
 
     @cached_property
     def pat(self) -> "regex.Pattern[str]":
-        """The expression that cuts a text into words."""
+        """Return the expression that cuts a text into words."""
         return word_pattern(allow_special=True)
 
     def bpe(self, token: str) -> str:

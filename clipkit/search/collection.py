@@ -57,6 +57,10 @@ class Collection:
 
     Raises:
         DataError: if there is no index, or it is damaged.
+
+    Example:
+        collection = Collection("photos")  # with an index in it; no model is loaded
+        print(collection.similar("photos/cat.jpg"))
     """
 
     def __init__(
@@ -80,7 +84,7 @@ class Collection:
 
     @cached_property
     def memory(self) -> MemoryStore:
-        """The features of the index, mapped from its files."""
+        """Return the features of the index, mapped from its files."""
         if not self.names:
             return MemoryStore(self.manifest.width)
         rows = self.entries.rows
@@ -88,7 +92,7 @@ class Collection:
 
     @cached_property
     def names(self) -> list[str]:
-        """How the index spells the paths of all images that can be found, in order.
+        """Return the paths of all images that can be found, in order, as the index spells them.
 
         They lie below the folder of the images, or are absolute if these were given as a list.
         """
@@ -98,17 +102,17 @@ class Collection:
 
     @property
     def paths(self) -> list[str]:
-        """The paths of all images that can be found, in order, as they can be opened from here."""
+        """Return the paths of all images that can be found, in order, as they open from here."""
         return [self._spelling.path_of(name) for name in self.names]
 
     @property
     def features(self) -> Floats:
-        """The features of the images, (n, D) float32, in the order of `paths`."""
+        """Return the features of the images, (n, D) float32, in the order of `paths`."""
         return self.memory.features(self.names)
 
     @property
     def skipped(self) -> list[tuple[str, str]]:
-        """The images that could not be read, and why."""
+        """Return the images that could not be read, and why."""
         path_of = self._spelling.path_of
         return [(path_of(name), why) for name, why in self.entries.problems.items()]
 
@@ -156,6 +160,10 @@ class Collection:
         Args:
             image: a path of the collection, which needs no model, or any other path or PIL image.
             k, threshold, where: as in `search`.
+
+        Raises:
+            ConfigError: if `k` is no positive integer, or the image needs a model that is missing.
+            ImageError: if the image cannot be read.
         """
         count = self._count(k, threshold)
         own = None
@@ -189,7 +197,13 @@ class Collection:
         )
 
     def feature_of(self, query: "QueryLike", templates: Templates | None = None) -> Floats:
-        """Return the feature of a query, (D,) float32 of unit length. Arguments: see `search`."""
+        """Return the feature of a query, (D,) float32 of unit length.
+
+        Arguments and errors are those of `search`.
+
+        Raises:
+            ConfigError: if the terms cancel each other out, too.
+        """
         total = np.zeros(self.manifest.width, np.float64)
         for term in read_query(query, self._spelling.root):
             total += term.weight * self._feature_of_term(term, templates)

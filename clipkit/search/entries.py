@@ -126,12 +126,12 @@ class Entries:
 
     @cached_property
     def paths(self) -> list[str]:
-        """The paths, in order."""
+        """Return the paths, in order."""
         if not len(self.path_bytes):
             return []
         return self.path_bytes.tobytes().decode("utf-8", "surrogateescape").split("\0")
 
     @cached_property
     def places(self) -> dict[str, int]:
-        """The place of each path."""
+        """Return the place of each path."""
         return {path: place for place, path in enumerate(self.paths)}

@@ -35,6 +35,10 @@ class Changes(NamedTuple):
         renamed: known ones that have another name now. They were not encoded again.
         removed: that are not there any more.
         skipped: that cannot be read.
+
+    Example:
+        changes = index.update()
+        print(changes.added, changes.removed)
     """
 
     added: int

@@ -68,7 +68,7 @@ class KeyTable:
 
     @property
     def following(self) -> int:
-        """The next key to give."""
+        """Return the next key to give."""
         return self._following
 
     def __len__(self) -> int:
@@ -77,12 +77,12 @@ class KeyTable:
 
     @property
     def names(self) -> Sequence[str]:
-        """All names, in the order of their keys."""
+        """Return all names, in the order of their keys."""
         return list(self._by_name)
 
     @property
     def keys(self) -> NDArray[np.int64]:
-        """All keys, (n,), in their order."""
+        """Return all keys, (n,), in their order."""
         if self._changed:
             return np.fromiter(self._by_name.values(), np.int64, len(self._by_name))
         return self._sorted

@@ -49,6 +49,9 @@ class MemoryStore:
         width: of the features, D.
         kept: bytes of float32 copies that the second search may make, to speed up the next ones.
 
+    Raises:
+        ConfigError: if `width` is below 1.
+
     Example:
         store = MemoryStore(512)
         store.add(["cat.jpg", "dog.jpg"], features)
@@ -115,6 +118,9 @@ class MemoryStore:
     def search(self, queries: Floats, k: int, where: str | None = None) -> list[list[Hit]]:
         """Return the `k` nearest of each query, the nearest first; see `Store`.
 
+        Args:
+            queries, k, where: as in `Store.search`, queries (q, D) float32.
+
         Raises:
             DataError: if queries are of another width or not of unit length.
             ConfigError: if `k` is no positive integer.
@@ -122,7 +128,11 @@ class MemoryStore:
         return [self.best(row, k, where) for row in self.cosines(queries)]
 
     def best(self, cosines: Floats, k: int, where: str | None = None) -> list[Hit]:
-        """Return the names of the `k` largest of one query's cosines, (n,), the largest first."""
+        """Return the names of the `k` largest of one query's cosines, (n,), the largest first.
+
+        Raises:
+            ConfigError: if `k` is no positive integer.
+        """
         k = read_count("k", k, 1)
         if where is not None:
             cosines = np.where(matches(self._names, where), cosines, -np.inf)
@@ -168,7 +178,7 @@ class MemoryStore:
         return found
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
-        """Yield all names and features in parts, (size, D) float32."""
+        """Yield all names and features in parts, (size, D) float32; the last may be smaller."""
         for start in range(0, len(self._names), size):
             names = self._names[start : start + size]
             yield names, self.features(names)

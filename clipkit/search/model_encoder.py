@@ -27,6 +27,9 @@ class TextEncoder:
 
     Args:
         model: a `TextTower`, or whatever encodes texts.
+
+    Example:
+        TextEncoder(model).texts(["a cat", "a dog"])  # (2, D)
     """
 
     def __init__(self, model: EncodesTexts) -> None:
@@ -53,6 +56,12 @@ class ModelEncoder:
 
     Attributes:
         model: as above.
+
+    Raises:
+        ConfigError: if the model does not encode images.
+
+    Example:
+        ModelEncoder(model).texts(["a cat", "a dog"])  # (2, D)
     """
 
     def __init__(self, model: SearchModel) -> None:
@@ -67,7 +76,7 @@ class ModelEncoder:
 
     @property
     def takes_threads(self) -> bool:
-        """Whether several threads may encode at once."""
+        """Return whether several threads may encode at once."""
         return self._encode.takes_threads
 
     def texts(self, texts: Sequence[str]) -> Floats:

@@ -164,7 +164,7 @@ class PostgresStore:
             run(_DELETE, names=[escape_name(name) for name in names])
 
     def search(self, queries: Floats, k: int, where: str | None = None) -> list[list[Hit]]:
-        """Return about the `k` nearest of each query, the nearest first; see `Store`.
+        """Return about the `k` nearest of each query (q, D), the nearest first; see `Store`.
 
         Never fewer than `k` where so many match `where`. Their cosines are exact.
 

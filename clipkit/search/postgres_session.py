@@ -111,7 +111,7 @@ class Session:
 
     @property
     def table(self) -> str:
-        """The schema and the name of the table, with quotes."""
+        """Return the schema and the name of the table, with quotes."""
         return self._table.as_string(None)
 
     def lacks_space(self, error: BaseException) -> bool:

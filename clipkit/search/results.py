@@ -20,6 +20,10 @@ class Result:
             on the model and on the query: 0.3 for a text and 0.8 for an image are usual.
         z: how many standard deviations the cosine lies above the mean of the whole collection. That
             means the same for every query and model: above 3 or so, few images get there by chance.
+
+    Example:
+        for result in index.search("a cat in jeans"):
+            print(result.z, result.path)
     """
 
     path: str
@@ -58,7 +62,7 @@ class Results:
 
     @property
     def paths(self) -> list[str]:
-        """The paths, the best first."""
+        """Return the paths, the best first."""
         return [result.path for result in self._results]
 
 
@@ -84,6 +88,10 @@ class Duplicates:
     Attributes:
         paths: at least two, the first in the order of paths first.
         cosine: the lowest by which one of them was added: 1 for copies.
+
+    Example:
+        for group in index.duplicates():
+            print(group.cosine, group.paths)
     """
 
     paths: list[str]

@@ -58,7 +58,7 @@ class Scan:
 
     @property
     def is_clean(self) -> bool:
-        """Whether the index is as its files are."""
+        """Return whether the index is as its files are."""
         return not self.todo and not self.gone
 
 

@@ -16,7 +16,11 @@ _UNIT = 1e-2  # how far from 1 the length of a feature may be, after float16 or 
 
 
 class Hit(NamedTuple):
-    """Hold one of the features that were found."""
+    """Hold one of the features that were found.
+
+    Example:
+        ((name, cosine),) = store.search(query, k=1)[0]  # of a query (1, D)
+    """
 
     name: str
     cosine: float
@@ -26,6 +30,10 @@ class Store(Protocol):
     """Keep features of unit length by name, and find those nearest to a query.
 
     `MemoryStore` is exact, `UsearchStore` approximate, and `PostgresStore` is a database server.
+
+    Example:
+        index.copy_to(store)
+        index = clipkit.search.Index.open("photos", model, store=store)
     """
 
     def add(self, names: Sequence[str], features: Floats) -> None:

@@ -107,12 +107,12 @@ class UsearchStore:
 
     @property
     def width(self) -> int:
-        """The width of the features, D."""
+        """Return the width of the features, D."""
         return self._state.width
 
     @property
     def mark(self) -> str:
-        """What `save` was told last."""
+        """Return what `save` was told last."""
         return self._state.mark
 
     def add(self, names: Sequence[str], features: Floats) -> None:
@@ -120,6 +120,7 @@ class UsearchStore:
 
         Raises:
             DataError: if features are of another width or not of unit length.
+            DataError, ConfigError: if the store on the disk is damaged, or has another width now.
             OutputError: if another process is writing the store.
         """
         checked = check_features(features, self.width, len(names))
@@ -133,7 +134,12 @@ class UsearchStore:
         self._graph.add(keys, checked[rows])
 
     def remove(self, names: Sequence[str]) -> None:
-        """Remove features by name. A name that is not there is no error."""
+        """Remove features by name. A name that is not there is no error.
+
+        Raises:
+            OutputError: if another process is writing the store.
+            DataError, ConfigError: if the store on the disk is damaged, or has another width now.
+        """
         if not names or not len(self):
             return
         self._prepare_change()
@@ -142,7 +148,7 @@ class UsearchStore:
             self._graph.remove(keys)
 
     def search(self, queries: Floats, k: int, where: str | None = None) -> list[list[Hit]]:
-        """Return about the `k` nearest of each query, the nearest first; see `Store`.
+        """Return about the `k` nearest of each query (q, D), the nearest first; see `Store`.
 
         Never fewer than `k` where so many match `where`. Their cosines are exact. Stores of up to
         2,048 features, and patterns that few names match, are searched exactly.
@@ -170,6 +176,7 @@ class UsearchStore:
 
         Raises:
             OutputError: if it cannot be written. The old state is then still there.
+            DataError, ConfigError: if the store on the disk is damaged, or has another width now.
         """
         self._prepare_change()
         number = self._state.state + 1
@@ -192,7 +199,11 @@ class UsearchStore:
         self._locked.close()
 
     def revert(self) -> None:
-        """Drop changes that were not saved, and read the present state from the disk."""
+        """Drop changes that were not saved, and read the present state from the disk.
+
+        Raises:
+            DataError, ConfigError: if the store on the disk is damaged, or has another width now.
+        """
         self._unsaved = False
         self._locked.close()
         self._read(to_change=False)

@@ -42,6 +42,9 @@ class Batch(NamedTuple):
             (N,) int64, on the CPU.
         names: of the N images, for messages.
         skipped: images that could not be read, and why.
+
+    Example:
+        images, tokens = next(PairBatches(pairs, 32, model.preprocess, model.tokenizer)(0)).inputs
     """
 
     inputs: tuple[Tensor, ...]
@@ -100,6 +103,9 @@ class Augment:
             image: is left as it is.
             preprocess: of the model.
             rng: is asked for all that is random.
+
+        Raises:
+            ConfigError: if the preprocessing does not make such a tensor.
         """
         from PIL.Image import Transpose
 
@@ -221,7 +227,11 @@ class PairBatches:
         return digest.hexdigest()
 
     def __call__(self, step: int) -> Iterator[Batch]:
-        """Return the batches of this process, from a step on, without end."""
+        """Return the batches of this process, from a step on, without end.
+
+        Raises:
+            DataError: if the processes cannot share the batch evenly.
+        """
         share_of(self.batch_size)
         loader: DataLoader[Any] = DataLoader(
             _Samples(self),

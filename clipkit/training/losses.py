@@ -186,6 +186,12 @@ def sigmoid_loss(
 
     Raises:
         ConfigError: as `clip_loss`.
+
+    Example:
+        >>> pairs = torch.eye(2)
+        >>> loss = sigmoid_loss(pairs, pairs, torch.tensor(0.0), logit_bias=0.0)
+        >>> round(loss.item(), 4)  # log(1 + exp(-1)) + log(2)
+        1.0064
     """
     _check_shapes("sigmoid_loss", image_features, text_features)
     with torch.autocast(image_features.device.type, enabled=False):

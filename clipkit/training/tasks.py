@@ -59,6 +59,10 @@ class ContrastiveTask(Task):
         loss: any function of the signature of `clip_loss`; a module with weights, which are trained
             too, will do. The temperature is clipped at 100 for `clip_loss`, and left alone for any
             other.
+
+    Example:
+        task = ContrastiveTask(model, clipkit.sigmoid_loss)
+        Trainer(task, batches, TrainConfig(steps=1000), "run").fit()
     """
 
     def __init__(self, model: CLIP, loss: Callable[..., Tensor] = clip_loss) -> None:
@@ -95,6 +99,10 @@ class ClassificationTask(Task):
     Args:
         model: the CLIP.
         head: maps features of unit length, (N, D) float32, to logits (N, C).
+
+    Example:
+        task = ClassificationTask(model, clipkit.LinearHead(weights))  # (C, D)
+        Trainer(task, batches, TrainConfig(steps=1000), "run").fit()
     """
 
     def __init__(self, model: CLIP, head: nn.Module) -> None:
@@ -125,6 +133,10 @@ class PromptTask(Task):
     Args:
         model: the CLIP, for example from `clipkit.lora`.
         prompts: for each of C classes, its prompts.
+
+    Example:
+        task = PromptTask(clipkit.lora(model), [["a photo of a cat."], ["a photo of a dog."]])
+        Trainer(task, batches, TrainConfig(steps=1000), "run").fit()
     """
 
     tokens: Tensor
