@@ -124,7 +124,7 @@ class _Legend:
 
     @property
     def before(self) -> int:
-        """Pixels before the text of an entry."""
+        """Return the pixels before the text of an entry."""
         return _GAP + self.swatch + _GAP
 
 

@@ -159,7 +159,7 @@ class _Runtime:
 
     @property
     def version(self) -> str:
-        """The runtime's version, without what it was built of."""
+        """Return the runtime's version, without what it was built of."""
         return str(self._openvino.__version__).partition("-")[0]
 
     def run(self, pixels: _Floats) -> _Floats:
