@@ -1,6 +1,7 @@
 """Which kernel computes a linear layer, and that it makes no difference but in time."""
 
 import copy
+import math
 import pickle
 import platform
 from collections.abc import Callable, Iterator
@@ -39,6 +40,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> Iterator[Calls]:
         return genuine(x, *rest)
 
     monkeypatch.setattr(kernels, "_onednn_is_faster", lambda: True)
+    monkeypatch.setattr(kernels, "_most_rows", lambda: math.inf)
     monkeypatch.setattr(kernels, "_onednn_linear", watched)
     yield seen
 
@@ -330,6 +332,45 @@ def test_the_choice_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
         platform, "processor", lambda: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
     )
     assert kernels._onednn_is_faster.__wrapped__()
+
+
+@pytest.mark.parametrize("capability, most", [("AVX2", kernels.MOST_ROWS), ("AVX512", math.inf)])
+def test_the_choice_follows_the_rows(
+    capability: str, most: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert kernels._most_rows.__wrapped__() == most
+
+
+@needs_onednn
+@pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
+def test_many_rows_are_multiplied_by_the_plain_weight(
+    activation: kernels.Fused, calls: Calls, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(kernels, "_most_rows", lambda: 6)
+    torch.manual_seed(0)
+    layer = nn.Linear(24, 17)
+    packed = PackedLinear(layer.weight, layer.bias, activation)
+    few, many = torch.randn(2, 3, 24), torch.randn(7, 24)
+    after = {"none": lambda y: y, "gelu": F.gelu, "swish": F.silu}[activation]
+    for x, count in ((few, 1), (many, 0), (few[:0], 1)):
+        calls.clear()
+        for own in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
+            with torch.no_grad():
+                torch.testing.assert_close(own(x), after(layer(x)), rtol=0, atol=1e-5)
+        assert len(calls) == 3 * count
+    calls.clear()
+    with torch.no_grad():
+        apply_linear(layer, many)
+        linear(many, layer.weight, layer.bias)
+        assert not calls
+        apply_linear(layer, few)
+    assert len(calls) == 1
+
+
+@needs_onednn
+def test_one_weight_is_kept_where_onednn_takes_all(calls: Calls) -> None:
+    assert pack(torch.randn(3, 4)).plain is None
 
 
 def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
