@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 
 from clipkit.checkpoints.export_tower import Tower, export_tower
-from clipkit.checkpoints.incoming import rename_incoming
+from clipkit.checkpoints.incoming import names_of_weights, rename_incoming
 from clipkit.checkpoints.load import load_checkpoint
 from clipkit.checkpoints.registry import with_tag
-from clipkit.checkpoints.save import FolderLayout, cast_weight, check_dtype, save_checkpoint
+from clipkit.checkpoints.save import FolderLayout, check_dtype, place_weights, save_checkpoint
 from clipkit.checkpoints.source import hub_id_of
 from clipkit.checkpoints.upload import push_model
 from clipkit.checkpoints.vocabulary import check_tokenizer, default_tokenizer
@@ -22,11 +22,12 @@ from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import absorb_preprocess, describe_preprocess, restore_preprocess
-from clipkit.encode.embed import embed_images, embed_texts
+from clipkit.encode.embed import embed_images, embed_texts, prepare_some
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
 from clipkit.models.changes import has_changes
 from clipkit.models.fast import Runtime, make_fast
+from clipkit.models.int8 import MOST_IMAGES
 from clipkit.models.low_rank import merge_lora
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
@@ -44,7 +45,7 @@ class CLIP(TwoTowers):
     Attributes:
         preprocess: a function from an image to (3, H, W) float32. It is the one that belongs to the
             weights until you set another: a `Preprocess`, an `nn.Module` or any other function.
-            A module is no part of the model: its weights are in no state dict, and do not move.
+            A module is no part of the model: its weights do not move, and are in no state dict.
         hub_id: the repository on the hub that `from_pretrained` took the weights from, if it did.
         config, visual, text, logit_scale, is_optimized, optimizations: see
             `clipkit.models.two_towers.TwoTowers`, which has the methods of the numbers:
@@ -102,10 +103,7 @@ class CLIP(TwoTowers):
         if preprocess is None:
             preprocess = restore_preprocess(checkpoint.preprocess, checkpoint.config)
         decided_dtype = decide_dtype(dtype, decided_device, checkpoint.weights.values())
-        weights = {
-            key: cast_weight(key, value, decided_dtype).to(decided_device).contiguous()
-            for key, value in checkpoint.weights.items()
-        }
+        weights = place_weights(checkpoint.weights, decided_dtype, decided_device)
         model = assemble(lambda: cls(checkpoint.config, checkpoint.tokenizer), weights)
         model.preprocess = preprocess
         model.hub_id = hub_id_of(name_or_path)
@@ -129,12 +127,11 @@ class CLIP(TwoTowers):
         Args:
             folder: made if it does not exist. Files of the same names are replaced.
             layout: "clipkit"; or "open_clip" or "transformers" for those libraries.
-            dtype: of the floating-point weights on disk; as they are if not given.
+            dtype: of the weights on disk; as they are if not given.
 
         Raises:
-            ConfigError: if the layout cannot hold the model or its preprocessing (see
-                `clipkit.checkpoints.describe`), if the model comes from `optimize`, or if the
-                folder has weights that `load` would take instead.
+            ConfigError: if the layout cannot hold the model or its preprocessing, if the model
+                comes from `optimize`, or if the folder has weights that `load` would take instead.
         """
         self.check_original("save")
         weights = merge_lora(self).state_dict() if has_changes(self) else self.state_dict()
@@ -167,7 +164,7 @@ class CLIP(TwoTowers):
         """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
 
         Args:
-            layout, dtype: as in `save_pretrained`.
+            layout, dtype: as there.
             base_model: `hub_id` if not given. All others: see `clipkit.checkpoints.upload.push`.
 
         Raises:
@@ -199,31 +196,43 @@ class CLIP(TwoTowers):
         self.check_original("export a tower of")
         export_tower(merge_lora(self) if has_changes(self) else self, path, tower)
 
-    def optimize(self, *, compile: bool = False, runtime: Runtime = "torch") -> "CLIP":
+    def optimize(
+        self,
+        *,
+        compile: bool = False,
+        runtime: Runtime = "torch",
+        calibration: Images | None = None,
+    ) -> "CLIP":
         """Return a copy for inference alone, which does less for the same features, to float noise.
 
         - A ResNet's batch norms are folded into its convolutions, and channels come last in memory.
-          On a CPU oneDNN computes each convolution with the activation and the sum after it, and a
-          large batch goes through in parts, which hooks see.
-        - On a CPU where oneDNN computes the linear layers (bfloat16 weights, and float32 on AMD),
-          it gets their weights in its own order, and computes an MLP's activation with them.
-        - On CUDA and MPS a ViT and the text tower are only copied: `optimizations` of a ViT is
-          empty there, unless it is compiled.
+          On a CPU oneDNN computes each convolution with what follows it, and a large batch goes
+          through in parts, which hooks see.
+        - Where oneDNN computes linear layers (on a CPU: bfloat16, and float32 on AMD), it gets
+          their weights in its own order (without AVX-512 beside the usual one) and computes an
+          MLP's activation with them.
+        - On CUDA and MPS a ViT and the text tower are only copied, unless they are compiled.
 
         Args:
             compile: let torch.compile loose on the image tower, on CUDA with CUDA graphs, and pack
                 no weights. The first batch of each size takes a minute or so.
             runtime: "openvino" computes the image tower there, on the CPU, in float32 or bfloat16;
                 it needs `clipkit-torch[openvino]`. The first batches of some sizes compile it.
+            calibration: for "openvino", a hundred or so of the images that the copy will see. The
+                tower then computes in int8; `optimizations` says how far features are from float32.
+                It needs `clipkit-torch[int8]`.
 
         Returns:
-            The copy. Wherever it is made, it cannot be saved, exported or optimized again. With
-            packed weights, or another runtime, it has no gradients, takes no autocast, and keeps
-            its device and dtype.
+            The copy. It cannot be saved, exported or optimized again. With packed weights, or
+            another runtime, it has no gradients, takes no autocast, and keeps its device and dtype.
+
+        Raises:
+            ConfigError, ExportError: as `make_fast`, and for `calibration` as `embed_images`.
         """
         self.check_original("optimize")
+        pixels = None if calibration is None else prepare_some(self, calibration, MOST_IMAGES)
         copy = merge_lora(self).eval().requires_grad_(False)
-        copy.optimizations = make_fast(copy, compile=compile, runtime=runtime)
+        copy.optimizations = make_fast(copy, compile, runtime, pixels)
         copy.is_optimized = True
         return copy
 
@@ -233,16 +242,16 @@ class CLIP(TwoTowers):
         """Copy weights into the model, as into any module, in the names of every layout.
 
         These are clipkit's own, OpenAI's, open_clip's and transformers', each also behind `module.`
-        or `_orig_mod.`. It is the same where the model is a part of another module.
+        or `_orig_mod.`, and also where the model is a part of another module.
 
         Args:
             state_dict: weights by name. It is not changed.
-            strict: raise an error for names that are missing or that the model does not have. One
-                tower alone needs False.
+            strict: raise an error for names that are missing or unknown. One tower alone needs
+                False.
             assign: take the tensors themselves.
 
         Returns:
-            The names that are missing, and those that the model does not have.
+            Missing names, and unknown ones.
 
         Raises:
             RuntimeError: if names, with `strict`, or shapes do not fit.
@@ -290,7 +299,7 @@ class CLIP(TwoTowers):
             raise ConfigError(
                 f"a model's preprocess is a Preprocess or a function of an image, not {value!r}"
             )
-        # nn.Module would put a module among the towers, and its weights into the state dict.
+        # nn.Module would put a module among the towers, into the state dict.
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:
@@ -304,10 +313,7 @@ class CLIP(TwoTowers):
 def _prepare_to_load(model: CLIP, state_dict: dict[str, Any], prefix: str, *_: Any) -> None:
     """Let `load_state_dict` take every layout, and refuse it for a copy from `optimize`."""
     model.check_original("load weights into")
-    # Not by state_dict(), which hooks of a program's may hang on.
-    names = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    names |= {name for name, _ in model.named_buffers(remove_duplicate=False)}
-    rename_incoming(state_dict, prefix, names)
+    rename_incoming(state_dict, prefix, names_of_weights(model))
 
 
 def load(
@@ -339,21 +345,18 @@ def load(
             with weights comes before a published name; "./RN50" or a `Path` is always the folder.
         device: where to put it; CUDA if there is one, else the CPU.
         jit, download_root: OpenAI's arguments: only False, and another name for `cache_dir`.
-        pretrained: open_clip's argument: load("ViT-B-32", pretrained="laion2b_s34b_b79k") is
-            load("ViT-B-32/laion2b_s34b_b79k").
+        pretrained: open_clip's argument, which may also stand in the name: "ViT-B-32/openai".
         dtype: of the weights. By default float32 on the CPU; on CUDA the checkpoint's own half
             precision, and float16 for one stored in float32.
         config: what the weights are, for files without a config: a CLIPConfig or the published name
             of the same architecture. It overrules what the checkpoint says of itself.
-        activation, head_width: the same for a bare state dict; all other sizes are read off the
-            weights. `head_width` is the image tower's; text heads are 64 wide.
+        activation, head_width: the same for a bare state dict, which tells all other sizes.
+            `head_width` is the image tower's; text heads are 64 wide.
         resolution: (height, width) or one side in pixels; positions are resampled if it differs.
-        preprocess: use this in place of the checkpoint's own. It must be given for a model that was
-            saved with a function that cannot be written as data.
+        preprocess: use this in place of the checkpoint's own, or where a saved one was code.
         tokenizer: use this in place of the one that comes with the checkpoint.
         revision: branch, tag or commit of a hub repository.
-        cache_dir: where downloads are kept; by default the hub's own cache, and ~/.cache/clip for
-            OpenAI's archives.
+        cache_dir: for downloads; by default the hub's own, and ~/.cache/clip for OpenAI's archives.
         token: for private and gated repositories.
         local_files_only: use what is cached, ask no network.
 

@@ -3,7 +3,7 @@
 from collections.abc import Collection
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from clipkit.checkpoints.layouts import IGNORED, OPENAI_TEXT, Layout, rename
 from clipkit.errors import StateDictMismatchError
@@ -49,6 +49,15 @@ def rename_incoming(state_dict: dict[str, Any], prefix: str, names: Collection[s
             given[name] = value
     renamed = rename(given, _layout(given))
     state_dict.update({prefix + name: value for name, value in renamed.items()})
+
+
+def names_of_weights(module: nn.Module) -> set[str]:
+    """Return the names of a module's parameters and buffers.
+
+    They are not those of its `state_dict()`, which a program's hooks may change.
+    """
+    names = {name for name, _ in module.named_parameters(remove_duplicate=False)}
+    return names | {name for name, _ in module.named_buffers(remove_duplicate=False)}
 
 
 def _unwrapped(name: str, names: Collection[str]) -> str:

@@ -180,6 +180,16 @@ def cast_weight(key: str, value: Tensor, dtype: torch.dtype) -> Tensor:
     return value.to(torch.float32 if key == "logit_scale" else dtype)
 
 
+def place_weights(
+    weights: Mapping[str, Tensor], dtype: torch.dtype, device: torch.device
+) -> dict[str, Tensor]:
+    """Return weights by name, cast as `cast_weight` does, on a device, each in one piece."""
+    return {
+        key: cast_weight(key, value, dtype).to(device).contiguous()
+        for key, value in weights.items()
+    }
+
+
 def check_dtype(dtype: torch.dtype | None) -> None:
     """Raise `ConfigError` unless this is None or a dtype in which a model computes."""
     if dtype is not None and dtype not in layouts.WEIGHT_DTYPES:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 _LOG = logging.getLogger("clipkit")
 
+_File: TypeAlias = "str | os.PathLike[str] | bytes | IO[bytes]"
 Readable: TypeAlias = "Image | str | os.PathLike[str] | bytes | IO[bytes] | NDArray[np.uint8]"
 
 # What Pillow opens and is no raster image: EPS would start Ghostscript, the others need a program
@@ -93,7 +94,7 @@ def is_encoded(image: object) -> bool:
     return isinstance(image, bytes | bytearray | memoryview) or hasattr(image, "read")
 
 
-def read_image(image: Readable) -> "Image":
+def read_image(image: Readable, *, least_side: int | None = None) -> "Image":
     """Decode an image, turn it upright, and reduce it to 8 bits per channel.
 
     Transparent parts become white. 16-bit gray is scaled to 8 bits. An image that was opened from a
@@ -105,6 +106,9 @@ def read_image(image: Readable) -> "Image":
             0-255, RGB (h, w, 3) in that order of channels, RGBA (h, w, 4) or gray (h, w). It is
             left as it is, and left open. Vector graphics such as EPS are refused, since Pillow
             would start another program.
+        least_side: decode a JPEG file at the smallest of 1/2, 1/4 and 1/8 of its size of which no
+            side is below so many pixels, if any. For a photo of 12 million pixels this takes a
+            quarter of the time. All other images come in their full size.
 
     Returns:
         A PIL image in mode L, RGB or CMYK. Reading it again changes nothing.
@@ -124,14 +128,7 @@ def read_image(image: Readable) -> "Image":
                 return _eight_bit(image)
         if isinstance(image, np.ndarray):
             return _eight_bit(image_of_array(image))
-        if isinstance(image, str | os.PathLike):
-            _check_file(image)
-        file: str | os.PathLike[str] | IO[bytes] = (
-            io.BytesIO(image) if isinstance(image, bytes | bytearray | memoryview) else image
-        )
-        opened = Image.open(file, formats=raster_formats())
-        with opened:
-            return _eight_bit(opened)
+        return _decode(image, least_side)
     except MemoryError:
         raise
     except ImageError as error:
@@ -152,6 +149,20 @@ def read_image(image: Readable) -> "Image":
             f"cannot read {_describe(image)}: {_reason(error)}. Is it complete, and of a type that "
             "Pillow reads?"
         ) from error
+
+
+def _decode(file: _File, least_side: int | None) -> "Image":
+    """Return what is in an image file. Arguments are those of `read_image`."""
+    from PIL import Image
+
+    if isinstance(file, str | os.PathLike):
+        _check_file(file)
+    if isinstance(file, bytes | bytearray | memoryview):
+        file = io.BytesIO(file)
+    with Image.open(file, formats=raster_formats()) as opened:
+        if least_side is not None:
+            opened.draft(None, (least_side, least_side))
+        return _eight_bit(opened)
 
 
 def _check_file(path: str | os.PathLike[str]) -> None:

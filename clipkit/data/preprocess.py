@@ -30,7 +30,7 @@ from torch import Tensor
 
 from clipkit.config import PreprocessConfig
 from clipkit.data.arrays import is_array
-from clipkit.data.decode import is_encoded, read_image
+from clipkit.data.decode import Readable, is_encoded, read_image
 from clipkit.errors import ConfigError, ImageError
 from clipkit.fields import as_sequence, check_choice, is_positive
 from clipkit.moved import PREPROCESS, moved
@@ -41,6 +41,10 @@ if TYPE_CHECKING:
 # A strip of 1 x 5000 would take a gigabyte once its short side is scaled up. An image that grows
 # beyond this many pixels is refused.
 _MAX_RESIZED_PIXELS = 2**26
+
+# A JPEG that is decoded at a reduced size keeps so many times the pixels of each side, so that the
+# filter that resizes it has something to average.
+_SPARE = 2
 
 _FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 
@@ -57,6 +61,9 @@ class Preprocess:
         backend: what resizes images. "pil" gives the same bits as the references. "tensor" is
             torch's kernel for 8-bit tensors: it takes half the time, and is at most one level
             of 255 off on photos.
+        reduced_jpegs: decode JPEG files at 1/2, 1/4 or 1/8 of their size where that leaves at least
+            twice the resolution. Large photos take a quarter of the time, and their pixels differ
+            from the references' by a few levels.
 
     Raises:
         ConfigError: if a value is impossible.
@@ -64,12 +71,13 @@ class Preprocess:
     Example:
         preprocess = Preprocess((224, 224), PreprocessConfig())
         batch = preprocess("photo.jpg").unsqueeze(0)  # (1, 3, 224, 224)
-        faster = dataclasses.replace(preprocess, backend="tensor")
+        faster = dataclasses.replace(preprocess, backend="tensor", reduced_jpegs=True)
     """
 
     resolution: tuple[int, int]
     config: PreprocessConfig
     backend: Literal["pil", "tensor"] = "pil"
+    reduced_jpegs: bool = False
 
     def __post_init__(self) -> None:
         sides = as_sequence(self.resolution) or ()
@@ -88,6 +96,7 @@ class Preprocess:
         if not isinstance(given, PreprocessConfig):
             raise ConfigError(f"Preprocess.config must be a PreprocessConfig, not {given!r}")
         check_choice(self, "backend", ("pil", "tensor"))
+        check_choice(self, "reduced_jpegs", (False, True))
         object.__setattr__(self, "resolution", (height, width))
 
     @property
@@ -121,12 +130,17 @@ class Preprocess:
         from PIL.Image import Image
 
         if isinstance(image, Image | str | os.PathLike) or is_encoded(image) or is_array(image):
-            return self._from_image(read_image(image))
+            return self._from_image(self.read(image))
         raise ImageError(
             "Preprocess takes a PIL image, a path, the bytes of a file, an open file, a NumPy "
             f"array or a tensor, not {type(image).__name__}. Preprocess a list item by item, and "
             "torch.stack them"
         )
+
+    def read(self, image: Readable) -> "Image":
+        """Return an image as `read_image` does, a JPEG file in the size that is needed here."""
+        least = _SPARE * max(self.resolution) if self.reduced_jpegs else None
+        return read_image(image, least_side=least)
 
     def _from_image(self, image: "Image") -> Tensor:
         """Turn an image in mode L, RGB or CMYK into (3, H, W) float32."""

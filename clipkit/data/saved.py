@@ -36,6 +36,8 @@ def describe_preprocess(
     values: dict[str, Any] = {"type": "Preprocess", **asdict(preprocess)}
     if preprocess.resolution == config.vision.resolution:
         del values["resolution"]
+    if not preprocess.reduced_jpegs:  # which version 0.1.0 does not know
+        del values["reduced_jpegs"]
     return values
 
 

@@ -8,6 +8,7 @@ from torch import Tensor
 
 from clipkit.data.decode import read_image
 from clipkit.data.pictures import Transform
+from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError
 
 VIEW_COUNTS = (1, 2, 10)
@@ -43,7 +44,8 @@ class Views:
     def __call__(self, image: Any) -> Tensor:
         """Return the views of a PIL or NumPy image, or a tensor (3, h, w): (V, 3, H, W)."""
         if not isinstance(image, Tensor):
-            image = read_image(image).convert("RGB")
+            read = self.preprocess.read if isinstance(self.preprocess, Preprocess) else read_image
+            image = read(image).convert("RGB")
         parts = [image] if self.count == 2 else _parts_of(image)
         views = [self.preprocess(view) for part in parts for view in (part, _mirror(part))]
         return torch.stack(views)

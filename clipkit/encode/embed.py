@@ -186,3 +186,27 @@ def prepare_images(
             )
         image_set.transform = Views(image_set.transform, views)
     return image_set
+
+
+def prepare_some(model: ImageModel, images: Images, most: int) -> Tensor:
+    """Return images as the model's preprocessing prepares them.
+
+    Args:
+        model, images: as in `embed_images`.
+        most: of more images so many are taken, at even distances.
+
+    Returns:
+        (N, 3, H, W) float32 on the CPU.
+
+    Raises:
+        ConfigError, DataError, ImageError: as `embed_images`.
+    """
+    image_set = prepare_images(model, images, None, batch_size=1, workers=0)
+    order = [index for chunk in image_set.chunks.values() for batch in chunk for index in batch]
+    step = -(-len(order) // most)
+    batch = image_set.collate([image_set[index] for index in order[::step]])
+    if batch.skipped:
+        name, problem = batch.skipped[0]
+        raise ImageError(problem if name in problem else f"image {name}: {problem}")
+    assert batch.images is not None  # nothing was skipped, and an image set is never empty
+    return batch.images.float()

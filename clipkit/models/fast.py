@@ -4,7 +4,7 @@ from copy import deepcopy
 from typing import Literal, TypeAlias, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipkit.errors import ConfigError
@@ -22,7 +22,10 @@ CACHED_PIXELS = 300_000
 
 
 def make_fast(
-    model: TwoTowers, *, compile: bool = False, runtime: Runtime = "torch"
+    model: TwoTowers,
+    compile: bool = False,
+    runtime: Runtime = "torch",
+    calibration: Tensor | None = None,
 ) -> tuple[str, ...]:
     """Change both towers in place so that they do less for the same features.
 
@@ -33,18 +36,18 @@ def make_fast(
         model: a copy, in eval mode and without gradients.
         compile: compile the image tower, and pack no weights. See `clipkit.CLIP.optimize`.
         runtime: what computes the image tower.
+        calibration: preprocessed images (N, 3, H, W) float32, for int8 in OpenVINO.
 
     Returns:
         What was done, in words for people; nothing if there was nothing to gain.
 
     Raises:
         ConfigError: for another runtime, or one that cannot be had here.
+        ExportError: if OpenVINO does not compute what the tower does.
     """
-    if runtime not in ("torch", "openvino") or (compile and runtime != "torch"):
-        also = " with compile=True" if compile else ""
-        raise ConfigError(f'runtime must be "torch" or "openvino", not {runtime!r}{also}')
+    check_runtime(compile, runtime, calibration is not None)
     if runtime == "openvino":
-        tower = OpenVINOTower(model.visual)
+        tower = OpenVINOTower(model.visual, calibration)
         model.add_module("visual", tower)
         return (tower.about, *_pack(model.text))
     visual, text = model.visual, model.text
@@ -62,6 +65,18 @@ def make_fast(
         if fused := fuse_convolutions(visual):
             done.append(f"{fused} convolutions fused for oneDNN")
     return (*done, *_pack(visual, text))
+
+
+def check_runtime(compile: bool, runtime: str, is_calibrated: bool) -> None:
+    """Raise `ConfigError` for arguments of `make_fast` that do not go together."""
+    if runtime not in ("torch", "openvino") or (compile and runtime != "torch"):
+        also = " with compile=True" if compile else ""
+        raise ConfigError(f'runtime must be "torch" or "openvino", not {runtime!r}{also}')
+    if is_calibrated and runtime != "openvino":
+        raise ConfigError(
+            "calibration= makes an image tower of int8, which OpenVINO computes: add "
+            'runtime="openvino", or leave calibration out'
+        )
 
 
 def _pack(*towers: nn.Module) -> tuple[str, ...]:

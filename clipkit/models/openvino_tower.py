@@ -3,13 +3,8 @@
 The tower is recorded by torch.export and converted in memory: no file, no ONNX, no network.
 """
 
-import sys
 import threading
-from collections.abc import Generator
-from contextlib import contextmanager
 from copy import deepcopy
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any
 
 import numpy as np
@@ -19,12 +14,14 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.errors import ConfigError, ExportError
+from clipkit.models.int8 import quantize
 from clipkit.models.kernels import (
     is_watched,
     refuse_gradients_and_autocast,
     values_are_known,
 )
 from clipkit.models.layers import ImageTower
+from clipkit.models.openvino_package import import_openvino
 from clipkit.models.record import record
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.vision_transformer import VisionTransformer
@@ -36,7 +33,10 @@ FIXED_SIZES = 3
 # The least cosine of a feature with torch's in float32. The runtime adds up in another order.
 COSINE = {torch.float32: 0.9999, torch.bfloat16: 0.99}
 
-_TELEMETRY = "openvino_telemetry"
+# The same for the mean over the images that an int8 tower is calibrated on.
+MEAN_COSINE_OF_INT8 = 0.9
+
+_AT_ONCE = 16  # images whose features are compared at once
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _Floats = NDArray[np.float32]
 
@@ -47,21 +47,28 @@ class OpenVINOTower(ImageTower):
     Args:
         tower: on the CPU, in float32 or bfloat16, in eval mode and without gradients. Its weights
             must not change any more.
+        calibration: preprocessed images (N, 3, H, W) float32. With them the tower computes in int8.
 
     Attributes:
         tower: as it was given. Its float32 weights are the very memory that the runtime reads, and
             fingerprints are taken of them.
+        calibration: as it was given, for fingerprints too; None if the tower is not of int8.
 
     Raises:
-        ConfigError: if openvino is not installed, or the tower is elsewhere or in another dtype.
+        ConfigError: if openvino, or for int8 nncf, is not installed, or the tower is elsewhere or
+            in another dtype.
         ExportError: if the runtime does not compute what the tower does.
     """
 
-    def __init__(self, tower: VisionTransformer | ModifiedResNet) -> None:
+    def __init__(
+        self, tower: VisionTransformer | ModifiedResNet, calibration: Tensor | None = None
+    ) -> None:
         _check_tower(tower)
         super().__init__(tower.resolution, tower.output_dim)
         self.tower = tower
-        self._runtime = _Runtime(tower)
+        self.calibration: Tensor | None
+        self.register_buffer("calibration", calibration, persistent=False)
+        self._runtime = _Runtime(tower, calibration)
 
     @property
     def conv1(self) -> nn.Module:
@@ -71,7 +78,7 @@ class OpenVINOTower(ImageTower):
     @property
     def about(self) -> str:
         """Return what computes the tower, in words for people."""
-        return f"image tower in OpenVINO {self._runtime.version}"
+        return f"image tower in OpenVINO {self._runtime.version}{self._runtime.precision}"
 
     def forward(self, images: Tensor) -> Tensor:
         """Map (N, 3, H, W) of any float dtype to features (N, output_dim) on the CPU.
@@ -133,11 +140,18 @@ class _Runtime:
     Copies of a model share it, and a model that is pickled converts its tower again.
 
     Args:
-        tower: as in `OpenVINOTower`.
+        tower, calibration: as in `OpenVINOTower`.
+
+    Attributes:
+        precision: what it computes in, in words for people; nothing if it is the tower's own dtype.
     """
 
-    def __init__(self, tower: VisionTransformer | ModifiedResNet) -> None:
+    def __init__(
+        self, tower: VisionTransformer | ModifiedResNet, calibration: Tensor | None
+    ) -> None:
         self._tower = tower
+        self._calibration = calibration
+        self.precision = ""
         self._openvino = import_openvino()
         self._dtype: torch.dtype = tower.conv1.weight.dtype
         self._resolution = tower.resolution
@@ -149,13 +163,16 @@ class _Runtime:
         with torch.no_grad(), torch.autocast("cpu", enabled=False):
             example = torch.zeros(2, 3, *self._resolution, device="cpu")
             self._graph = self._openvino.convert_model(record(exact, example))
-            self._check(exact)
+            if calibration is None:
+                self._check(exact)
+            else:
+                self._quantize(exact, calibration)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "_Runtime":
         return self
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return _Runtime, (self._tower,)
+        return _Runtime, (self._tower, self._calibration)
 
     @property
     def version(self) -> str:
@@ -188,6 +205,25 @@ class _Runtime:
         }
         return _Compiled(self._core.compile_model(graph, "CPU", settings))
 
+    def _quantize(self, exact: nn.Module, pixels: Tensor) -> None:
+        """Go on in int8, or raise `ExportError` if that would lose what the tower has learned."""
+        is_transformer = isinstance(self._tower, VisionTransformer)
+        self._graph = quantize(self._graph, pixels, is_transformer=is_transformer)
+        # By the graph of any size, which holds the weights once, whatever sizes come.
+        compiled = self._compile(None, torch.get_num_threads())
+        cosines = [
+            F.cosine_similarity(torch.from_numpy(compiled.run(part.numpy())), exact(part))
+            for part in pixels.split(_AT_ONCE)
+        ]
+        mean = torch.cat(cosines).mean().item()
+        if not mean >= MEAN_COSINE_OF_INT8:  # written so that NaN raises too
+            raise ExportError(
+                f"in int8 the features are too far from those in float32: over the "
+                f"{len(pixels)} images of calibration the mean cosine is {mean:.4f}. Calibrate on "
+                "images such as the model will see, or use optimize() without calibration="
+            )
+        self.precision = f", int8 by {len(pixels)} images, mean cosine {mean:.4f}"
+
     def _check(self, exact: nn.Module) -> None:
         """Raise `ExportError` unless an image's features are those of torch in float32."""
         random = torch.Generator("cpu").manual_seed(0)
@@ -218,33 +254,3 @@ class _Compiled:
         outputs = request.infer([pixels], share_inputs=True, share_outputs=False)
         self._idle.append(request)
         return outputs[0]
-
-
-def import_openvino() -> Any:
-    """Return the package openvino.
-
-    Raises:
-        ConfigError: if it is not installed.
-    """
-    if not find_spec("openvino"):
-        raise ConfigError(
-            "runtime=\"openvino\" needs openvino: pip install 'clipkit-torch[openvino]'"
-        )
-    with _no_reports():
-        return import_module("openvino")
-
-
-@contextmanager
-def _no_reports() -> Generator[None, None, None]:
-    """Import openvino without the package by which it would report its use over the network.
-
-    It then takes a stub of its own. Where a program has imported it already, nothing is done.
-    """
-    if "openvino" in sys.modules or _TELEMETRY in sys.modules:
-        yield
-        return
-    sys.modules[_TELEMETRY] = None  # pyright: ignore[reportArgumentType]
-    try:
-        yield
-    finally:
-        del sys.modules[_TELEMETRY]

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from clipkit.checkpoints.load import Checkpoint
-from clipkit.checkpoints.save import cast_weight
+from clipkit.checkpoints.save import place_weights
 from clipkit.checkpoints.vocabulary import default_tokenizer
 from clipkit.config import CLIPConfig
 from clipkit.models.build import assemble, build_text
@@ -57,11 +57,8 @@ def text_tower_of(
     """
     place = decide_device(device)
     dtype = decide_dtype(None, place, checkpoint.weights.values())
-    weights = {
-        key: cast_weight(key, value, dtype).to(place).contiguous()
-        for key, value in checkpoint.weights.items()
-        if key.startswith(_PREFIX)
-    }
+    texts = {key: x for key, x in checkpoint.weights.items() if key.startswith(_PREFIX)}
+    weights = place_weights(texts, dtype, place)
     found = tokenizer or checkpoint.tokenizer or default_tokenizer(checkpoint.config.text)
     make: Callable[[], TextTower] = lambda: TextTower(checkpoint.config, found)  # noqa: E731
     return assemble(make, weights)

@@ -20,7 +20,7 @@ from clipkit import CLIP, extract_features
 from clipkit.encode.fingerprints import fingerprint
 from clipkit.encode.image_encoder import ImageEncoder
 from clipkit.errors import ConfigError, ExportError
-from clipkit.models import openvino_tower
+from clipkit.models import openvino_package, openvino_tower
 from clipkit.models.openvino_tower import FIXED_SIZES, OpenVINOTower
 from tests.helpers.alone import ALONE
 from tests.helpers.random_weights import some_images
@@ -233,7 +233,7 @@ def test_options_that_contradict_each_other_are_refused(models: dict[str, CLIP])
 def test_a_missing_package_is_named(
     models: dict[str, CLIP], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(openvino_tower, "find_spec", lambda name: None)
+    monkeypatch.setattr(openvino_package, "find_spec", lambda name: None)
     with pytest.raises(ConfigError, match=r"needs openvino: pip install 'clipkit-torch\[openvino"):
         models["vit"].optimize(runtime="openvino")
 

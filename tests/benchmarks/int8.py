@@ -1,0 +1,186 @@
+"""Measure what an image tower of int8 loses, and what it gains, beside OpenVINO's own int8.
+
+    PYTHONPATH=.:examples python tests/benchmarks/int8.py [--tiny-imagenet DIR] [--cifar100 DIR]
+        [--models ViT-B/32] [--batches 1 8] [--photos DIR] [--seconds 15] [--json FILE]
+
+- Quality: the embedded checkpoint as loaded and by `optimize(runtime="openvino", calibration=)`,
+  calibrated on 100 images that are not tested on: zero-shot accuracy with the prompts of
+  `train_tiny.py`, and the cosines of the features. On CIFAR-100 they come from `train/`. Of
+  Tiny-ImageNet every hundredth image of `val/` is taken, and the others are tested on.
+- Speed and size: towers of `--models` at random weights, calibrated on 100 images of `--photos`,
+  beside the same quantization written by hand (NNCF, then OpenVINO), and both in float32. A file's
+  size is that of OpenVINO's own format.
+
+Cost: about 15 minutes on two cores for both data sets and ViT-B/32. Needs nncf and openvino.
+"""
+
+import argparse
+import json
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import datasets
+import torch
+import torch.nn.functional as F
+from report import ratios, shown
+from side_by_side import Row, hardware, run
+from torch import Tensor
+from train_tiny import TEMPLATES
+
+import clipkit
+from clipkit.checkpoints import registry
+from clipkit.data.folders import list_images
+from clipkit.encode.embed import prepare_some
+from clipkit.models.int8 import quantize
+from clipkit.models.openvino_package import import_openvino
+from tests.helpers.random_weights import randomize
+
+CALIBRATED_ON = 100
+CALL = 250  # images of a batch
+
+
+def accuracy_of(model: clipkit.CLIP, names: list[str], features: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose likeliest class is theirs."""
+    weights = clipkit.zero_shot_weights(model, names, TEMPLATES).cpu()
+    return ((features @ weights.T).argmax(dim=1) == labels).double().mean().item()
+
+
+def split_of(name: str, root: Path) -> tuple[clipkit.Pairs, list[Path], list[int]]:
+    """Return the images to test on, files to calibrate on, and the places of the tested ones."""
+    pairs = datasets.SETS[name](root, "test")
+    places = list(range(len(pairs)))
+    if name == "cifar100":
+        others = datasets.SETS[name](root, "train").files
+        return pairs, others[:: len(others) // CALIBRATED_ON][:CALIBRATED_ON], places
+    step = len(pairs) // CALIBRATED_ON
+    chosen = places[::step]
+    return pairs, [pairs.files[i] for i in chosen], sorted(set(places) - set(chosen))
+
+
+def quality_of(name: str, root: Path) -> dict[str, float]:
+    """Return the accuracies and cosines of a data set, in float32 and int8."""
+    pairs, calibration, places = split_of(name, root)
+    files = [pairs.files[i] for i in places]
+    labels = torch.tensor([pairs.labels[i] for i in places])
+    model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
+    fast = model.optimize(runtime="openvino", calibration=calibration)
+    exact = model.embed_images(files, batch_size=CALL, progress=True)
+    found = fast.embed_images(files, batch_size=CALL, progress=True)
+    cosines = (exact * found).sum(dim=1)
+    names = datasets.class_names_of(pairs)
+    return {
+        "images": len(files),
+        "float32": accuracy_of(model, names, exact, labels),
+        "int8": accuracy_of(model, names, found, labels),
+        "mean cosine": cosines.mean().item(),
+        "least cosine": cosines.min().item(),
+        "same first choice": same_choice(model, names, exact, found),
+    }
+
+
+def same_choice(model: clipkit.CLIP, names: list[str], exact: Tensor, found: Tensor) -> float:
+    """Return the share of images whose likeliest class is the same."""
+    weights = clipkit.zero_shot_weights(model, names, TEMPLATES).cpu()
+    choices = [(features @ weights.T).argmax(dim=1) for features in (exact, found)]
+    return (choices[0] == choices[1]).double().mean().item()
+
+
+def by_hand(model: clipkit.CLIP, pixels: Tensor | None, count: int) -> tuple[Any, float]:
+    """Return a tower compiled as OpenVINO's manual does it, and the MB of its file.
+
+    Args:
+        model: at random weights.
+        pixels: to calibrate on, or none for float32.
+        count: of the images in a batch.
+    """
+    openvino = import_openvino()
+    example = torch.zeros(2, 3, *model.config.vision.resolution)
+    graph = openvino.convert_model(model.visual, example_input=example)
+    if pixels is not None:
+        is_transformer = not isinstance(model.config.vision, clipkit.ResNetConfig)
+        graph = quantize(graph, pixels, is_transformer=is_transformer)
+    with tempfile.TemporaryDirectory() as folder:
+        openvino.save_model(graph, Path(folder) / "x.xml", compress_to_fp16=False)
+        megabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+    graph.reshape([count, 3, *model.config.vision.resolution])
+    settings = {
+        "PERFORMANCE_HINT": "LATENCY",
+        "INFERENCE_NUM_THREADS": torch.get_num_threads(),
+        "INFERENCE_PRECISION_HINT": "f32",
+    }
+    return openvino.compile_model(graph, "CPU", settings), megabytes
+
+
+def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
+    """Yield a row for each size of batches."""
+    model = randomize(clipkit.CLIP(registry.MODELS[name].config)).eval().requires_grad_(False)
+    files = list_images(photos)
+    files = files[:: max(1, len(files) // CALIBRATED_ON)][:CALIBRATED_ON]
+    pixels = prepare_some(model, files, CALIBRATED_ON)
+    fast = model.optimize(runtime="openvino", calibration=files)
+    copies = {"clipkit int8": fast, "clipkit float32": model.optimize()}
+    for count in batches:
+        batch = pixels[:count]
+        expected = model.encode_image(batch, normalize=True)
+        calls: dict[str, Any] = {
+            title: partial(copy.encode_image, batch, normalize=True)
+            for title, copy in copies.items()
+        }
+        facts: dict[str, float] = {}
+        for title, used in (("int8", pixels), ("float32", None)):
+            compiled, facts[f"MB of {title}"] = by_hand(model, used, count)
+            calls[f"openvino {title}"] = partial(run_by_hand, compiled, batch)
+        size = f"{count} images" if count > 1 else "one"
+        row = Row(f"int8: {name}, {size}", calls, partial(off, expected=expected), "images", count)
+        row.dtype, row.limit, row.facts = torch.int8, 0.1, facts
+        yield row
+
+
+def run_by_hand(compiled: Any, batch: Tensor) -> Tensor:
+    """Return unit features of a batch."""
+    return F.normalize(torch.from_numpy(compiled([batch.numpy()])[0]), dim=-1)
+
+
+def off(found: Tensor, expected: Tensor) -> float:
+    """Return 1 - the mean cosine."""
+    return float(1 - F.cosine_similarity(found, expected).mean())
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--tiny-imagenet", type=Path, metavar="DIR")
+    parser.add_argument("--cifar100", type=Path, metavar="DIR")
+    parser.add_argument("--models", nargs="+", default=[], choices=registry.MODELS, metavar="NAME")
+    parser.add_argument("--batches", nargs="+", type=int, default=[1, 8])
+    parser.add_argument("--photos", type=Path, help="a folder of photos to calibrate on")
+    parser.add_argument("--seconds", type=float, default=15, help="of each row")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
+    if args.models and args.photos is None:
+        parser.error("--models needs --photos")
+    device = torch.device("cpu")
+    known = json.loads(args.json.read_text()) if args.json and args.json.exists() else {}
+    known |= {"hardware": hardware(device)}
+    with torch.inference_mode():
+        for name in ("tiny_imagenet", "cifar100"):
+            root = getattr(args, name)
+            if root is not None:
+                known.setdefault("quality", {})[name] = quality_of(name, root)
+                print(name, known["quality"][name], flush=True)
+        for name in args.models:
+            for row in speed_rows(name, args.batches, args.photos):
+                result = run(row, args.seconds, device)
+                known.setdefault("rows", {})[row.name] = result
+                print(row.name, *(f"{n} {shown(result, n)}" for n in result["seconds"]), sep=" | ")
+                print(*ratios(result), flush=True)
+    if args.json:
+        args.json.write_text(json.dumps(known, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,158 @@
+"""A tower of int8 in OpenVINO is near the one in float32, and is known to be another."""
+
+import importlib.util
+import json
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+import clipkit
+from clipkit import CLIP
+from clipkit.encode.embed import prepare_some
+from clipkit.encode.fingerprints import fingerprint
+from clipkit.errors import ConfigError, ExportError, ImageError
+from clipkit.models import openvino_package, openvino_tower
+from tests.helpers.alone import ALONE
+from tests.helpers.towers import make_resnet, make_vit
+
+# Without importing it, which every process of a test run would do.
+IS_MISSING = importlib.util.find_spec("nncf") is None
+pytestmark = [ALONE, pytest.mark.skipif(IS_MISSING, reason="needs nncf")]
+
+ROOT = Path(__file__).parents[2]
+PHOTOS = sorted((ROOT / "examples" / "photos").glob("*.jpg"))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> CLIP:
+    return CLIP.from_pretrained("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def fast(tiny: CLIP) -> CLIP:
+    """Return a copy of int8. Tests must not change it."""
+    return tiny.optimize(runtime="openvino", calibration=PHOTOS)
+
+
+def cosines(model: CLIP, other: CLIP, images: Tensor) -> Tensor:
+    with torch.no_grad():
+        return F.cosine_similarity(model.encode_image(images), other.encode_image(images))
+
+
+def test_features_are_near_those_of_float32(tiny: CLIP, fast: CLIP) -> None:
+    images = prepare_some(tiny, PHOTOS, 300)
+    found = cosines(tiny, fast, images)
+    assert found.min() > 0.98
+    assert found.max() < 1 - 1e-6  # in float32 it is 1 to 1e-7
+    assert torch.equal(fast.encode_image(images), fast.encode_image(images))
+    one = torch.cat([fast.encode_image(image) for image in images.split(1)])
+    torch.testing.assert_close(one, fast.encode_image(images), rtol=0, atol=1e-4)
+
+
+def test_the_copy_says_how_near_it_is(tiny: CLIP, fast: CLIP) -> None:
+    about = fast.optimizations[0]
+    assert about.startswith("image tower in OpenVINO 20")
+    mean = float(about.rpartition(" ")[2])
+    found = cosines(tiny, fast, prepare_some(tiny, PHOTOS, 300)).mean().item()
+    assert f"int8 by {len(PHOTOS)} images, mean cosine " in about
+    assert mean == pytest.approx(found, abs=1e-3)
+
+
+def test_photos_are_classified_as_before(tiny: CLIP, fast: CLIP) -> None:
+    names = ["cat", "cup of coffee", "rocket"]
+    classifiers = [clipkit.ImageClassifier.zero_shot(model, names) for model in (tiny, fast)]
+    expected, found = ([c.predict(path).top(1)[0][0] for path in PHOTOS] for c in classifiers)
+    assert found == expected
+
+
+def test_a_vision_transformer_is_quantized_too() -> None:
+    model = make_vit()
+    images = torch.randn(20, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    model.preprocess = lambda image: image
+    fast = model.optimize(runtime="openvino", calibration=images)
+    found = cosines(model, fast, images)
+    assert 0.99 < found.mean() < 1 - 1e-6
+
+
+def test_other_images_make_another_tower(tiny: CLIP, fast: CLIP) -> None:
+    """Features of one are none of the other."""
+    plain = tiny.optimize(runtime="openvino")
+    other = tiny.optimize(runtime="openvino", calibration=PHOTOS[:1])
+    known = {fingerprint(model.visual) for model in (tiny, plain, fast, other)}
+    assert len(known) == 4
+    again = pickle.loads(pickle.dumps(other))
+    assert fingerprint(again.visual) == fingerprint(other.visual)
+    assert again.optimizations == other.optimizations
+    images = prepare_some(tiny, PHOTOS[:1], 1)
+    torch.testing.assert_close(again.encode_image(images), other.encode_image(images))
+
+
+def test_every_so_manieth_image_is_taken(tiny: CLIP) -> None:
+    images = [torch.full((3, 96, 96), float(number)) for number in range(10)]
+    model = make_resnet()
+    model.preprocess = lambda image: image
+    for most, expected in ((300, range(10)), (10, range(10)), (9, range(0, 10, 2)), (1, [0])):
+        found = prepare_some(model, images, most)
+        assert found[:, 0, 0, 0].tolist() == list(map(float, expected))
+        assert len(found) <= most
+
+
+def test_broken_images_are_named(tiny: CLIP, tmp_path: Path) -> None:
+    broken = tmp_path / "broken.jpg"
+    broken.write_bytes(b"no image")
+    with pytest.raises(ImageError, match="broken.jpg"):
+        tiny.optimize(runtime="openvino", calibration=[PHOTOS[0], broken])
+    with pytest.raises(ConfigError, match="at least one image"):
+        tiny.optimize(runtime="openvino", calibration=[])
+
+
+def test_torch_has_no_int8(tiny: CLIP) -> None:
+    with pytest.raises(ConfigError, match='OpenVINO computes: add runtime="openvino"'):
+        tiny.optimize(calibration=PHOTOS)
+
+
+def test_a_missing_package_is_named(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
+    real = importlib.util.find_spec
+    found = {"openvino": real("openvino"), "nncf": None}
+    monkeypatch.setattr(openvino_package, "find_spec", found.get)
+    with pytest.raises(ConfigError, match=r"needs nncf: pip install 'clipkit-torch\[int8\]'"):
+        tiny.optimize(runtime="openvino", calibration=PHOTOS)
+
+
+def test_a_tower_that_loses_too_much_is_refused(
+    tiny: CLIP, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = openvino_tower._Compiled.run
+    monkeypatch.setattr(
+        openvino_tower._Compiled, "run", lambda self, pixels: real(self, pixels)[:, ::-1].copy()
+    )
+    with pytest.raises(ExportError, match="in int8 the features are too far from .* mean cosine"):
+        tiny.optimize(runtime="openvino", calibration=PHOTOS)
+
+
+# Run in a fresh interpreter.
+QUIET = """
+import json, sys
+asked = []
+sys.addaudithook(lambda event, args: event.startswith("socket.") and asked.append(event))
+from tests.helpers.towers import make_vit
+model = make_vit()
+model.preprocess = lambda image: image
+import torch
+model.optimize(runtime="openvino", calibration=torch.randn(4, 3, 32, 32))
+print(json.dumps([asked, "openvino_telemetry" in sys.modules]))
+"""
+
+
+def test_nothing_is_printed_or_reported_over_the_network() -> None:
+    """NNCF by itself does both."""
+    command = [sys.executable, "-c", QUIET]
+    ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert ended.returncode == 0, ended.stderr
+    assert json.loads(ended.stdout) == [[], False]
