@@ -201,7 +201,7 @@ class CLIP(TwoTowers):
         *,
         compile: bool = False,
         runtime: Runtime = "torch",
-        calibration: Images | None = None,
+        calibration: "Images | None" = None,
     ) -> "CLIP":
         """Return a copy for inference alone, which does less for the same features, to float noise.
 

@@ -3,8 +3,9 @@
     python tests/benchmarks/report.py tests/benchmarks/results/inference.json
                                       --page docs/benchmarks.md
 
-The table goes between the page's two comments. The plot goes beside the page, under its name, as a
-.png. Needs matplotlib. Cost: seconds.
+The table goes between two comments of the page, the first of which names the JSON file. The plot
+goes beside the page, under the page's name and what follows "inference" in the file's, as a .png.
+Needs matplotlib. Cost: seconds.
 """
 
 import argparse
@@ -12,7 +13,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-START = "<!-- made by tests/benchmarks/report.py -->"
+START = "<!-- made by tests/benchmarks/report.py from {} -->"
 END = "<!-- end -->"
 COLORS = {
     "clipkit": "C0",
@@ -141,11 +142,16 @@ def main() -> None:
     args = parser.parse_args()
     report = json.loads(args.json.read_text())
     page = args.page.read_text()
-    before, after = page.partition(START)[0], page.partition(END)[2]
-    image = args.page.with_suffix(".png")
+    start = START.format(args.json.name)
+    before, found, rest = page.partition(start)
+    if not found:
+        raise SystemExit(f"{args.page} has no line {start!r}: put one where the table belongs")
+    after = rest.partition(END)[2]
+    ending = args.json.stem.removeprefix("inference")
+    image = args.page.with_name(f"{args.page.stem}{ending}.png")
     plot(report, image)
     link = f"![seconds over items]({image.name})"
-    args.page.write_text(f"{before}{START}\n\n{table(report)}\n\n{link}\n\n{END}{after}")
+    args.page.write_text(f"{before}{start}\n\n{table(report)}\n\n{link}\n\n{END}{after}")
 
 
 if __name__ == "__main__":
