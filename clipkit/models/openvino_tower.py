@@ -21,7 +21,7 @@ from clipkit.models.kernels import (
     values_are_known,
 )
 from clipkit.models.layers import ImageTower
-from clipkit.models.openvino_package import import_openvino
+from clipkit.models.openvino_package import import_nncf, import_openvino
 from clipkit.models.record import record
 from clipkit.models.resnet import ModifiedResNet
 from clipkit.models.vision_transformer import VisionTransformer
@@ -153,6 +153,8 @@ class _Runtime:
         self._calibration = calibration
         self.precision = ""
         self._openvino = import_openvino()
+        if calibration is not None:
+            import_nncf()  # a missing package is told before any work
         self._dtype: torch.dtype = tower.conv1.weight.dtype
         self._resolution = tower.resolution
         # bfloat16 is what the runtime is asked to compute in; the graph itself is in float32.

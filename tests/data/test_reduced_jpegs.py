@@ -66,8 +66,8 @@ def test_pixels_are_a_few_levels_off(photo: Path, sizes: list[tuple[int, int]]) 
     assert sizes[0] == (150, 113)  # an eighth: 64 pixels and more are wanted of each side
     assert sizes[-1] == (1200, 900)
     levels = (found - expected).abs() * LEVEL
-    assert 0 < levels.mean() < 1
-    assert levels.max() < 12
+    assert 0 < levels.mean() < 1.5
+    assert levels.max() < 16
 
 
 def test_an_opened_image_is_decoded_whole(photo: Path) -> None:
@@ -93,7 +93,7 @@ def test_a_photo_is_turned_as_its_exif_says(photo: Path, tmp_path: Path) -> None
     with Image.open(photo) as image:
         image.save(turned, exif=exif, quality=92)
     assert read_image(turned, least_side=200).size == (225, 300)
-    assert ((REDUCED(turned) - FULL(turned)).abs() * LEVEL).mean() < 1
+    assert ((REDUCED(turned) - FULL(turned)).abs() * LEVEL).mean() < 1.5
 
 
 def test_views_are_of_the_reduced_photo(photo: Path, sizes: list[tuple[int, int]]) -> None:
