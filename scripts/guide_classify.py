@@ -1,0 +1,39 @@
+"""Draw docs/classify.png: what the embedded checkpoint says of the photos in examples/photos.
+
+    python scripts/guide_classify.py
+
+Needs clipkit-torch[plots]. Takes a few seconds.
+"""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+import clipkit
+from clipkit.inspect import plots
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "classify.png"
+NAMES = ["cat", "dog", "cup of coffee", "bicycle", "rocket", "bridge"]
+TRUTH = {"cat": "cat", "coffee": "cup of coffee", "rocket": "rocket"}
+DPI = 100  # a panel is 4.9 inches wide
+COLORS = 128  # of the file, which is at most 60 KB
+
+
+def main() -> None:
+    """Classify the photos, and write the figure."""
+    model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
+    classifier = clipkit.ImageClassifier.zero_shot(model, NAMES)
+    files = [ROOT / "examples" / "photos" / f"{name}.jpg" for name in TRUTH]
+    predictions = classifier.predict(files)
+    figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=3, columns=1)
+    drawn = io.BytesIO()
+    figure.savefig(drawn, format="png", dpi=DPI)
+    image = Image.open(drawn).convert("RGB").quantize(COLORS)
+    image.save(TARGET, optimize=True)
+    print(f"{TARGET.name}: {image.width} x {image.height}, {TARGET.stat().st_size:,} bytes")
+
+
+if __name__ == "__main__":
+    main()
