@@ -1,0 +1,38 @@
+"""Draw docs/home.png: what the embedded checkpoint says of two photos of examples/photos.
+
+    python scripts/site_home.py
+
+Needs clipkit-torch[plots]. Takes a few seconds.
+"""
+
+import io
+from pathlib import Path
+
+from PIL import Image
+
+import clipkit
+from clipkit.inspect import plots
+
+ROOT = Path(__file__).parents[1]
+TARGET = ROOT / "docs" / "home.png"
+NAMES = ["cat", "dog", "cup of coffee", "bicycle", "rocket", "lighthouse"]
+TRUTH = {"cat": "cat", "rocket": "rocket"}
+DPI = 80  # a panel is 4.9 inches wide
+COLORS = 64  # of the file, which is at most 60 KB
+
+
+def main() -> None:
+    """Classify the photos, and write the figure."""
+    classifier = clipkit.ImageClassifier.zero_shot("tiny", NAMES)
+    files = [ROOT / "examples" / "photos" / f"{name}.jpg" for name in TRUTH]
+    predictions = classifier.predict(files)
+    figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=4)
+    content = io.BytesIO()
+    figure.savefig(content, dpi=DPI)
+    content.seek(0)
+    Image.open(content).convert("RGB").quantize(COLORS).save(TARGET, optimize=True)
+    print(f"{TARGET}: {TARGET.stat().st_size / 1024:.0f} KB")
+
+
+if __name__ == "__main__":
+    main()
