@@ -20,7 +20,8 @@ runs.
 - tokenize: 1, 1,000 and 80,000 prompts; where the cache is cold, clipkit alone has forgotten all
   words.
 - preprocess: a JPEG of 640 x 480 from its file; 32 of them on two threads. Those who resize by PIL
-  have a row of their own, and those who resize by torch.
+  have a row of their own, and with them hf-processors-rs, which has PIL's bits from Rust; those who
+  resize by torch have another.
 - import: whole processes, beside one that imports torch alone, which is no peer.
 - load: ViT-B/32 and ViT-L/14 from each library's own files; the same so that no page of a mapped
   file is left to be read; the peak of memory of a process that does it; and beside them, no peer,

@@ -88,30 +88,33 @@ def same_choice(model: clipkit.CLIP, names: list[str], exact: Tensor, found: Ten
     return (choices[0] == choices[1]).double().mean().item()
 
 
-def by_hand(model: clipkit.CLIP, pixels: Tensor | None, count: int) -> tuple[Any, float]:
-    """Return a tower compiled as OpenVINO's manual does it, and the MB of its file.
-
-    Args:
-        model: at random weights.
-        pixels: to calibrate on, or none for float32.
-        count: of the images in a batch.
-    """
-    openvino = import_openvino()
+def graph_of(model: clipkit.CLIP, pixels: Tensor | None) -> Any:
+    """Return a tower in OpenVINO as its manual does it: in int8 if there are pixels."""
     example = torch.zeros(2, 3, *model.config.vision.resolution)
-    graph = openvino.convert_model(model.visual, example_input=example)
-    if pixels is not None:
-        is_transformer = not isinstance(model.config.vision, clipkit.ResNetConfig)
-        graph = quantize(graph, pixels, is_transformer=is_transformer)
+    graph = import_openvino().convert_model(model.visual, example_input=example)
+    if pixels is None:
+        return graph
+    is_transformer = not isinstance(model.config.vision, clipkit.ResNetConfig)
+    return quantize(graph, pixels, is_transformer=is_transformer)
+
+
+def megabytes_of(graph: Any) -> float:
+    """Return the MB that a graph takes on disk."""
     with tempfile.TemporaryDirectory() as folder:
-        openvino.save_model(graph, Path(folder) / "x.xml", compress_to_fp16=False)
-        megabytes = sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
-    graph.reshape([count, 3, *model.config.vision.resolution])
+        import_openvino().save_model(graph, Path(folder) / "x.xml", compress_to_fp16=False)
+        return sum(file.stat().st_size for file in Path(folder).iterdir()) / 1e6
+
+
+def compiled_for(graph: Any, shape: tuple[int, ...]) -> Any:
+    """Return a graph compiled for batches of one shape, as clipkit does it."""
+    fixed = graph.clone()
+    fixed.reshape(list(shape))
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
         "INFERENCE_NUM_THREADS": torch.get_num_threads(),
         "INFERENCE_PRECISION_HINT": "f32",
     }
-    return openvino.compile_model(graph, "CPU", settings), megabytes
+    return import_openvino().compile_model(fixed, "CPU", settings)
 
 
 def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
@@ -122,6 +125,8 @@ def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
     pixels = prepare_some(model, files, CALIBRATED_ON)
     fast = model.optimize(runtime="openvino", calibration=files)
     copies = {"clipkit int8": fast, "clipkit float32": model.optimize()}
+    graphs = {"int8": graph_of(model, pixels), "float32": graph_of(model, None)}
+    facts = {f"MB of {title}": megabytes_of(graph) for title, graph in graphs.items()}
     for count in batches:
         batch = pixels[:count]
         expected = model.encode_image(batch, normalize=True)
@@ -129,9 +134,8 @@ def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
             title: partial(copy.encode_image, batch, normalize=True)
             for title, copy in copies.items()
         }
-        facts: dict[str, float] = {}
-        for title, used in (("int8", pixels), ("float32", None)):
-            compiled, facts[f"MB of {title}"] = by_hand(model, used, count)
+        for title, graph in graphs.items():
+            compiled = compiled_for(graph, tuple(batch.shape))
             calls[f"openvino {title}"] = partial(run_by_hand, compiled, batch)
         size = f"{count} images" if count > 1 else "one"
         row = Row(f"int8: {name}, {size}", calls, partial(off, expected=expected), "images", count)

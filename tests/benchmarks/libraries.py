@@ -26,7 +26,7 @@ Section = Literal["image", "text", "classifier"]
 INSTALLED: list[Library] = [
     peer for peer in ("open_clip", "transformers") if importlib.util.find_spec(peer)
 ]
-MISSING = [peer for peer in PEERS if peer not in (*INSTALLED, *RUNTIMES)]
+MISSING = [peer for peer in PEERS if importlib.util.find_spec(peer) is None]
 open_clip: Any = importlib.import_module("open_clip") if "open_clip" in INSTALLED else None
 transformers: Any = importlib.import_module("transformers") if "transformers" in INSTALLED else None
 

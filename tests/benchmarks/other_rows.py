@@ -1,5 +1,8 @@
 """Rows of `inference.py` without a model: tokenizing, preprocessing, importing; and loading."""
 
+import importlib
+import importlib.util
+import json
 import os
 import random
 import subprocess
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 import clipkit
 from clipkit.checkpoints import registry
 
+RUST = "hf_processors_rs"
 LEVELS = 0.05  # the largest difference of normalized pixels where torch resizes and not PIL
 CPU = torch.device("cpu")
 PAGE = 1024  # float32 numbers
@@ -86,6 +90,20 @@ def ways_to_preprocess(exact: clipkit.Preprocess) -> dict[str, dict[str, Any]]:
     return {"PIL": by_pil, "torch": by_torch}
 
 
+def in_rust(root: Path) -> Callable[[list[Path]], Tensor] | None:
+    """Return hf-processors-rs's way from files to a batch, by its own threads, if it is there."""
+    if importlib.util.find_spec(RUST) is None:
+        return None
+    settings = {"image_processor_type": "CLIPImageProcessor", "size": 224, "crop_size": 224}
+    folder = root / "processor"
+    folder.mkdir()
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    made = importlib.import_module(RUST).AutoImageProcessor.from_pretrained(
+        str(folder), backend="pil"
+    )
+    return lambda files: torch.from_numpy(made([str(file) for file in files]))
+
+
 def largest_difference(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).abs().max())
 
@@ -95,6 +113,7 @@ def preprocess_rows(root: Path, count: int) -> Iterator[Row]:
     files = write_photos(root, count)
     config = registry.MODELS["ViT-B/32"].config
     exact = clipkit.Preprocess(config.vision.resolution, config.preprocess)
+    rust = in_rust(root)
 
     def stacked(run: Any, way: Any, some: list[Path]) -> Tensor:
         return torch.stack(list(run(way, some)))
@@ -108,6 +127,8 @@ def preprocess_rows(root: Path, count: int) -> Iterator[Row]:
             check = partial(largest_difference, expected=expected)
             for kind, ways in ways_to_preprocess(exact).items():
                 calls = {name: partial(stacked, run, way, some) for name, way in ways.items()}
+                if rust and kind == "PIL":
+                    calls[RUST] = partial(rust, some)
                 row = Row(f"preprocess by {kind}: {label}", calls, check, "images", len(some))
                 if kind == "PIL":
                     row.limits = {"transformers": 1e-6}

@@ -22,6 +22,7 @@ PEERS = {
     "transformers": "transformers",
     "onnxruntime": "onnxruntime",
     "openvino": "openvino",
+    "hf_processors_rs": "hf-processors-rs",
 }
 LEAST_ROUNDS = 3
 MOST_ROUNDS = 200
