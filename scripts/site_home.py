@@ -16,8 +16,8 @@ from clipkit.inspect import plots
 ROOT = Path(__file__).parents[1]
 TARGET = ROOT / "docs" / "home.png"
 NAMES = ["cat", "dog", "cup of coffee", "bicycle", "rocket", "lighthouse"]
-TRUTH = {"cat": "cat", "rocket": "rocket"}
-DPI = 80  # a panel is 4.9 inches wide
+TRUTH = {"cat": "cat", "coffee": "cup of coffee"}
+DPI = 110  # a panel is 4.9 inches wide
 COLORS = 64  # of the file, which is at most 60 KB
 
 
@@ -26,7 +26,7 @@ def main() -> None:
     classifier = clipkit.ImageClassifier.zero_shot("tiny", NAMES)
     files = [ROOT / "examples" / "photos" / f"{name}.jpg" for name in TRUTH]
     predictions = classifier.predict(files)
-    figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=4)
+    figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=4, columns=1)
     content = io.BytesIO()
     figure.savefig(content, dpi=DPI)
     content.seek(0)
