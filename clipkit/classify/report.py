@@ -131,6 +131,7 @@ def make_report(
         ConfigError: if there are no images, or shapes or values do not fit.
 
     Example:
+        >>> import torch
         >>> sure = torch.tensor([[0.9, 0.1], [0.2, 0.8], [0.7, 0.3]])
         >>> made = make_report(["cat", "dog"], sure, torch.tensor([0, 1, 1]), Estimate("by hand"))
         >>> made.accuracy, made.confusions
