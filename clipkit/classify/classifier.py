@@ -58,6 +58,10 @@ class ImageClassifier(TrustedClassifier):
         provenance: how the head was made, as JSON. It informs people; nothing that is computed
             depends on it.
         templates: what made the prompts out of class names; None if that is not known.
+
+    Raises:
+        ConfigError: if labels, prompts and heads are not of one number of classes, or a head is of
+            another width than the model.
     """
 
     @classmethod

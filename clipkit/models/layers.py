@@ -31,7 +31,7 @@ class QuickGELU(nn.Module):
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map any shape to the same shape."""
+        """Map any shape (..., W) to the same shape."""
         if torch.is_grad_enabled() or not values_are_known(x):
             return x * torch.sigmoid(1.702 * x)
         # In place the bits are the same, and on a CPU fresh memory costs more than the arithmetic.

@@ -136,6 +136,10 @@ class TwoTowers(nn.Module):
         Returns:
             logits_per_image (N, M) and logits_per_text (M, N), float32 whatever the model's dtype,
             under autocast too. A softmax over the last axis gives probabilities.
+
+        Raises:
+            ImageError, TokenizerError: as `encode_image` and `encode_text`.
+            ConfigError: if the features are of different widths, as after a change of a tower.
         """
         image_features = self.encode_image(image)
         text_features = self.encode_text(text)

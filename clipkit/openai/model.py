@@ -48,7 +48,7 @@ class LayerNorm(nn.LayerNorm):
     """Compute a LayerNorm in float32, whatever the dtype of the input."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Map any shape and float dtype to the same."""
+        """Map any shape (..., W) and float dtype to the same."""
         return super().forward(input.float()).type(input.dtype)
 
 
@@ -200,6 +200,9 @@ class CLIP(nn.Module):
         vision_head_width: channels of one head of the image tower.
         vision_mlp_width, transformer_mlp_width: hidden widths; 4 times the width if not given.
         vision_activation, transformer_activation: of the MLPs. A ResNet has none.
+
+    Raises:
+        SettingError: if a vision transformer is given no `vision_patch_size`.
     """
 
     def __init__(
