@@ -45,7 +45,8 @@ class Docstrings(griffe.Extension):
         owner = owner_of(obj)
         base = names.get(owner.name, owner.path) if owner else ""
         members = {name: f"{base}.{name}" for name in members_of(owner)} if owner else {}
-        own = {one.name for one in obj.parameters} if isinstance(obj, griffe.Function) else set()
+        takes = isinstance(obj, griffe.Function | griffe.Class)
+        own = {one.name for one in obj.parameters} if takes else set[str]()
 
         def find(name: str) -> str | None:
             if name in own or name == obj.name:

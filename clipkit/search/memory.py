@@ -178,7 +178,7 @@ class MemoryStore:
         return found
 
     def blocks(self, size: int = 4096) -> Iterator[tuple[list[str], Floats]]:
-        """Yield all names and features in parts, (size, D) float32; the last may be smaller."""
+        """Yield names and features in parts of (size, D) float32, as `features` has them."""
         for start in range(0, len(self._names), size):
             names = self._names[start : start + size]
             yield names, self.features(names)
