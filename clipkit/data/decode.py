@@ -157,9 +157,11 @@ def _decode(file: _File, least_side: int | None) -> "Image":
 
     if isinstance(file, str | os.PathLike):
         _check_file(file)
-    if isinstance(file, bytes | bytearray | memoryview):
-        file = io.BytesIO(file)
-    with Image.open(file, formats=raster_formats()) as opened:
+    readable: str | os.PathLike[str] | IO[bytes] = (
+        io.BytesIO(file) if isinstance(file, bytes | bytearray | memoryview) else file
+    )
+    opened = Image.open(readable, formats=raster_formats())
+    with opened:
         if least_side is not None:
             opened.draft(None, (least_side, least_side))
         return _eight_bit(opened)

@@ -15,7 +15,7 @@ from clipkit.models.openvino_package import import_nncf, quiet
 MOST_IMAGES = 300
 
 
-def quantize(graph: Any, pixels: Tensor, *, is_transformer: bool) -> Any:
+def quantize(graph: object, pixels: Tensor, *, is_transformer: bool) -> Any:
     """Return a graph whose products are of int8.
 
     Args:
@@ -27,7 +27,7 @@ def quantize(graph: Any, pixels: Tensor, *, is_transformer: bool) -> Any:
         ConfigError: if nncf is not installed.
     """
     nncf = import_nncf()
-    samples = [image.numpy() for image in pixels.split(1)]  # (1, 3, H, W) each
+    samples = list(pixels.unsqueeze(1).numpy())  # (N, 3, H, W) -> N of (1, 3, H, W)
     kind = nncf.ModelType.TRANSFORMER if is_transformer else None
     with quiet():
         return nncf.quantize(

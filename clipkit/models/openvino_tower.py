@@ -213,10 +213,11 @@ class _Runtime:
         self._graph = quantize(self._graph, pixels, is_transformer=is_transformer)
         # By the graph of any size, which holds the weights once, whatever sizes come.
         compiled = self._compile(None, torch.get_num_threads())
-        cosines = [
-            F.cosine_similarity(torch.from_numpy(compiled.run(part.numpy())), exact(part))
-            for part in pixels.split(_AT_ONCE)
-        ]
+        cosines: list[Tensor] = []
+        for start in range(0, len(pixels), _AT_ONCE):
+            part = pixels[start : start + _AT_ONCE]
+            found = torch.from_numpy(compiled.run(part.numpy()))
+            cosines.append(F.cosine_similarity(found, exact(part)))
         mean = torch.cat(cosines).mean().item()
         if not mean >= MEAN_COSINE_OF_INT8:  # written so that NaN raises too
             raise ExportError(

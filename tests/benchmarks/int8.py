@@ -64,6 +64,7 @@ def quality_of(name: str, root: Path) -> dict[str, float]:
     """Return the accuracies and cosines of a data set, in float32 and int8."""
     pairs, calibration, places = split_of(name, root)
     files = [pairs.files[i] for i in places]
+    assert pairs.labels is not None  # every image of these sets has one
     labels = torch.tensor([pairs.labels[i] for i in places])
     model = clipkit.CLIP.from_pretrained("tiny", device="cpu")
     fast = model.optimize(runtime="openvino", calibration=calibration)

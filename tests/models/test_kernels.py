@@ -3,10 +3,8 @@
 import copy
 import math
 import pickle
-import platform
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -313,35 +311,6 @@ def test_gradients_are_those_of_the_layer() -> None:
             assert torch.equal(one, other)
 
 
-@pytest.mark.parametrize(
-    "about, expected", [("vendor_id: AuthenticAMD", True), ("vendor_id: GenuineIntel", False)]
-)
-def test_the_choice_follows_the_vendor(
-    about: str, expected: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(Path, "read_text", lambda path: about)
-    assert kernels._onednn_is_faster.__wrapped__() is expected
-
-
-def test_the_choice_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
-    def unreadable(path: Path) -> str:
-        raise FileNotFoundError(path)
-
-    monkeypatch.setattr(Path, "read_text", unreadable)
-    monkeypatch.setattr(
-        platform, "processor", lambda: "AMD64 Family 25 Model 17 Stepping 1, AuthenticAMD"
-    )
-    assert kernels._onednn_is_faster.__wrapped__()
-
-
-@pytest.mark.parametrize("capability, most", [("AVX2", kernels.MOST_ROWS), ("AVX512", math.inf)])
-def test_the_choice_follows_the_rows(
-    capability: str, most: float, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert kernels._most_rows.__wrapped__() == most
-
-
 @needs_onednn
 @pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
 def test_many_rows_are_multiplied_by_the_plain_weight(
@@ -366,11 +335,6 @@ def test_many_rows_are_multiplied_by_the_plain_weight(
         assert not calls
         apply_linear(layer, few)
     assert len(calls) == 1
-
-
-@needs_onednn
-def test_one_weight_is_kept_where_onednn_takes_all(calls: Calls) -> None:
-    assert pack(torch.randn(3, 4)).plain is None
 
 
 def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
