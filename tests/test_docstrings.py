@@ -10,6 +10,7 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 from types import FunctionType
+from typing import Any
 
 import pytest
 import torch
@@ -90,9 +91,9 @@ def called_by(node: ast.FunctionDef, part: Part) -> Iterator[FunctionType]:
             found = getattr(part.owner, call.func.attr, None)
         if not isinstance(found, FunctionType):
             continue
-        found = inspect.unwrap(found)
-        if found.__module__ == part.function.__module__:
-            yield found
+        function: Any = inspect.unwrap(found)
+        if function.__module__ == part.function.__module__:
+            yield function
 
 
 def raised_by(part: Part, seen: set[FunctionType]) -> set[type[ClipkitError]]:

@@ -31,7 +31,7 @@ class Part:
 
     name: str
     text: str
-    function: FunctionType
+    function: Any  # a FunctionType would be taken for a method
     owner: type | None = None
 
 
