@@ -65,3 +65,10 @@ def test_a_text_does_not_bring_an_index_back_that_was_removed(
     shutil.rmtree(folder)
     assert index.feature_of("red").shape == (8,)
     assert not folder.exists()
+
+
+def test_prompts_that_join_to_one_text_are_kept_apart(small: TextCache) -> None:
+    small.put(["a cat", "a dog"], FEATURE)
+    assert small.get(["a cat", "a dog"]) is not None
+    assert small.get(["a cata dog"]) is None
+    assert small.get(["a cat"]) is None
