@@ -67,7 +67,7 @@ def find_suspects(
 
     Example:
         >>> import torch
-        >>> said = torch.tensor([[0.99, 0.01], [0.98, 0.02], [0.3, 0.7]])
+        >>> said = torch.tensor([[0.99, 0.01], [0.999, 0.001], [0.3, 0.7]])
         >>> [one.index for one in find_suspects(["cat", "dog"], said, torch.tensor([0, 1, 0]))]
         [1]
     """
