@@ -57,7 +57,10 @@ def few_shot() -> "Figure":
 def robustness() -> "Figure":
     """Draw accuracy and confidence of a recorded classifier on corrupted images."""
     result = json.loads((RESULTS / "robustness_caltech101.json").read_text("utf-8"))
-    rows = [RobustnessRow(**{**row, "interval": tuple(row["interval"])}) for row in result["rows"]]
+    every: list[dict[str, Any]] = [
+        {**row, "interval": tuple(row["interval"])} for row in result["rows"]
+    ]
+    rows = [RobustnessRow(**row) for row in every]
     names = ("images", "accuracy", "confidence", "seed", "left_out", "skipped")
     values: dict[str, Any] = {name: result[name] for name in names}
     found = RobustnessFigures(**values, interval=tuple(result["interval"]), rows=rows)
