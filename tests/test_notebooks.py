@@ -21,7 +21,8 @@ import nbclient, nbformat
 source, folder, target = sys.argv[1:]
 notebook = nbformat.read(source, 4)
 resources = {"metadata": {"path": folder}}
-nbclient.NotebookClient(notebook, timeout=300, resources=resources).execute()
+nbclient.NotebookClient(
+    notebook, timeout=900, startup_timeout=600, resources=resources).execute()
 nbformat.write(notebook, target)
 """
 
@@ -67,7 +68,7 @@ def test_a_notebook_runs_and_shows_its_figures(name: str, tmp_path: Path) -> Non
     arguments = ["-c", RUN, str(NOTEBOOKS[name]), str(ROOT / "notebooks"), str(target)]
     variables = {"IPYTHONDIR": str(tmp_path / "ipython"), "PYTHONWARNINGS": "ignore"}
     process = processes.start(arguments, variables)
-    _, error = process.communicate(timeout=600)
+    _, error = process.communicate(timeout=1200)
     assert process.returncode == 0, error
     cells = [cell for cell in read(target)["cells"] if cell["cell_type"] == "code"]
     outputs = [output for cell in cells for output in cell["outputs"]]
