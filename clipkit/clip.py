@@ -164,7 +164,7 @@ class CLIP(TwoTowers):
         """Upload what `save_pretrained` writes to the Hugging Face hub, and return its address.
 
         Args:
-            layout, dtype: as there.
+            layout, dtype: as in `save_pretrained`.
             base_model: `hub_id` if not given. All others: see `clipkit.checkpoints.upload.push`.
 
         Raises:
@@ -230,9 +230,9 @@ class CLIP(TwoTowers):
             ConfigError, ExportError: as `make_fast`, and for `calibration` as `embed_images`.
         """
         self.check_original("optimize")
-        pixels = None if calibration is None else prepare_some(self, calibration, MOST_IMAGES)
+        some = None if calibration is None else lambda: prepare_some(self, calibration, MOST_IMAGES)
         copy = merge_lora(self).eval().requires_grad_(False)
-        copy.optimizations = make_fast(copy, compile, runtime, pixels)
+        copy.optimizations = make_fast(copy, compile, runtime, some)
         copy.is_optimized = True
         return copy
 
@@ -251,7 +251,7 @@ class CLIP(TwoTowers):
             assign: take the tensors themselves.
 
         Returns:
-            Missing names, and unknown ones.
+            The names that are missing, and those that are unknown.
 
         Raises:
             RuntimeError: if names, with `strict`, or shapes do not fit.

@@ -107,8 +107,7 @@ def read_image(image: Readable, *, least_side: int | None = None) -> "Image":
             left as it is, and left open. Vector graphics such as EPS are refused, since Pillow
             would start another program.
         least_side: decode a JPEG file at the smallest of 1/2, 1/4 and 1/8 of its size of which no
-            side is below so many pixels, if any. For a photo of 12 million pixels this takes a
-            quarter of the time. All other images come in their full size.
+            side is below so many pixels, if any. All other images come in their full size.
 
     Returns:
         A PIL image in mode L, RGB or CMYK. Reading it again changes nothing.

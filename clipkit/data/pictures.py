@@ -5,7 +5,7 @@ import os
 import struct
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from numbers import Integral
-from typing import Any, NamedTuple, Protocol, TypeAlias, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,11 +19,14 @@ from torch.utils.data import (
 )
 
 from clipkit.data.arrays import is_array_image
-from clipkit.data.decode import image_suffixes, is_encoded, read_image
+from clipkit.data.decode import Readable, image_suffixes, is_encoded, read_image
 from clipkit.data.folders import list_images
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.fields import read_count
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 # What gives images: a folder, with the folders in it; a list, a column of a table, a set, a
 # generator or a data set of paths, PIL images, files' bytes, NumPy images or tensors, or of tuples
@@ -180,6 +183,8 @@ class ImageSet(Dataset[Item]):
         """
         order = [index for chunk in self.chunks.values() for batch in chunk for index in batch]
         digest = hashlib.sha256(repr(order).encode())
+        if getattr(self.transform, "reduced_jpegs", False):  # which the three may not show
+            digest.update(b"reduced JPEGs")
         for item in _as_sequence(self.source) or ():
             digest.update(_bytes_of_item(item))
         samples = self.collate([self[order[i]] for i in (0, len(order) // 2, -1)])
@@ -326,8 +331,14 @@ def _is_readable(image: Any) -> bool:
 def _prepare(image: Any, transform: Transform) -> Tensor:
     """Return the image as the transform prepares it, decoded first for any but a `Preprocess`."""
     if _is_readable(image) and not isinstance(transform, Preprocess):
-        image = read_image(image).convert("RGB")
+        image = read_for(transform, image).convert("RGB")
     return transform(image)
+
+
+def read_for(transform: Transform, image: Readable) -> "Image":
+    """Return an image as a transform wants it read: by its own `read_source`, if it has one."""
+    read: Callable[[Readable], Image] = getattr(transform, "read_source", read_image)
+    return read(image)
 
 
 def _check_prepared(images: Any, count: int) -> Tensor:

@@ -62,8 +62,8 @@ class Preprocess:
             torch's kernel for 8-bit tensors: it takes half the time, and is at most one level
             of 255 off on photos.
         reduced_jpegs: decode JPEG files at 1/2, 1/4 or 1/8 of their size where that leaves at least
-            twice the resolution. Large photos take a quarter of the time, and their pixels differ
-            from the references' by a few levels.
+            twice the resolution. Large photos take less time, and their pixels differ from the
+            references' by some levels of 255.
 
     Raises:
         ConfigError: if a value is impossible.
@@ -130,14 +130,14 @@ class Preprocess:
         from PIL.Image import Image
 
         if isinstance(image, Image | str | os.PathLike) or is_encoded(image) or is_array(image):
-            return self._from_image(self.read(image))
+            return self._from_image(self.read_source(image))
         raise ImageError(
             "Preprocess takes a PIL image, a path, the bytes of a file, an open file, a NumPy "
             f"array or a tensor, not {type(image).__name__}. Preprocess a list item by item, and "
             "torch.stack them"
         )
 
-    def read(self, image: Readable) -> "Image":
+    def read_source(self, image: Readable) -> "Image":
         """Return an image as `read_image` does, a JPEG file in the size that is needed here."""
         least = _SPARE * max(self.resolution) if self.reduced_jpegs else None
         return read_image(image, least_side=least)

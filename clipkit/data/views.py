@@ -1,15 +1,17 @@
 """See an image several times: as it is, mirrored, and in parts."""
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from clipkit.data.decode import read_image
-from clipkit.data.pictures import Transform
-from clipkit.data.preprocess import Preprocess
+from clipkit.data.decode import Readable
+from clipkit.data.pictures import Transform, read_for
 from clipkit.errors import ConfigError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 VIEW_COUNTS = (1, 2, 10)
 PART = 0.8  # of both sides of an image, that each of its parts has
@@ -41,11 +43,19 @@ class Views:
     preprocess: Transform
     count: int
 
+    @property
+    def reduced_jpegs(self) -> bool:
+        """Whether JPEG files are decoded at a reduced size."""
+        return getattr(self.preprocess, "reduced_jpegs", False)
+
+    def read_source(self, image: Readable) -> "Image":
+        """Return an image as the preprocessing reads it."""
+        return read_for(self.preprocess, image)
+
     def __call__(self, image: Any) -> Tensor:
         """Return the views of a PIL or NumPy image, or a tensor (3, h, w): (V, 3, H, W)."""
         if not isinstance(image, Tensor):
-            read = self.preprocess.read if isinstance(self.preprocess, Preprocess) else read_image
-            image = read(image).convert("RGB")
+            image = self.read_source(image).convert("RGB")
         parts = [image] if self.count == 2 else _parts_of(image)
         views = [self.preprocess(view) for part in parts for view in (part, _mirror(part))]
         return torch.stack(views)

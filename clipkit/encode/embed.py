@@ -204,9 +204,11 @@ def prepare_some(model: ImageModel, images: Images, most: int) -> Tensor:
     image_set = prepare_images(model, images, None, batch_size=1, workers=0)
     order = [index for chunk in image_set.chunks.values() for batch in chunk for index in batch]
     step = -(-len(order) // most)
-    batch = image_set.collate([image_set[index] for index in order[::step]])
+    # A preprocessing may be a module with weights, and a program may have set a default device.
+    with torch.no_grad(), torch.device("cpu"):
+        batch = image_set.collate([image_set[index] for index in order[::step]])
     if batch.skipped:
         name, problem = batch.skipped[0]
         raise ImageError(problem if name in problem else f"image {name}: {problem}")
     assert batch.images is not None  # nothing was skipped, and an image set is never empty
-    return batch.images.float()
+    return batch.images.detach().float()

@@ -4,14 +4,14 @@ from copy import deepcopy
 from typing import Literal, TypeAlias, TypeGuard
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from clipkit.errors import ConfigError
 from clipkit.models.convolutions import fuse_convolutions
 from clipkit.models.kernels import Fused, PackedLinear, Patches, can_pack, is_hooked, pack
 from clipkit.models.layers import MLP, Attention, QuickGELU
-from clipkit.models.openvino_tower import OpenVINOTower
+from clipkit.models.openvino_tower import Calibration, OpenVINOTower
 from clipkit.models.resnet import AttentionPool2d, Bottleneck, ModifiedResNet
 from clipkit.models.two_towers import TwoTowers
 
@@ -25,7 +25,7 @@ def make_fast(
     model: TwoTowers,
     compile: bool = False,
     runtime: Runtime = "torch",
-    calibration: Tensor | None = None,
+    calibration: Calibration | None = None,
 ) -> tuple[str, ...]:
     """Change both towers in place so that they do less for the same features.
 
@@ -36,7 +36,7 @@ def make_fast(
         model: a copy, in eval mode and without gradients.
         compile: compile the image tower, and pack no weights. See `clipkit.CLIP.optimize`.
         runtime: what computes the image tower.
-        calibration: preprocessed images (N, 3, H, W) float32, for int8 in OpenVINO.
+        calibration: as in `OpenVINOTower`, for int8.
 
     Returns:
         What was done, in words for people; nothing if there was nothing to gain.

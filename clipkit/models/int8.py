@@ -1,8 +1,9 @@
 """Quantize an OpenVINO graph of an image tower to int8.
 
-NNCF runs the graph on images of the user's, and chooses by what it sees there from which numbers to
-which the 256 levels of each input of a product go. Weights are rounded too. In a transformer the
-inputs have outliers, which it first shifts into the weights (SmoothQuant, 2211.10438).
+NNCF runs the graph on images of the user's. For each input of a product it notes the smallest and
+the largest number that it sees, and spreads 256 levels between them. Weights are rounded too. The
+inputs of a transformer have outliers, which it first shifts into the weights (SmoothQuant,
+2211.10438).
 """
 
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from clipkit.models.openvino_package import import_nncf, quiet
 
-# Of more images no one measures more.
+# NNCF's own default: more images take longer and change little.
 MOST_IMAGES = 300
 
 

@@ -191,7 +191,8 @@ def _onednn_is_faster() -> bool:
 @functools.cache
 def _most_rows() -> float:
     """Return up to how many rows oneDNN is the faster one, where it is at all."""
-    return MOST_ROWS if torch.backends.cpu.get_cpu_capability() == "AVX2" else float("inf")
+    has_avx512 = torch.backends.cpu.get_cpu_capability().startswith("AVX512")
+    return float("inf") if has_avx512 else MOST_ROWS
 
 
 @functools.cache

@@ -4,8 +4,10 @@ The tower is recorded by torch.export and converted in memory: no file, no ONNX,
 """
 
 import threading
+from collections.abc import Callable
 from copy import deepcopy
-from typing import Any
+from hashlib import sha256
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -14,6 +16,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from clipkit.errors import ConfigError, ExportError
+from clipkit.models.inputs import check_images
 from clipkit.models.int8 import quantize
 from clipkit.models.kernels import (
     is_watched,
@@ -39,6 +42,7 @@ MEAN_COSINE_OF_INT8 = 0.9
 _AT_ONCE = 16  # images whose features are compared at once
 _HINTS = {torch.float32: "f32", torch.bfloat16: "bf16"}
 _Floats = NDArray[np.float32]
+Calibration: TypeAlias = Callable[[], Tensor]
 
 
 class OpenVINOTower(ImageTower):
@@ -47,28 +51,31 @@ class OpenVINOTower(ImageTower):
     Args:
         tower: on the CPU, in float32 or bfloat16, in eval mode and without gradients. Its weights
             must not change any more.
-        calibration: preprocessed images (N, 3, H, W) float32. With them the tower computes in int8.
+        calibration: returns preprocessed images (N, 3, H, W) float32, and is called once all else
+            has been checked. With it the tower computes in int8.
 
     Attributes:
         tower: as it was given. Its float32 weights are the very memory that the runtime reads, and
             fingerprints are taken of them.
-        calibration: as it was given, for fingerprints too; None if the tower is not of int8.
+        calibration: a digest of the images, for fingerprints; None if the tower is not of int8.
 
     Raises:
         ConfigError: if openvino, or for int8 nncf, is not installed, or the tower is elsewhere or
             in another dtype.
+        ImageError: if the images of `calibration` are not such as the tower takes.
         ExportError: if the runtime does not compute what the tower does.
     """
 
     def __init__(
-        self, tower: VisionTransformer | ModifiedResNet, calibration: Tensor | None = None
+        self, tower: VisionTransformer | ModifiedResNet, calibration: Calibration | None = None
     ) -> None:
         _check_tower(tower)
         super().__init__(tower.resolution, tower.output_dim)
+        import_openvino()
+        pixels = None if calibration is None else _pixels_of(calibration, tower.resolution)
         self.tower = tower
-        self.calibration: Tensor | None
-        self.register_buffer("calibration", calibration, persistent=False)
-        self._runtime = _Runtime(tower, calibration)
+        self.calibration = None if pixels is None else sha256(pixels.numpy().data).hexdigest()
+        self._runtime = _Runtime(tower, pixels)
 
     @property
     def conv1(self) -> nn.Module:
@@ -102,6 +109,14 @@ class OpenVINOTower(ImageTower):
                 "is of"
             )
         return self
+
+
+def _pixels_of(calibration: Calibration, resolution: tuple[int, int]) -> Tensor:
+    """Return the images to calibrate on, once it is known that there is what quantizes."""
+    import_nncf()
+    pixels = calibration()
+    check_images(pixels, resolution, "optimize(calibration=)")
+    return pixels.contiguous()
 
 
 def _check_tower(tower: object) -> None:
@@ -140,7 +155,8 @@ class _Runtime:
     Copies of a model share it, and a model that is pickled converts its tower again.
 
     Args:
-        tower, calibration: as in `OpenVINOTower`.
+        tower: as in `OpenVINOTower`.
+        calibration: preprocessed images, for int8. They stay here, for a copy that is pickled.
 
     Attributes:
         precision: what it computes in, in words for people; nothing if it is the tower's own dtype.
@@ -153,8 +169,6 @@ class _Runtime:
         self._calibration = calibration
         self.precision = ""
         self._openvino = import_openvino()
-        if calibration is not None:
-            import_nncf()  # a missing package is told before any work
         self._dtype: torch.dtype = tower.conv1.weight.dtype
         self._resolution = tower.resolution
         # bfloat16 is what the runtime is asked to compute in; the graph itself is in float32.
@@ -216,8 +230,8 @@ class _Runtime:
         cosines: list[Tensor] = []
         for start in range(0, len(pixels), _AT_ONCE):
             part = pixels[start : start + _AT_ONCE]
-            found = torch.from_numpy(compiled.run(part.numpy()))
-            cosines.append(F.cosine_similarity(found, exact(part)))
+            found = torch.from_numpy(compiled.run(part.numpy())).flatten(1)
+            cosines.append(F.cosine_similarity(found, exact(part).flatten(1)))
         mean = torch.cat(cosines).mean().item()
         if not mean >= MEAN_COSINE_OF_INT8:  # written so that NaN raises too
             raise ExportError(

@@ -20,9 +20,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from clipkit import distributed
-from clipkit.data.decode import read_image
 from clipkit.data.labelled import Pairs
-from clipkit.data.pictures import Transform
+from clipkit.data.pictures import Transform, read_for
 from clipkit.data.preprocess import Preprocess
 from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.tokenizer import Tokenizer
@@ -144,7 +143,7 @@ def prepare(
         ImageError: if it cannot be read.
         ConfigError: if the preprocessing does not make such a tensor.
     """
-    image = read_image(file)
+    image = read_for(preprocess, file)
     if augment is None:
         return apply(preprocess, image)
     return augment(image, preprocess, rng)

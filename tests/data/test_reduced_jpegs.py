@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import random
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,11 @@ import torch
 from PIL import Image, JpegImagePlugin
 
 from clipkit.data.decode import read_image
+from clipkit.data.pictures import ImageSet
 from clipkit.data.saved import describe_preprocess, restore_preprocess
 from clipkit.data.views import Views
-from clipkit.errors import ConfigError
+from clipkit.errors import ConfigError, ImageError
+from clipkit.training.batches import prepare
 from tests.helpers.models import VIT
 from tests.helpers.noise import LEVEL, make_preprocess
 
@@ -100,6 +103,45 @@ def test_views_are_of_the_reduced_photo(photo: Path, sizes: list[tuple[int, int]
     found, expected = Views(REDUCED, 10)(photo), Views(FULL, 10)(photo)
     assert sizes[0] == (150, 113)
     assert ((found - expected).abs() * LEVEL).mean() < 1.5
+
+
+def test_views_of_files_are_read_reduced(photo: Path, sizes: list[tuple[int, int]]) -> None:
+    ImageSet([photo], Views(REDUCED, 2))[0]
+    ImageSet([photo], Views(FULL, 2))[0]
+    assert set(sizes) == {(150, 113), (1200, 900)}
+
+
+def test_training_reads_reduced(photo: Path, sizes: list[tuple[int, int]]) -> None:
+    prepare(photo, REDUCED, None, random.Random(0))
+    assert set(sizes) == {(150, 113)}
+
+
+@pytest.mark.parametrize("views", [1, 2])
+def test_features_are_known_to_be_of_reduced_photos(views: int) -> None:
+    """The three images that stand for a transform may all be small."""
+    images = [Image.new("RGB", (40, 40), color) for color in ("red", "green", "blue")]
+    prints: list[str] = []
+    for preprocess in (FULL, REDUCED):
+        transform = preprocess if views == 1 else Views(preprocess, views)
+        prints.append(ImageSet(images, transform).fingerprint())
+    assert prints[0] != prints[1]
+
+
+@pytest.mark.parametrize("kind", ["gray", "CMYK", "MPO"])
+def test_every_kind_of_jpeg(kind: str, tmp_path: Path) -> None:
+    path = tmp_path / "photo.jpg"
+    with Image.open(PHOTO) as opened:
+        image = opened.resize((400, 300))
+    mode = {"gray": "L", "CMYK": "CMYK"}.get(kind, "RGB")
+    more = {"save_all": True, "append_images": [image.rotate(90)]} if kind == "MPO" else {}
+    image.convert(mode).save(path, "MPO" if kind == "MPO" else "JPEG", quality=95, **more)
+    assert read_image(path, least_side=100).size == (200, 150)
+    assert ((REDUCED(path) - FULL(path)).abs() * LEVEL).mean() < 4
+
+
+def test_a_truncated_jpeg_is_told(photo: Path) -> None:
+    with pytest.raises(ImageError, match="cannot read the image"):
+        read_image(photo.read_bytes()[:3000], least_side=64)
 
 
 def test_it_is_saved_with_a_model_only_where_it_is_set() -> None:

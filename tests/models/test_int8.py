@@ -1,5 +1,6 @@
 """A tower of int8 in OpenVINO is near the one in float32, and is known to be another."""
 
+import copy
 import importlib.util
 import json
 import pickle
@@ -52,7 +53,7 @@ def test_features_are_near_those_of_float32(tiny: CLIP, fast: CLIP) -> None:
     assert found.max() < 1 - 1e-6  # in float32 it is 1 to 1e-7
     assert torch.equal(fast.encode_image(images), fast.encode_image(images))
     one = torch.cat([fast.encode_image(image) for image in images.split(1)])
-    torch.testing.assert_close(one, fast.encode_image(images), rtol=0, atol=1e-4)
+    assert F.cosine_similarity(one, fast.encode_image(images)).min() > 0.999
 
 
 def test_the_copy_says_how_near_it_is(tiny: CLIP, fast: CLIP) -> None:
@@ -107,8 +108,15 @@ def test_other_images_make_another_tower(vit: CLIP, fast_vit: CLIP) -> None:
 def test_pickled_copies_are_quantized_alike(fast_vit: CLIP) -> None:
     again = pickle.loads(pickle.dumps(fast_vit))
     assert fingerprint(again.visual) == fingerprint(fast_vit.visual)
-    assert again.optimizations == fast_vit.optimizations
-    torch.testing.assert_close(again.encode_image(NOISE), fast_vit.encode_image(NOISE))
+    assert "int8 by 20 images" in again.optimizations[0]
+    found = F.cosine_similarity(again.encode_image(NOISE), fast_vit.encode_image(NOISE))
+    assert found.min() > 0.999
+
+
+def test_copies_share_the_images(fast_vit: CLIP) -> None:
+    """They are large, and needed only to pickle a copy."""
+    assert copy.deepcopy(fast_vit).visual._runtime is fast_vit.visual._runtime
+    assert not any(value.shape[1:] == (3, 32, 32) for value in fast_vit.buffers())
 
 
 def test_every_so_manieth_image_is_taken(vit: CLIP) -> None:
@@ -128,9 +136,36 @@ def test_broken_images_are_named(tiny: CLIP, tmp_path: Path) -> None:
         tiny.optimize(runtime="openvino", calibration=[])
 
 
-def test_torch_has_no_int8(tiny: CLIP) -> None:
+def test_torch_has_no_int8(vit: CLIP) -> None:
+    """It is told before an image is read."""
     with pytest.raises(ConfigError, match='OpenVINO computes: add runtime="openvino"'):
-        tiny.optimize(calibration=PHOTOS)
+        vit.optimize(calibration=["no such image.jpg"])
+
+
+def test_images_of_another_size_are_refused(vit: CLIP) -> None:
+    with pytest.raises(
+        ImageError, match=r"optimize\(calibration=\) needs .* \(N, 3, 32, 32\), not"
+    ):
+        vit.optimize(runtime="openvino", calibration=torch.zeros(2, 3, 16, 16))
+
+
+class Weighted(torch.nn.Module):
+    """Prepare images by a weight, as a program's own preprocessing may."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = torch.nn.Parameter(torch.tensor(2.0))
+
+    def forward(self, image: Tensor) -> Tensor:
+        return self.weight * image
+
+
+def test_a_preprocessing_may_have_weights(vit: CLIP) -> None:
+    model = copy.copy(vit)
+    model.preprocess = Weighted()
+    found = prepare_some(model, NOISE, 2)
+    assert not found.requires_grad
+    assert torch.equal(found, 2 * NOISE[::10])
 
 
 def test_a_missing_package_is_named(tiny: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -138,7 +173,7 @@ def test_a_missing_package_is_named(tiny: CLIP, monkeypatch: pytest.MonkeyPatch)
     found = {"openvino": real("openvino"), "nncf": None}
     monkeypatch.setattr(openvino_package, "find_spec", found.get)
     with pytest.raises(ConfigError, match=r"needs nncf: pip install 'clipkit-torch\[int8\]'"):
-        tiny.optimize(runtime="openvino", calibration=PHOTOS)
+        tiny.optimize(runtime="openvino", calibration=["no such image.jpg"])
 
 
 def test_a_tower_that_loses_too_much_is_refused(vit: CLIP, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -170,3 +205,4 @@ def test_nothing_is_printed_or_reported_over_the_network() -> None:
     ended = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert ended.returncode == 0, ended.stderr
     assert json.loads(ended.stdout) == [[], False]
+    assert "nncf" not in ended.stderr.lower()

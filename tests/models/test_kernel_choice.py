@@ -31,7 +31,10 @@ def test_the_choice_without_proc(monkeypatch: pytest.MonkeyPatch) -> None:
     assert kernels._onednn_is_faster.__wrapped__()
 
 
-@pytest.mark.parametrize("capability, most", [("AVX2", kernels.MOST_ROWS), ("AVX512", math.inf)])
+@pytest.mark.parametrize(
+    "capability, most",
+    [("AVX2", kernels.MOST_ROWS), ("DEFAULT", kernels.MOST_ROWS), ("AVX512", math.inf)],
+)
 def test_the_choice_follows_the_rows(
     capability: str, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -46,3 +49,5 @@ def test_a_second_copy_is_kept_only_where_it_is_used(
 ) -> None:
     monkeypatch.setattr(kernels, "_most_rows", lambda: most)
     assert (kernels.pack(torch.randn(3, 4)).plain is None) is (most == math.inf)
+    if torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        assert kernels.pack(torch.randn(3, 4).bfloat16()).plain is None
