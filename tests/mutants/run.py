@@ -55,7 +55,7 @@ def main() -> int:
             print(f"the tests do not pass on the unbroken tree:\n{problem}")
             return 2
         outcomes = list(report(try_all(chosen, copies)))
-    unnoticed = [one for one in outcomes if one.fate in ("survived", "did not run")]
+    unnoticed = [one for one in outcomes if one.fate != "noticed"]
     print(f"{len(outcomes) - len(unnoticed)} of {len(outcomes)} breakages were noticed")
     for one in unnoticed:
         print(f"{one.fate}: {one.mutant.name} ({one.mutant.file}): {one.about}")
