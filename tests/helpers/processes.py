@@ -1,7 +1,6 @@
 """Start other processes of Python: one, or several that know of each other as under torchrun."""
 
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -49,11 +48,6 @@ def free_port() -> int:
         return listener.getsockname()[1]
 
 
-def ended_by(code: int) -> tuple[int, ...]:
-    """Return the codes that mean the same: after Ctrl-C some hosts let Python end with 1 or 130."""
-    return (code, 1, 130) if code == -signal.SIGINT else (code,)
-
-
 def launch(world: int, arguments: list[str], code: int = 0) -> None:
     """Do what torchrun does, without its overhead: run as many processes, and wait for all.
 
@@ -66,4 +60,4 @@ def launch(world: int, arguments: list[str], code: int = 0) -> None:
     processes = [start(arguments, rank_variables(rank, world, port)) for rank in range(world)]
     errors = [process.communicate(timeout=300)[1] for process in processes]
     for process, error in zip(processes, errors, strict=True):
-        assert process.returncode in ended_by(code), error
+        assert process.returncode == code, error
