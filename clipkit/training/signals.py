@@ -1,5 +1,7 @@
 """Signals that ask a run to stop: it ends its step and saves, instead of losing what it did."""
 
+import importlib
+import importlib.util
 import signal
 import threading
 from collections.abc import Generator
@@ -30,6 +32,7 @@ def stop_requests() -> Generator[StopRequest]:
     process ignores, as jobs in the background of a shell do with SIGINT, stays ignored.
     """
     request = StopRequest()
+    _import_what_torch_would_at_the_end()
     with ExitStack() as undo:
         if threading.current_thread() is threading.main_thread():
             for number in STOP_SIGNALS:
@@ -39,6 +42,16 @@ def stop_requests() -> Generator[StopRequest]:
                     signal.signal(number, request.handle)
                     undo.callback(signal.signal, number, before)
         yield request
+
+
+def _import_what_torch_would_at_the_end() -> None:
+    """Import tabulate, if it is there, before a Ctrl-C may come.
+
+    torch._dynamo imports it as Python ends. It then makes its classes by `eval`, and Python forgets
+    that Ctrl-C ended the program: the shell is told an ordinary failure, and goes on with its loop.
+    """
+    if importlib.util.find_spec("tabulate") is not None:
+        importlib.import_module("tabulate")
 
 
 def stopped_by(number: signal.Signals, message: str) -> BaseException:
