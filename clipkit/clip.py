@@ -22,7 +22,7 @@ from clipkit.config import Activation, CLIPConfig
 from clipkit.data.pictures import Images
 from clipkit.data.preprocess import Preprocess
 from clipkit.data.saved import absorb_preprocess, describe_preprocess, restore_preprocess
-from clipkit.encode.embed import embed_images, embed_texts, prepare_some
+from clipkit.encode.embed import embed_images, embed_texts, prepare_batch
 from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
 from clipkit.models.changes import has_changes
@@ -45,7 +45,7 @@ class CLIP(TwoTowers):
     Attributes:
         preprocess: a function from an image to (3, H, W) float32. It is the one that belongs to the
             weights until you set another: a `Preprocess`, an `nn.Module` or any other function.
-            A module is no part of the model: its weights do not move, and are in no state dict.
+            A module is no part of the model: its weights are in no state dict, and do not move.
         hub_id: the repository on the hub that `from_pretrained` took the weights from, if it did.
         config, visual, text, logit_scale, is_optimized, optimizations: see
             `clipkit.models.two_towers.TwoTowers`, which has the methods of the numbers:
@@ -127,7 +127,7 @@ class CLIP(TwoTowers):
         Args:
             folder: made if it does not exist. Files of the same names are replaced.
             layout: "clipkit"; or "open_clip" or "transformers" for those libraries.
-            dtype: of the weights on disk; as they are if not given.
+            dtype: of the floating-point weights on disk; as they are if not given.
 
         Raises:
             ConfigError: if the layout cannot hold the model or its preprocessing, if the model
@@ -230,9 +230,9 @@ class CLIP(TwoTowers):
             ConfigError, ExportError: as `make_fast`, and for `calibration` as `embed_images`.
         """
         self.check_original("optimize")
-        some = None if calibration is None else lambda: prepare_some(self, calibration, MOST_IMAGES)
+        few = None if calibration is None else lambda: prepare_batch(self, calibration, MOST_IMAGES)
         copy = merge_lora(self).eval().requires_grad_(False)
-        copy.optimizations = make_fast(copy, compile, runtime, some)
+        copy.optimizations = make_fast(copy, compile=compile, runtime=runtime, calibration=few)
         copy.is_optimized = True
         return copy
 
@@ -299,7 +299,7 @@ class CLIP(TwoTowers):
             raise ConfigError(
                 f"a model's preprocess is a Preprocess or a function of an image, not {value!r}"
             )
-        # nn.Module would put a module among the towers, into the state dict.
+        # nn.Module would put a module among the towers, and its weights into the state dict.
         object.__setattr__(self, name, value)
 
     def __repr__(self) -> str:

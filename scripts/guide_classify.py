@@ -5,10 +5,9 @@
 Needs clipkit-torch[plots]. Takes a few seconds.
 """
 
-import io
 from pathlib import Path
 
-from PIL import Image
+from small_png import write_small_png
 
 import clipkit
 from clipkit.inspect import plots
@@ -28,11 +27,7 @@ def main() -> None:
     files = [ROOT / "examples" / "photos" / f"{name}.jpg" for name in TRUTH]
     predictions = classifier.predict(files)
     figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=3, columns=1)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    image = Image.open(drawn).convert("RGB").quantize(COLORS)
-    image.save(TARGET, optimize=True)
-    print(f"{TARGET.name}: {image.width} x {image.height}, {TARGET.stat().st_size:,} bytes")
+    write_small_png(figure, TARGET, dpi=DPI, colors=COLORS)
 
 
 if __name__ == "__main__":

@@ -6,11 +6,10 @@ Reads examples/results/few_shot_caltech67_B32.json, which examples/few_shot.py w
 clipkit-torch[plots]. Takes a second or two.
 """
 
-import io
 import json
 from pathlib import Path
 
-from PIL import Image
+from small_png import write_small_png
 
 from clipkit.inspect import plots
 
@@ -29,11 +28,7 @@ def main() -> None:
     shots: dict[str, dict[str, list[float]]] = recorded["shots"]
     results = {method: {int(k): draws for k, draws in shots[method].items()} for method in METHODS}
     figure = plots.few_shot_curves(results, zero_shot=recorded["zero_shot"], title=TITLE)
-    drawn = io.BytesIO()
-    figure.savefig(drawn, format="png", dpi=DPI)
-    image = Image.open(drawn).convert("RGB").quantize(COLORS)
-    image.save(TARGET, optimize=True)
-    print(f"{TARGET.name}: {image.width} x {image.height}, {TARGET.stat().st_size:,} bytes")
+    write_small_png(figure, TARGET, dpi=DPI, colors=COLORS)
 
 
 if __name__ == "__main__":

@@ -5,10 +5,9 @@
 Needs clipkit-torch[plots]. Takes a few seconds.
 """
 
-import io
 from pathlib import Path
 
-from PIL import Image
+from small_png import write_small_png
 
 import clipkit
 from clipkit.inspect import plots
@@ -27,11 +26,7 @@ def main() -> None:
     files = [ROOT / "examples" / "photos" / f"{name}.jpg" for name in TRUTH]
     predictions = classifier.predict(files)
     figure = plots.prediction_panels(files, predictions, list(TRUTH.values()), k=4, columns=1)
-    content = io.BytesIO()
-    figure.savefig(content, dpi=DPI)
-    content.seek(0)
-    Image.open(content).convert("RGB").quantize(COLORS).save(TARGET, optimize=True)
-    print(f"{TARGET}: {TARGET.stat().st_size / 1024:.0f} KB")
+    write_small_png(figure, TARGET, dpi=DPI, colors=COLORS)
 
 
 if __name__ == "__main__":

@@ -3,16 +3,15 @@
 import json
 import re
 import shutil
-import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
 import torch
 
 import clipkit
+from tests.helpers.imported import without_modules
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -68,15 +67,8 @@ def test_the_first_python_block_needs_no_download(
 @pytest.fixture
 def _no_other_clip() -> Iterator[None]:
     """Keep modules `clip` that a page installs apart from those of the other tests."""
-
-    def take_out() -> dict[str, ModuleType]:
-        names = [name for name in sys.modules if name.split(".")[0] == "clip"]
-        return {name: sys.modules.pop(name) for name in names}
-
-    present = take_out()
-    yield
-    take_out()
-    sys.modules.update(present)
+    with without_modules("clip"):
+        yield
 
 
 @pytest.mark.usefixtures("_no_other_clip")

@@ -19,21 +19,28 @@ LABELS = ["cat", "cup of coffee", "rocket"]
 
 
 class Counting:
-    """Take the place of a classifier, and count the threads that are in `predict`."""
+    """Take the place of a classifier, and count the threads that are in `predict`.
+
+    Args:
+        awaited: the threads stay until so many have been in it together, or for a minute.
+    """
 
     labels = LABELS
 
-    def __init__(self) -> None:
-        self.lock = threading.Lock()
+    def __init__(self, awaited: int) -> None:
+        self.awaited = awaited
+        self.changed = threading.Condition()
         self.now = 0
         self.most = 0
 
     def predict(self, content: bytes) -> Prediction:
-        with self.lock:
+        with self.changed:
             self.now += 1
             self.most = max(self.most, self.now)
-        time.sleep(0.02)
-        with self.lock:
+            self.changed.notify_all()
+            self.changed.wait_for(lambda: self.most >= self.awaited, timeout=60)
+        time.sleep(0.02)  # for one that should wait for its turn to come in
+        with self.changed:
             self.now -= 1
         return Prediction(LABELS, torch.tensor([0.5, 0.25, 0.25]))
 
@@ -120,7 +127,7 @@ def test_sixteen_clients_at_once(server: Any, classifier: ImageClassifier) -> No
 @pytest.mark.parametrize("at_once", [1, 3])
 def test_so_many_images_are_looked_at_together(server: Any, at_once: int) -> None:
     """The others wait for their turn."""
-    seen = Counting()
+    seen = Counting(awaited=at_once)
     client = TestClient(server.create_app(seen, at_once))
     in_threads(lambda i: predict(client, b"image").json(), 1, rounds=2)
     assert seen.most == at_once

@@ -4,7 +4,6 @@
 """
 
 import importlib
-import importlib.util
 import posixpath
 import re
 from pathlib import Path
@@ -13,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from scripts import site_links
+from scripts import site_markdown as site
 from tests.helpers.package import MODULES
 from tests.helpers.public import parts_of, public_objects
 
@@ -31,21 +32,6 @@ BESIDE_THE_DOORS = {
     "clipkit.openai.installation.OtherClipError",
     "clipkit.openai.simple_tokenizer.SimpleTokenizer",
 }
-# Larger than an image of a page may be, from before there was a limit.
-LARGE = {"benchmarks.png"}
-
-
-def load_script(name: str) -> Any:
-    """Return a script as a module."""
-    spec = importlib.util.spec_from_file_location(name, ROOT / "scripts" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-site = load_script("site_markdown")
 
 
 def text_of(page: str) -> str:
@@ -120,7 +106,7 @@ def test_images_lie_beside_the_pages_and_are_small(page: str) -> None:
     for link in re.findall(r"!\[[^\]]*\]\(([^)\s]+)\)", text_of(page)):
         image = ((DOCS / page).parent / link).resolve()
         assert DOCS in image.parents, link
-        assert image.stat().st_size <= 60 * KB or link in LARGE, link
+        assert image.stat().st_size <= 60 * KB, link
 
 
 def test_the_reference_has_every_public_name_once() -> None:
@@ -150,9 +136,8 @@ def test_figures_of_the_first_page_are_on_the_pages_that_it_leads_to() -> None:
 def test_the_site_asks_no_other_host() -> None:
     assert "font: false" in CONFIG
     assert re.findall(r"https?://[^\s\"]+", CONFIG) == ["https://github.com/clipkit/clipkit"]
-    hooks = load_script("site_links")
     page = '<a href="x" class="md-source" data-md-component="source">'
-    assert hooks.on_post_page(page) == '<a href="x" class="md-source">'
+    assert site_links.on_post_page(page) == '<a href="x" class="md-source">'
 
 
 @pytest.mark.parametrize("script", re.findall(r"scripts/\w+\.py", CONFIG))

@@ -28,7 +28,7 @@ from clipkit.data.decode import is_encoded
 from clipkit.data.labelled import Pairs
 from clipkit.data.pictures import Images, ImageSet
 from clipkit.encode.embed import stream_features
-from clipkit.encode.features import Features
+from clipkit.encode.features import Features, refuse_skipped
 from clipkit.encode.store import extract_features
 from clipkit.errors import DataError, ImageError
 from clipkit.plurals import number_of
@@ -96,9 +96,7 @@ def features_and_paths(
     batches: list[Features] = []
     with closing(_stream(model, cast("Images", given), reading)) as stream:
         for batch in stream:
-            if batch.skipped:
-                name, problem = batch.skipped[0]
-                raise ImageError(problem if name in problem else f"image {name}: {problem}")
+            refuse_skipped(batch.skipped)
             batches.append(batch)
     features = torch.cat([batch.features for batch in batches])
     names = [name for batch in batches for name in batch.paths]

@@ -130,6 +130,11 @@ class ImageSet(Dataset[Item]):
         items = _as_sequence(self.source)
         return items is not None and all(map(_is_file, items))
 
+    @property
+    def order(self) -> list[int]:
+        """Return the indices of all images in the order of the chunks."""
+        return [index for chunk in self.chunks.values() for batch in chunk for index in batch]
+
     def __getitem__(self, index: int) -> Item:
         """Read and prepare one image.
 
@@ -181,7 +186,7 @@ class ImageSet(Dataset[Item]):
         Args:
             as_in_0_1_0: write the labels of the three as version 0.1.0 did, in words of torch.
         """
-        order = [index for chunk in self.chunks.values() for batch in chunk for index in batch]
+        order = self.order
         digest = hashlib.sha256(repr(order).encode())
         if getattr(self.transform, "reduced_jpegs", False):  # which the three may not show
             digest.update(b"reduced JPEGs")

@@ -45,7 +45,7 @@ class Views:
 
     @property
     def reduced_jpegs(self) -> bool:
-        """Whether JPEG files are decoded at a reduced size."""
+        """Return whether JPEG files are decoded at a reduced size."""
         return getattr(self.preprocess, "reduced_jpegs", False)
 
     def read_source(self, image: Readable) -> "Image":

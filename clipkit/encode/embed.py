@@ -13,9 +13,9 @@ from clipkit.data.pictures import Images, ImageSet, Transform
 from clipkit.data.views import Views, check_views
 from clipkit.encode.batches import encode_batches
 from clipkit.encode.eval_view import eval_view
-from clipkit.encode.features import Features, join
+from clipkit.encode.features import Features, join, refuse_skipped
 from clipkit.encode.image_encoder import ImageEncoder, ImageModel, Precision
-from clipkit.errors import ConfigError, ImageError
+from clipkit.errors import ConfigError
 from clipkit.tokenizer import Tokenizer
 from clipkit.words import check_texts
 
@@ -76,9 +76,7 @@ def embed_images(
     parts: list[Features] = []
     with closing(stream):  # its worker processes end when an error does
         for part in stream:
-            if part.skipped:
-                name, problem = part.skipped[0]
-                raise ImageError(problem if name in problem else f"image {name}: {problem}")
+            refuse_skipped(part.skipped)
             parts.append(part)
     return join(parts).features
 
@@ -188,27 +186,23 @@ def prepare_images(
     return image_set
 
 
-def prepare_some(model: ImageModel, images: Images, most: int) -> Tensor:
-    """Return images as the model's preprocessing prepares them.
+def prepare_batch(model: ImageModel, images: Images, most: int | None = None) -> Tensor:
+    """Return images as the model's preprocessing prepares them, in one tensor.
 
     Args:
         model, images: as in `embed_images`.
         most: of more images so many are taken, at even distances.
 
     Returns:
-        (N, 3, H, W) float32 on the CPU.
+        (N, 3, H, W) on the CPU, of the preprocessing's dtype, with its gradients if it has any.
 
     Raises:
         ConfigError, DataError, ImageError: as `embed_images`.
     """
     image_set = prepare_images(model, images, None, batch_size=1, workers=0)
-    order = [index for chunk in image_set.chunks.values() for batch in chunk for index in batch]
-    step = -(-len(order) // most)
-    # A preprocessing may be a module with weights, and a program may have set a default device.
-    with torch.no_grad(), torch.device("cpu"):
-        batch = image_set.collate([image_set[index] for index in order[::step]])
-    if batch.skipped:
-        name, problem = batch.skipped[0]
-        raise ImageError(problem if name in problem else f"image {name}: {problem}")
+    order = image_set.order
+    step = 1 if most is None else -(-len(order) // most)
+    batch = image_set.collate([image_set[index] for index in order[::step]])
+    refuse_skipped(batch.skipped)
     assert batch.images is not None  # nothing was skipped, and an image set is never empty
-    return batch.images.detach().float()
+    return batch.images

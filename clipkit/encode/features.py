@@ -7,6 +7,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
+from clipkit.errors import ImageError
 from clipkit.plurals import number_of_classes
 
 
@@ -47,6 +48,17 @@ class Features:
         if self.skipped:
             parts.append(f"{len(self.skipped)} skipped")
         return f"Features({', '.join(parts)})"
+
+
+def refuse_skipped(skipped: Sequence[tuple[str, str]]) -> None:
+    """Raise `ImageError` for the first image that could not be read, if there is one.
+
+    Args:
+        skipped: as in `Features`.
+    """
+    if skipped:
+        name, problem = skipped[0]
+        raise ImageError(problem if name in problem else f"image {name}: {problem}")
 
 
 def join(parts: Sequence[Features]) -> Features:

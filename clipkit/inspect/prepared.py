@@ -3,8 +3,7 @@
 from torch import Tensor
 
 from clipkit.data.pictures import Images
-from clipkit.encode.embed import prepare_images
-from clipkit.errors import ImageError
+from clipkit.encode import embed
 from clipkit.models.two_towers import TwoTowers
 
 
@@ -21,10 +20,4 @@ def prepare_batch(model: TwoTowers, images: "Tensor | Images") -> Tensor:
     """
     if isinstance(images, Tensor):
         return images
-    image_set = prepare_images(model, images, None, 64, 0)
-    indices = [index for chunk in image_set.chunks.values() for batch in chunk for index in batch]
-    batch = image_set.collate([image_set[index] for index in indices])
-    if batch.images is None or batch.skipped:
-        name, problem = batch.skipped[0]
-        raise ImageError(problem if name in problem else f"image {name}: {problem}")
-    return batch.images
+    return embed.prepare_batch(model, images)

@@ -23,6 +23,7 @@ CACHED_PIXELS = 300_000
 
 def make_fast(
     model: TwoTowers,
+    *,
     compile: bool = False,
     runtime: Runtime = "torch",
     calibration: Calibration | None = None,
@@ -45,7 +46,7 @@ def make_fast(
         ConfigError: for another runtime, or one that cannot be had here.
         ExportError: if OpenVINO does not compute what the tower does.
     """
-    check_runtime(compile, runtime, calibration is not None)
+    _check_runtime(compile, runtime, calibration is not None)
     if runtime == "openvino":
         tower = OpenVINOTower(model.visual, calibration)
         model.add_module("visual", tower)
@@ -67,7 +68,7 @@ def make_fast(
     return (*done, *_pack(visual, text))
 
 
-def check_runtime(compile: bool, runtime: str, is_calibrated: bool) -> None:
+def _check_runtime(compile: bool, runtime: str, is_calibrated: bool) -> None:
     """Raise `ConfigError` for arguments of `make_fast` that do not go together."""
     if runtime not in ("torch", "openvino") or (compile and runtime != "torch"):
         also = " with compile=True" if compile else ""

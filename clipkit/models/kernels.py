@@ -236,7 +236,7 @@ class PackedWeight(nn.Parameter):
             with them; or none.
     """
 
-    plain: Tensor | None
+    plain: Tensor | None = None
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         copy = PackedWeight(self.data.clone(), requires_grad=False)
@@ -269,8 +269,8 @@ def pack(weight: Tensor) -> PackedWeight:
     plain = weight.detach().contiguous()
     reordered = torch.ops.mkldnn._reorder_linear_weight(plain, None)
     packed = PackedWeight(reordered, requires_grad=False)
-    has_other_way = plain.dtype is torch.float32 and _most_rows() < float("inf")
-    packed.plain = plain if has_other_way else None
+    if plain.dtype is torch.float32 and _most_rows() < float("inf"):
+        packed.plain = plain
     return packed
 
 

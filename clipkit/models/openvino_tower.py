@@ -51,8 +51,8 @@ class OpenVINOTower(ImageTower):
     Args:
         tower: on the CPU, in float32 or bfloat16, in eval mode and without gradients. Its weights
             must not change any more.
-        calibration: returns preprocessed images (N, 3, H, W) float32, and is called once all else
-            has been checked. With it the tower computes in int8.
+        calibration: returns preprocessed images (N, 3, H, W), and is called once all else has been
+            checked. With it the tower computes in int8.
 
     Attributes:
         tower: as it was given. Its float32 weights are the very memory that the runtime reads, and
@@ -71,7 +71,6 @@ class OpenVINOTower(ImageTower):
     ) -> None:
         _check_tower(tower)
         super().__init__(tower.resolution, tower.output_dim)
-        import_openvino()
         pixels = None if calibration is None else _pixels_of(calibration, tower.resolution)
         self.tower = tower
         self.calibration = None if pixels is None else sha256(pixels.numpy().data).hexdigest()
@@ -113,10 +112,13 @@ class OpenVINOTower(ImageTower):
 
 def _pixels_of(calibration: Calibration, resolution: tuple[int, int]) -> Tensor:
     """Return the images to calibrate on, once it is known that there is what quantizes."""
+    import_openvino()
     import_nncf()
-    pixels = calibration()
+    # A preprocessing may be a module with weights, and a program may have set a default device.
+    with torch.no_grad(), torch.device("cpu"):
+        pixels = calibration()
     check_images(pixels, resolution, "optimize(calibration=)")
-    return pixels.contiguous()
+    return pixels.detach().float().contiguous()
 
 
 def _check_tower(tower: object) -> None:

@@ -33,7 +33,7 @@ from train_tiny import TEMPLATES
 import clipkit
 from clipkit.checkpoints import registry
 from clipkit.data.folders import list_images
-from clipkit.encode.embed import prepare_some
+from clipkit.encode.embed import prepare_batch
 from clipkit.models.int8 import quantize
 from clipkit.models.openvino_package import import_openvino
 from tests.helpers.random_weights import randomize
@@ -123,7 +123,7 @@ def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
     model = randomize(clipkit.CLIP(registry.MODELS[name].config)).eval().requires_grad_(False)
     files = list_images(photos)
     files = files[:: max(1, len(files) // CALIBRATED_ON)][:CALIBRATED_ON]
-    pixels = prepare_some(model, files, CALIBRATED_ON)
+    pixels = prepare_batch(model, files, CALIBRATED_ON)
     fast = model.optimize(runtime="openvino", calibration=files)
     copies = {"clipkit int8": fast, "clipkit float32": model.optimize()}
     graphs = {"int8": graph_of(model, pixels), "float32": graph_of(model, None)}

@@ -7,12 +7,10 @@ their order, in one folder. Results that have the same name in both programs mus
 
 import importlib
 import re
-import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from importlib import metadata
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -21,6 +19,7 @@ import torch
 from numpy.typing import NDArray
 
 import clipkit.openai
+from tests.helpers.imported import without_modules
 
 DOCS = Path(__file__).parents[2] / "docs"
 BLOCK = re.compile(
@@ -150,15 +149,9 @@ def _openais_clip(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
         assert name in ("ViT-B/32", "tiny")
         return load("tiny", device=device)
 
-    def take_out() -> dict[str, ModuleType]:
-        names = [name for name in sys.modules if name.split(".")[0] == "clip"]
-        return {name: sys.modules.pop(name) for name in names}
-
     monkeypatch.setattr(clipkit.openai, "load", load_tiny)
-    present = take_out()
-    yield
-    take_out()
-    sys.modules.update(present)
+    with without_modules("clip"):
+        yield
 
 
 @pytest.mark.usefixtures("_openais_clip")
