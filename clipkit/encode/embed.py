@@ -141,12 +141,12 @@ def embed_texts(model: EncodesTexts, texts: Iterable[str], *, truncate: bool = F
     strings = check_texts(texts)
     if not strings:
         raise ConfigError("embed_texts needs at least one text, and there is none")
-    model = eval_view(model)
+    tokenizer, view = model.tokenizer, eval_view(model)
     parts: list[Tensor] = []
     for start in range(0, len(strings), TEXT_BATCH):
-        tokens = model.tokenizer(strings[start : start + TEXT_BATCH], truncate=truncate)
+        tokens = tokenizer(strings[start : start + TEXT_BATCH], truncate=truncate)
         with torch.no_grad():
-            features = model.encode_text(tokens)
+            features = view.encode_text(tokens)
         parts.append(F.normalize(features.float(), dim=-1))
     return torch.cat(parts).cpu()
 

@@ -50,8 +50,16 @@ def make_fast(
     if runtime == "openvino":
         tower = OpenVINOTower(model.visual, calibration)
         model.add_module("visual", tower)
-        return (tower.about, *_pack(model.text))
-    visual, text = model.visual, model.text
+        done = (tower.about, *_pack(model.text))
+    else:
+        done = _make_towers_fast(model.visual, model.text, compile)
+    # New modules are in train mode. For one of them each call would work on a view of the model.
+    model.eval()
+    return done
+
+
+def _make_towers_fast(visual: nn.Module, text: nn.Module, compile: bool) -> tuple[str, ...]:
+    """Change both towers for torch. Return what was done."""
     device = next(visual.parameters()).device
     done: list[str] = []
     if isinstance(visual, ModifiedResNet):

@@ -11,6 +11,7 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit import CLIP
+from clipkit.config import TextConfig
 from clipkit.encode.embed import (
     TEXT_BATCH,
     embed_images,
@@ -289,6 +290,24 @@ def test_texts_over_more_than_a_batch(model: CLIP, small_tokenizer: Tokenizer) -
         expected = F.normalize(model.encode_text(small_tokenizer(texts)), dim=-1)
     assert features.dtype == torch.float32
     torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_tokenizer_of_a_model_in_training_is_made_once(
+    small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each call works on a view of such a model, which is forgotten with what it has made."""
+    made: list[Tokenizer] = []
+
+    def make(text: TextConfig) -> Tokenizer:
+        made.append(small_tokenizer)
+        return small_tokenizer
+
+    monkeypatch.setattr("clipkit.clip.default_tokenizer", make)
+    model = CLIP(toy_config()).train()
+    for _ in range(3):
+        embed_texts(model, ["a"])
+    assert len(made) == 1
+    assert model.training
 
 
 def test_features_can_be_trained_on(model: CLIP, images: list[Image.Image]) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 import clipkit
 from clipkit.config import Activation, CLIPConfig, ResNetConfig, TextConfig, ViTConfig
+from clipkit.encode.eval_view import eval_view
 from clipkit.encode.fingerprints import fingerprint
 from clipkit.errors import ConfigError
 from clipkit.models import kernels
@@ -107,6 +108,16 @@ def test_the_model_is_left_as_it_was() -> None:
     assert not model.is_optimized
     assert all(weight.requires_grad for weight in model.parameters())
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("compile", [False, True])
+@pytest.mark.parametrize("kind", ["resnet", "transformer"])
+def test_all_parts_of_a_copy_are_in_eval_mode(kind: str, compile: bool, packing: None) -> None:
+    """Else every call would make a view of the model first, without what was compiled."""
+    model = make_resnet() if kind == "resnet" else make_transformer()
+    fast = model.optimize(compile=compile)
+    assert [name for name, module in fast.named_modules() if module.training] == []
+    assert eval_view(fast) is fast
 
 
 @pytest.fixture

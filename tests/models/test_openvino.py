@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 import clipkit
 from clipkit import CLIP, extract_features
+from clipkit.encode.eval_view import eval_view
 from clipkit.encode.fingerprints import fingerprint
 from clipkit.encode.image_encoder import ImageEncoder
 from clipkit.errors import ConfigError, ExportError
@@ -43,6 +44,11 @@ def models() -> dict[str, CLIP]:
 def fast(models: dict[str, CLIP]) -> dict[str, CLIP]:
     """Return copies whose image towers run in OpenVINO. Tests must not change them."""
     return {name: model.optimize(runtime="openvino") for name, model in models.items()}
+
+
+@pytest.mark.parametrize("kind", ["vit", "resnet"])
+def test_all_parts_of_a_copy_are_in_eval_mode(fast: dict[str, CLIP], kind: str) -> None:
+    assert eval_view(fast[kind]) is fast[kind]
 
 
 def tower_of(model: CLIP) -> OpenVINOTower:
