@@ -3,7 +3,6 @@
 import importlib
 import importlib.util
 import json
-import os
 import random
 import subprocess
 import sys
@@ -20,7 +19,7 @@ from libraries import INSTALLED, Library, load, open_clip, tokenizer_of, transfo
 from memory import alone, peak_of
 from model_rows import shuffled_names
 from PIL import Image, ImageOps
-from side_by_side import PEERS, Call, Row
+from side_by_side import PEERS, Call, Row, with_bytecode_in
 from torch import Tensor, nn
 
 import clipkit
@@ -139,9 +138,7 @@ def preprocess_rows(root: Path, count: int) -> Iterator[Row]:
 
 def import_rows(root: Path) -> Iterator[Row]:
     """Yield a row of whole processes that import a library."""
-    # Bytecode is kept where this run alone finds it, whatever the environment says of it.
-    env = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    env["PYTHONPYCACHEPREFIX"] = str(root / "bytecode")
+    env = with_bytecode_in(root)
     statements = {
         "clipkit": "import clipkit",
         "torch alone": "import torch",

@@ -15,7 +15,7 @@ from model_rows import distance, limit_of
 from other_rows import processed
 from PIL import Image
 from runtimes import RUNTIMES, runtime_calls, unit
-from side_by_side import Call, Row
+from side_by_side import Call, Row, with_bytecode_in
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -99,7 +99,8 @@ def start_rows(root: Path) -> Iterator[Row]:
     for name in RUNTIMES:
         code = RUNTIME_PROGRAM.format(runtime=RUNTIME_PARTS[name])
         programs[name] = ["-c", code, *arguments]
-    calls: dict[str, Call] = {name: partial(output_of, own) for name, own in programs.items()}
+    env = with_bytecode_in(root)
+    calls: dict[str, Call] = {name: partial(output_of, own, env) for name, own in programs.items()}
     yield Row("start: a process to the first label, tiny", calls, is_wrong)
 
 
@@ -118,10 +119,10 @@ def write_towers(model: clipkit.CLIP, folder: Path) -> None:
     (folder / "tokenizer.json").write_text(tokenizer)
 
 
-def output_of(arguments: list[str]) -> str:
+def output_of(arguments: list[str], env: dict[str, str]) -> str:
     """Return what a program prints."""
     command = [sys.executable, *arguments]
-    return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    return subprocess.run(command, capture_output=True, text=True, check=True, env=env).stdout
 
 
 def is_wrong(printed: str) -> float:

@@ -206,6 +206,16 @@ def hardware(device: torch.device) -> dict[str, Any]:
     return about
 
 
+def with_bytecode_in(folder: Path) -> dict[str, str]:
+    """Return the environment of a program whose bytecode is kept in a folder after its first run.
+
+    So it is for programs that pip has installed, whatever this environment says of it. Without its
+    bytecode `import torch` takes several times as long.
+    """
+    found = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
+    return found | {"PYTHONPYCACHEPREFIX": str(folder / "bytecode")}
+
+
 def processor() -> str:
     """Return the name, family and model of the CPU."""
     lines = Path("/proc/cpuinfo").read_text().splitlines()
