@@ -52,7 +52,7 @@ if typing.TYPE_CHECKING:
     from clipkit.training.shards import ShardBatches
     from clipkit.training.tasks import ClassificationTask, ContrastiveTask, PromptTask, Task
 
-__version__ = "0.2.0.dev0"
+__version__ = "0.2.0"
 
 __all__ = [
     "Augment",
