@@ -248,4 +248,4 @@ def test_names_lead_to_the_class_first_and_then_to_the_front_door() -> None:
 
 def test_the_page_of_errors_shows_their_tree() -> None:
     module: ModuleType = importlib.import_module("clipkit.errors")
-    assert "```text\nClipkitError\n├──" in site.markdown_of(module.__doc__, lambda _: None)
+    assert "```text\nClipkitError\n├──" in site.markdown_of(module.__doc__ or "", lambda _: None)
