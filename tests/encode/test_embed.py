@@ -11,17 +11,11 @@ from PIL import Image
 from torch import Tensor
 
 from clipkit import CLIP
-from clipkit.config import TextConfig
-from clipkit.encode.embed import (
-    TEXT_BATCH,
-    embed_images,
-    embed_texts,
-    stream_features,
-)
+from clipkit.encode.embed import embed_images, embed_texts, stream_features
 from clipkit.encode.features import Features
 from clipkit.encode.image_encoder import Precision
 from clipkit.encode.store import extract_features
-from clipkit.errors import ConfigError, DataError, ImageError, TokenizerError
+from clipkit.errors import ConfigError, DataError, ImageError
 from clipkit.tokenizer import Tokenizer
 from tests.helpers.models import make_small_tokenizer
 from tests.helpers.toy_data import toy_config, two_colors
@@ -283,33 +277,6 @@ def test_one_order_of_features_labels_and_names(
     torch.testing.assert_close(result.features, expected, rtol=1e-5, atol=1e-6)
 
 
-def test_texts_over_more_than_a_batch(model: CLIP, small_tokenizer: Tokenizer) -> None:
-    texts = [f"word {i}" for i in range(TEXT_BATCH + 9)]
-    features = embed_texts(model, texts)
-    with torch.no_grad():
-        expected = F.normalize(model.encode_text(small_tokenizer(texts)), dim=-1)
-    assert features.dtype == torch.float32
-    torch.testing.assert_close(features, expected, rtol=1e-5, atol=1e-6)
-
-
-def test_the_tokenizer_of_a_model_in_training_is_made_once(
-    small_tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each call works on a view of such a model, which is forgotten with what it has made."""
-    made: list[Tokenizer] = []
-
-    def make(text: TextConfig) -> Tokenizer:
-        made.append(small_tokenizer)
-        return small_tokenizer
-
-    monkeypatch.setattr("clipkit.clip.default_tokenizer", make)
-    model = CLIP(toy_config()).train()
-    for _ in range(3):
-        embed_texts(model, ["a"])
-    assert len(made) == 1
-    assert model.training
-
-
 def test_features_can_be_trained_on(model: CLIP, images: list[Image.Image]) -> None:
     """They are plain tensors without a graph, unlike those of inference mode."""
     for features in (embed_images(model, images), embed_texts(model, ["a", "b"])):
@@ -334,27 +301,12 @@ def test_half_precision_models_give_unit_float32(
     torch.testing.assert_close(embed_images(half, images), expected, rtol=0, atol=0.03)
 
 
-def test_long_texts_are_cut_only_if_asked(model: CLIP) -> None:
-    long = "word " * 50
-    with pytest.raises(TokenizerError, match="16"):
-        embed_texts(model, ["short", long])
-    assert torch.equal(
-        embed_texts(model, [long], truncate=True),
-        embed_texts(model, [long + "more"], truncate=True),
-    )
-
-
 @pytest.mark.parametrize(("function", "name"), [(embed_images, "image"), (embed_texts, "text")])
 def test_refuses_nothing(
     model: CLIP, function: Callable[[CLIP, list[str]], Tensor], name: str
 ) -> None:
     with pytest.raises(ConfigError, match=f"needs at least one {name}"):
         function(model, [])
-
-
-def test_a_text_is_no_list_of_letters(model: CLIP) -> None:
-    with pytest.raises(ConfigError, match=r"takes a list of texts.*\['a cat'\]"):
-        embed_texts(model, "a cat")
 
 
 class Halving:
