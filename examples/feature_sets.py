@@ -70,5 +70,8 @@ def read_feature_set(path: Path) -> FeatureSet:
 
 def read_feature_sets(folder: Path) -> Iterator[FeatureSet]:
     """Yield the set of each `.npz` of a folder, by name."""
-    for path in sorted(folder.glob("*.npz")):
+    paths = sorted(folder.glob("*.npz"))
+    if not paths:
+        raise SystemExit(f"there is no .npz in {folder}: the docstring says how features are made")
+    for path in paths:
         yield read_feature_set(path)

@@ -1,6 +1,6 @@
 """Serve a classifier over HTTP: the upload of an image to /predict gives its labels as JSON.
 
-    pip install clipkit-torch fastapi uvicorn python-multipart
+    pip install fastapi uvicorn python-multipart         # beside clipkit
     python examples/server.py pets/                      # a classifier that was saved
     python examples/server.py owner/pets                 # one on the hub
     python examples/server.py tiny --labels cat "cup of coffee" rocket    # names alone

@@ -192,7 +192,7 @@ def tasks_of(arguments: argparse.Namespace) -> Iterator[FeatureSet]:
 
 def main() -> None:
     """Measure all sets, print tables and write the results."""
-    parser = argparse.ArgumentParser(description="see the docstring")
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--features", type=Path)
     parser.add_argument("--model", default="tiny")
     parser.add_argument("--data", type=Path, nargs="*", default=[])
@@ -203,6 +203,8 @@ def main() -> None:
     parser.add_argument("--compare", action="store_true")
     parser.add_argument("--out", type=Path, default=Path("trust.json"))
     arguments = parser.parse_args()
+    if arguments.features is None and not arguments.data:
+        parser.error("give --features or --data: what to measure on")
     results: dict[str, Any] = {}
     for task in tasks_of(arguments):
         if arguments.only and task.name not in arguments.only:

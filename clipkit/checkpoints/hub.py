@@ -202,11 +202,11 @@ def _download_error(
     status = getattr(getattr(failure, "response", None), "status_code", None)
     if status in (401, 403):
         return DownloadError(
-            f"The hub refused access to {repo_id!r}: {failure}. If the repository is gated, accept "
-            "its terms at its page on the hub; then pass token=... of an account that may read it, "
-            "or log in with `hf auth login`."
+            f"The hub refused access to {repo_id!r}: {_without_stop(failure)}. If the repository "
+            "is gated, accept its terms at its page on the hub; then pass token=... of an account "
+            "that may read it, or log in with `hf auth login`."
         )
-    reason = "asked for local files only" if failure is None else failure
+    reason = "asked for local files only" if failure is None else _without_stop(failure)
     folder = f"models--{repo_id.replace('/', '--')}"
     return DownloadError(
         f"Neither the hub nor the cache gave {repo_id} (revision {revision or 'main'}): {names}. "
@@ -214,6 +214,11 @@ def _download_error(
         f"there is one and copy its folder {folder} into {cache_dir or HF_HUB_CACHE}; or pass the "
         "path of the file or folder, or pass the cache_dir that already holds it."
     )
+
+
+def _without_stop(failure: BaseException | None) -> str:
+    """Return what an error says, so that a sentence can go on or end after it."""
+    return str(failure).rstrip().removesuffix(".")
 
 
 @contextlib.contextmanager

@@ -58,8 +58,8 @@ def draw_overlay(
         a legend stands at its left end.
 
     Raises:
-        ConfigError: if sizes differ, indices are no integers, there is a class without a label, or
-            an option is impossible.
+        ConfigError: for what is no PIL image, if sizes differ, indices are no integers, there is a
+            class without a label, or an option is impossible.
 
     Example:
         mapper = clipkit.inspect.ClassMapper(model, ["cat", "sofa"])
@@ -68,6 +68,10 @@ def draw_overlay(
     """
     from PIL import Image, ImageDraw
 
+    if not isinstance(image, Image.Image):
+        raise ConfigError(
+            f"draw_overlay takes an image that PIL has opened, not {image!r}: PIL.Image.open(path)"
+        )
     if indices.shape != (image.height, image.width):
         raise ConfigError(
             f"there must be a class for each pixel, ({image.height}, {image.width}), not "

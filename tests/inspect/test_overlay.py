@@ -181,3 +181,9 @@ def test_what_does_not_fit_is_refused() -> None:
 def test_impossible_options_are_refused(options: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         draw_overlay(Image.new("RGB", (300, 200)), halves(), ["cat", "dog"], **options)
+
+
+def test_a_path_is_no_image() -> None:
+    path: Any = "cat.jpg"
+    with pytest.raises(ConfigError, match=r"PIL has opened, not 'cat\.jpg': PIL\.Image\.open"):
+        draw_overlay(path, torch.zeros(4, 4, dtype=torch.int64), ["cat"])
