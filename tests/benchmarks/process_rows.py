@@ -15,7 +15,7 @@ from model_rows import distance, limit_of
 from other_rows import processed
 from PIL import Image
 from runtimes import RUNTIMES, runtime_calls, unit
-from side_by_side import Call, Row, with_bytecode_in
+from side_by_side import IN_OPENVINO, Call, Row, with_bytecode_in
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -180,6 +180,9 @@ def ways_of(
     model = load("clipkit", folder, setting.device, dtype)
     fast = model.optimize()
     calls: dict[str, Call] = {"clipkit": partial(clipkit.embed_images, fast, files)}
+    if "openvino" in RUNTIMES:
+        in_openvino = model.optimize(runtime="openvino")
+        calls[IN_OPENVINO] = partial(clipkit.embed_images, in_openvino, files)
     for peer in INSTALLED:
         if not (is_resnet(name) and peer == "transformers"):
             calls[peer] = peer_way(peer, name, dtype, files, setting)
