@@ -6,7 +6,7 @@ The table is `tests/mutants/table.txt`. Each breakage is made in a copy of the t
 folder, and its test files are run there, up to the first failure. Before that the same files run
 once on the unbroken copy, where all must pass. The exit code is 0 if every breakage was noticed.
 
-Cost: about half an hour on two cores with two workers for the whole table.
+Cost: about an hour on two cores with two workers for the whole table.
 """
 
 import argparse
@@ -147,6 +147,8 @@ def run_tests(copy: Path, files: Sequence[str], seconds: float) -> tuple[int | N
     # Compiled files are known by their time and size, which a breakage may leave as they are.
     variables = {"PYTHONPATH": str(copy), "PYTHONDONTWRITEBYTECODE": "1", "PYTEST_ADDOPTS": ""}
     command = [sys.executable, "-m", "pytest", "-x", "--tb=line", "-rf", "-p", "no:cacheprovider"]
+    if (copy / "tests" / "conftest.py").exists():  # whose option it is
+        command.append("--slow")
     try:
         found = subprocess.run(
             [*command, *files],
