@@ -72,6 +72,31 @@ def test_what_it_leaves(tmp_path: Path) -> None:
     assert row["images_per_second"] > 0
 
 
+def test_the_loss_in_the_log_is_the_mean_since_the_last_row(tmp_path: Path) -> None:
+    run(tmp_path / "each", steps=7, log_every=1)
+    run(tmp_path / "some", steps=7, log_every=3)
+    each = losses(tmp_path / "each")
+    means = {step: sum(each[one] for one in range(step - 2, step + 1)) / 3 for step in (3, 6)}
+    assert losses(tmp_path / "some") == pytest.approx({**means, 7: each[7]}, rel=1e-6)
+
+
+def test_each_step_draws_other_numbers_and_the_same_in_every_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain = ContrastiveTask.forward
+    drawn: list[float] = []
+
+    def forward(self: ContrastiveTask, images: Tensor, tokens: Tensor) -> Tensor:
+        drawn.append(torch.rand(()).item())
+        return plain(self, images, tokens)
+
+    monkeypatch.setattr(ContrastiveTask, "forward", forward)
+    for folder in ("one", "other"):
+        run(tmp_path / folder, steps=4)
+    assert len(set(drawn[:4])) == 4
+    assert drawn[:4] == drawn[4:]
+
+
 @pytest.mark.parametrize("where", ["loss", "gradient"])
 def test_what_is_not_finite_stops_it(
     where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
