@@ -186,6 +186,18 @@ def with_links(markdown: str, page: str) -> str:
     return "".join(parts)
 
 
+def with_plain_pipes(markdown: str) -> str:
+    r"""Return the Markdown of a page with `|` for `\|` in the code of its tables.
+
+    GitHub wants the backslash there, and Python-Markdown would show it.
+    """
+    lines = markdown.split("\n")
+    for number, line in enumerate(lines):
+        if line.startswith("|"):
+            lines[number] = _CODE.sub(lambda code: code.group().replace(r"\|", "|"), line)
+    return "\n".join(lines)
+
+
 def with_included(markdown: str, read: Callable[[str], str]) -> str:
     """Return the Markdown of a page with the files that it names in the place of their names.
 

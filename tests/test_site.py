@@ -249,3 +249,9 @@ def test_names_lead_to_the_class_first_and_then_to_the_front_door() -> None:
 def test_the_page_of_errors_shows_their_tree() -> None:
     module: ModuleType = importlib.import_module("clipkit.errors")
     assert "```text\nClipkitError\n├──" in site.markdown_of(module.__doc__ or "", lambda _: None)
+
+
+def test_pipes_in_the_code_of_a_table_have_no_backslash() -> None:
+    page = "| a | b |\n|---|---|\n| `x \\| y` | c \\| d |\n\n`grep 'a\\|b'`\n"
+    shown = "| a | b |\n|---|---|\n| `x | y` | c \\| d |\n\n`grep 'a\\|b'`\n"
+    assert site.with_plain_pipes(page) == shown
