@@ -27,8 +27,8 @@ from clipkit.errors import ConfigError
 from clipkit.models.build import assemble
 from clipkit.models.changes import has_changes
 from clipkit.models.fast import Runtime, make_fast
-from clipkit.models.int8 import MOST_IMAGES
 from clipkit.models.low_rank import merge_lora
+from clipkit.models.openvino_int8 import MOST_IMAGES
 from clipkit.models.placement import decide_device, decide_dtype
 from clipkit.models.two_towers import TwoTowers
 from clipkit.moved import MODULE, missing, warn_of_alias
@@ -201,26 +201,26 @@ class CLIP(TwoTowers):
         *,
         compile: bool = False,
         runtime: Runtime = "torch",
+        int8: bool = False,
         calibration: "Images | None" = None,
     ) -> "CLIP":
         """Return a copy for inference alone, which does less for the same features, to float noise.
 
-        - A ResNet's batch norms are folded into its convolutions, and channels come last in memory.
-          On a CPU oneDNN computes each convolution with what follows it, and a large batch goes
-          through in parts, which hooks see.
-        - Where oneDNN computes linear layers (on a CPU: bfloat16, and float32 on AMD), it gets
-          their weights in its own order (without AVX-512 beside the usual one) and computes an
-          MLP's activation with them.
-        - On CUDA and MPS a ViT and the text tower are only copied, unless they are compiled.
+        A ResNet's batch norms are folded into its convolutions, and channels come last in memory.
+        On a CPU oneDNN computes each convolution with what follows it, and a large batch goes
+        through in parts, which hooks see. Linear layers that oneDNN computes (on a CPU: bfloat16,
+        and float32 on AMD) get their weights in its own order, without AVX-512 beside the usual
+        one. On CUDA and MPS a ViT and the text tower are only copied, unless they are compiled.
 
         Args:
-            compile: let torch.compile loose on the image tower, on CUDA with CUDA graphs, and pack
-                no weights. The first batch of each size takes a minute or so.
+            compile: let torch.compile loose on the image tower, on CUDA with CUDA graphs. The first
+                batch of each size takes a minute or so.
             runtime: "openvino" computes the image tower there, on the CPU, in float32 or bfloat16;
                 it needs `clipkit-torch[openvino]`. The first batches of some sizes compile it.
-            calibration: for "openvino", a hundred or so of the images that the copy will see. The
-                tower then computes in int8; `optimizations` says how far features are from float32.
-                It needs `clipkit-torch[int8]`.
+            int8: round weights and inputs of a vision transformer's linear layers to int8, on the
+                CPU. Features then differ by more than float noise.
+            calibration: for int8 in "openvino", a hundred or so of the images that the copy will
+                see; `optimizations` says how far features are. It needs `clipkit-torch[int8]`.
 
         Returns:
             The copy. It cannot be saved, exported or optimized again. With packed weights, or
@@ -232,8 +232,8 @@ class CLIP(TwoTowers):
         self.check_original("optimize")
         few = None if calibration is None else lambda: prepare_batch(self, calibration, MOST_IMAGES)
         copy = merge_lora(self).eval().requires_grad_(False)
-        copy.optimizations = make_fast(copy, compile=compile, runtime=runtime, calibration=few)
-        copy.is_optimized = True
+        done = make_fast(copy, compile=compile, runtime=runtime, int8=int8, calibration=few)
+        copy.optimizations, copy.is_optimized = done, True
         return copy
 
     def load_state_dict(

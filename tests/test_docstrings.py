@@ -28,9 +28,9 @@ VERBS = set(
     Adapt Add Apply Ask Assign Average Blur Bring Build Call Cast Change Check Choose Classify Clip
     Close Compare Complete Compress Compute Convolve Copy Count Cover Cut Decode Describe Divide Do
     Draw Drop Embed Encode Explain Fill Find Fine-tune Fit Forget Give Go Hold Import Join Keep Know
-    Lay Learn Leave Let Load Lock Make Map Measure Mend Merge Minimize Move Multiply Note Open Parse
-    Pool Prepare Print Put Raise Read Recompute Remember Remove Rename Replace Report Resample
-    Return Run Say Scale Score Search Set Show Spell Split Stand Take Tell Tie Train Turn Undo
+    Lay Learn Leave Let Load Lock Make Map Measure Mend Merge Minimize Move Multiply Note Open Pack
+    Parse Pool Prepare Print Put Raise Read Recompute Remember Remove Rename Replace Report Resample
+    Return Round Run Say Scale Score Search Set Show Spell Split Stand Take Tell Tie Train Turn Undo
     Upload Vary Wait Warn Write Yield
     """.split()
 )

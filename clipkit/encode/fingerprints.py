@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from clipkit.data.pictures import ImageSet, tensor_bytes
 from clipkit.encode.image_encoder import ImageModel, image_tower
 from clipkit.errors import ConfigError
+from clipkit.models.kernels import PackedWeight
 
 if TYPE_CHECKING:
     from _typeshed import DataclassInstance
@@ -150,6 +151,8 @@ def _is_set(field: Field[Any], config: object) -> bool:
 
 def _dense(value: Tensor) -> Tensor:
     """Return a tensor with bytes to look at, of one that oneDNN may have laid out its own way."""
+    if type(value) is PackedWeight:
+        return value.unpack()
     return value.to_dense() if value.is_mkldnn else value
 
 

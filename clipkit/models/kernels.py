@@ -21,6 +21,7 @@ from torch.nn.modules import module as torch_module
 from torch.utils import _python_dispatch as dispatch
 
 from clipkit.errors import ConfigError
+from clipkit.models.int8 import Int8Scales, multiply, pack_levels, quantize_weight
 
 Fused = Literal["none", "gelu", "swish"]  # oneDNN's names for the activations that it can fuse
 
@@ -234,18 +235,29 @@ class PackedWeight(nn.Parameter):
     Attributes:
         plain: the same weight in the usual order, for matrices of many rows, where MKL is faster
             with them; or none.
+        scales: of a weight in int8; of any other none.
     """
 
     plain: Tensor | None = None
+    scales: Int8Scales | None = None
+
+    def unpack(self) -> Tensor:
+        """Return the weight in the usual order, as it was or as it was rounded."""
+        if self.scales is None:
+            return self.to_dense()
+        return self.to_dense().T * self.scales.steps[:, None]  # (in, out) -> (out, in)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         copy = PackedWeight(self.data.clone(), requires_grad=False)
         copy.plain = None if self.plain is None else self.plain.clone()
+        copy.scales = None if self.scales is None else self.scales.clone()
         memo[id(self)] = copy
         return copy
 
     def __reduce_ex__(self, protocol: Any) -> Any:
-        return pack, (self.to_dense(),)
+        if self.scales is None:
+            return pack, (self.to_dense(),)
+        return _pack_int8, (self.to_dense().T.contiguous(), self.scales)
 
 
 def can_pack(weight: Tensor) -> bool:
@@ -274,14 +286,28 @@ def pack(weight: Tensor) -> PackedWeight:
     return packed
 
 
+def pack_int8(weight: Tensor) -> PackedWeight:
+    """Return a weight (out, in) rounded to int8, for `linear` alone."""
+    return _pack_int8(*quantize_weight(weight))
+
+
+def _pack_int8(levels: Tensor, scales: Int8Scales) -> PackedWeight:
+    packed = PackedWeight(pack_levels(levels), requires_grad=False)
+    packed.scales = scales
+    return packed
+
+
 def _packed_linear(
     x: Tensor, weight: PackedWeight, bias: Tensor | None, activation: Fused
 ) -> Tensor:
     """Return the activation of a product, or refuse what a packed weight cannot do."""
     refuse_gradients_and_autocast(x)
-    if weight.plain is None or _rows_of(x) <= _most_rows():
+    if weight.scales is not None:
+        y = multiply(x, weight.data, weight.scales, bias)
+    elif weight.plain is None or _rows_of(x) <= _most_rows():
         return _onednn_linear(x, weight, bias, activation)
-    y = F.linear(x, weight.plain, bias)
+    else:
+        y = F.linear(x, weight.plain, bias)
     if activation == "swish":
         return F.silu(y, inplace=True)
     return F.gelu(y) if activation == "gelu" else y
@@ -309,14 +335,16 @@ class PackedLinear(nn.Module):
     It is for inference alone.
 
     Args:
-        weight: (out, in).
+        weight: (out, in), packed.
         bias: (out,).
         activation: by oneDNN's name for it.
     """
 
-    def __init__(self, weight: Tensor, bias: Tensor | None, activation: Fused = "none") -> None:
+    def __init__(
+        self, weight: PackedWeight, bias: Tensor | None, activation: Fused = "none"
+    ) -> None:
         super().__init__()
-        self.weight = pack(weight)
+        self.weight = weight
         self.bias = None if bias is None else nn.Parameter(bias.detach(), requires_grad=False)
         self.activation: Fused = activation
 
@@ -328,37 +356,3 @@ class PackedLinear(nn.Module):
         """Return what `print` shows of the layer."""
         out_features, in_features = self.weight.shape
         return f"{in_features}, {out_features}, activation={self.activation!r}"
-
-
-class Patches(nn.Conv2d):
-    """Embed the square patches of images.
-
-    This is a convolution, computed as one product of all patches with the weight. With another
-    `stride`, which some set for denser maps, it is the ordinary convolution.
-
-    Args:
-        channels: of the images.
-        width: of the embedding.
-        size: side of a patch in pixels.
-    """
-
-    def __init__(self, channels: int, width: int, size: int) -> None:
-        super().__init__(channels, width, size, stride=size, bias=False)
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Map images (N, C, H, W) to (N, width, rows, columns).
-
-        Pixels left over at the right and bottom edge are not seen.
-        """
-        if self.stride != self.kernel_size:
-            return super().forward(input)
-        size = self.kernel_size[0]
-        count, channels, height, width = input.shape
-        rows, columns = height // size, width // size
-        x = input[:, :, : rows * size, : columns * size]
-        x = x.view(count, channels, rows, size, columns, size)
-        x = x.permute(0, 2, 4, 1, 3, 5)  # -> (N, rows, columns, C, size, size)
-        x = x.flatten(3)  # (N, rows, columns, C x size x size)
-        packed = type(self.weight) is PackedWeight
-        weight = self.weight if packed else self.weight.flatten(1)  # (width, C x size x size)
-        return linear(x, weight).permute(0, 3, 1, 2)  # -> (N, width, rows, columns)

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 
 from clipkit.errors import ConfigError, ExportError
 from clipkit.models.inputs import check_images
-from clipkit.models.int8 import quantize
 from clipkit.models.kernels import (
     is_watched,
     refuse_gradients_and_autocast,
     values_are_known,
 )
 from clipkit.models.layers import ImageTower
+from clipkit.models.openvino_int8 import quantize
 from clipkit.models.openvino_package import import_nncf, import_openvino
 from clipkit.models.record import record
 from clipkit.models.resnet import ModifiedResNet

@@ -5,8 +5,42 @@ from torch import Tensor, nn
 
 from clipkit.config import Activation
 from clipkit.models.inputs import check_images
-from clipkit.models.kernels import Patches, is_watched
+from clipkit.models.kernels import PackedWeight, is_watched, linear
 from clipkit.models.layers import ImageTower, Transformer
+
+
+class Patches(nn.Conv2d):
+    """Embed the square patches of images.
+
+    This is a convolution, computed as one product of all patches with the weight. With another
+    `stride`, which some set for denser maps, it is the ordinary convolution.
+
+    Args:
+        channels: of the images.
+        width: of the embedding.
+        size: side of a patch in pixels.
+    """
+
+    def __init__(self, channels: int, width: int, size: int) -> None:
+        super().__init__(channels, width, size, stride=size, bias=False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Map images (N, C, H, W) to (N, width, rows, columns).
+
+        Pixels left over at the right and bottom edge are not seen.
+        """
+        if self.stride != self.kernel_size:
+            return super().forward(input)
+        size = self.kernel_size[0]
+        count, channels, height, width = input.shape
+        rows, columns = height // size, width // size
+        x = input[:, :, : rows * size, : columns * size]
+        x = x.view(count, channels, rows, size, columns, size)
+        x = x.permute(0, 2, 4, 1, 3, 5)  # -> (N, rows, columns, C, size, size)
+        x = x.flatten(3)  # (N, rows, columns, C x size x size)
+        packed = type(self.weight) is PackedWeight
+        weight = self.weight if packed else self.weight.flatten(1)  # (width, C x size x size)
+        return linear(x, weight).permute(0, 3, 1, 2)  # -> (N, width, rows, columns)
 
 
 class VisionTransformer(ImageTower):

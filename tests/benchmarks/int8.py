@@ -7,9 +7,10 @@
   calibrated on 100 images that are not tested on: zero-shot accuracy with the prompts of
   `train_tiny.py`, and the cosines of the features. On CIFAR-100 they come from `train/`. Of
   Tiny-ImageNet every hundredth image of `val/` is taken, and the others are tested on.
-- Speed and size: towers of `--models` at random weights, calibrated on 100 images of `--photos`,
-  beside the same quantization written by hand (NNCF, then OpenVINO), and both in float32. A file's
-  size is that of OpenVINO's own format.
+- Speed and size: towers of `--models` at random weights: `optimize(int8=True)` in torch, and
+  `optimize(runtime="openvino", calibration=)` with 100 images of `--photos`, beside the same
+  quantization written by hand (NNCF, then OpenVINO), and all in float32. A file's size is that of
+  OpenVINO's own format. What a trained vision transformer loses is measured by `int8_vit.py`.
 
 Cost: about 15 minutes on two cores for both data sets and ViT-B/32. Needs nncf and openvino.
 """
@@ -34,7 +35,7 @@ import clipkit
 from clipkit.checkpoints import registry
 from clipkit.data.folders import list_images
 from clipkit.encode.embed import prepare_batch
-from clipkit.models.int8 import quantize
+from clipkit.models.openvino_int8 import quantize
 from clipkit.models.openvino_package import import_openvino
 from tests.helpers.random_weights import randomize
 
@@ -125,7 +126,11 @@ def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
     files = files[:: max(1, len(files) // CALIBRATED_ON)][:CALIBRATED_ON]
     pixels = prepare_batch(model, files, CALIBRATED_ON)
     fast = model.optimize(runtime="openvino", calibration=files)
-    copies = {"clipkit int8": fast, "clipkit float32": model.optimize()}
+    copies = {
+        "clipkit int8": model.optimize(int8=True),
+        "clipkit int8 in openvino": fast,
+        "clipkit float32": model.optimize(),
+    }
     graphs = {"int8": graph_of(model, pixels), "float32": graph_of(model, None)}
     facts = {f"MB of {title}": megabytes_of(graph) for title, graph in graphs.items()}
     for count in batches:

@@ -46,6 +46,12 @@ model = clipkit.CLIP.from_pretrained(folder, device="cpu").optimize()
 with torch.inference_mode():
     model(torch.zeros(1, 3, *model.config.vision.resolution), model.tokenizer(texts))
 """,
+    "clipkit, optimize(int8=True)": """
+import clipkit, torch
+model = clipkit.CLIP.from_pretrained(folder, device="cpu").optimize(int8=True)
+with torch.inference_mode():
+    model(torch.zeros(1, 3, *model.config.vision.resolution), model.tokenizer(texts))
+""",
     "open_clip": """
 import open_clip, torch
 model = open_clip.create_model(f"local-dir:{folder}").eval()

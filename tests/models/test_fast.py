@@ -265,7 +265,8 @@ def test_layers_are_packed_where_it_pays(is_amd: bool, monkeypatch: pytest.Monke
     packed = is_amd and torch.backends.mkldnn.is_available()
     assert bool(make_transformer().optimize().optimizations) is packed
     assert make_transformer().double().optimize().optimizations == ()
-    assert make_transformer().optimize(compile=True).optimizations == ("image tower compiled",)
+    compiled = make_transformer().optimize(compile=True).optimizations
+    assert compiled == ("image tower compiled", "8 linear layers packed for oneDNN")[: 1 + packed]
 
 
 def test_nothing_is_packed_by_an_op_that_fails(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -282,7 +283,7 @@ def test_nothing_is_packed_by_an_op_that_fails(monkeypatch: pytest.MonkeyPatch) 
 def test_compile_gives_the_same_features() -> None:
     model, images = make_resnet().eval(), torch.randn(2, 3, 64, 64)
     fast = model.optimize(compile=True)
-    assert fast.optimizations[-1] == "image tower compiled"
+    assert "image tower compiled" in fast.optimizations
     with torch.no_grad():
         found, expected = fast.encode_image(images), model.encode_image(images)
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)

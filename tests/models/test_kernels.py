@@ -17,7 +17,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from clipkit.errors import ConfigError
 from clipkit.models import kernels
-from clipkit.models.kernels import PackedLinear, Patches, apply_linear, can_pack, linear, pack
+from clipkit.models.kernels import PackedLinear, apply_linear, can_pack, linear, pack
 from clipkit.models.layers import QuickGELU
 
 needs_onednn = pytest.mark.skipif(
@@ -319,7 +319,7 @@ def test_many_rows_are_multiplied_by_the_plain_weight(
     monkeypatch.setattr(kernels, "_most_rows", lambda: 6)
     torch.manual_seed(0)
     layer = nn.Linear(24, 17)
-    packed = PackedLinear(layer.weight, layer.bias, activation)
+    packed = PackedLinear(pack(layer.weight), layer.bias, activation)
     few, many = torch.randn(2, 3, 24), torch.randn(7, 24)
     after = {"none": lambda y: y, "gelu": F.gelu, "swish": F.silu}[activation]
     for x, count in ((few, 1), (many, 0), (few[:0], 1)):
@@ -346,29 +346,6 @@ def test_quick_gelu_has_the_same_bits_with_and_without_gradients() -> None:
     assert torch.equal(y, QuickGELU()(x.requires_grad_()).detach())
 
 
-@pytest.mark.parametrize("size", [(20, 12), (23, 15)])  # with a rest at the edges
-def test_patches_are_a_convolution(size: tuple[int, int]) -> None:
-    torch.manual_seed(3)
-    layer, images = Patches(3, 7, 4), torch.randn(2, 3, *size)
-    with torch.no_grad():
-        y = layer(images)
-    expected = F.conv2d(images.double(), layer.weight.detach().double(), stride=4)
-    assert y.shape == expected.shape == (2, 7, 5, 3)
-    torch.testing.assert_close(y.double(), expected, rtol=0, atol=2e-6)
-    layer.stride = (2, 2)  # denser
-    assert torch.equal(layer(images), F.conv2d(images, layer.weight, stride=2))
-
-
-def test_patches_have_the_gradients_of_a_convolution() -> None:
-    torch.manual_seed(3)
-    layer, images = Patches(3, 7, 4), torch.randn(2, 3, 20, 12, requires_grad=True)
-    inputs = [images, layer.weight]
-    found = torch.autograd.grad(layer(images).square().sum(), inputs)
-    by_torch = F.conv2d(images, layer.weight, stride=4).square().sum()
-    expected = torch.autograd.grad(by_torch, inputs)
-    torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
-
-
 @needs_onednn
 @pytest.mark.parametrize("activation", ["none", "gelu", "swish"])
 def test_packed_layers_compute_the_same(activation: kernels.Fused) -> None:
@@ -376,7 +353,7 @@ def test_packed_layers_compute_the_same(activation: kernels.Fused) -> None:
     x, weight, bias = torch.randn(2, 5, 24), torch.randn(17, 24), torch.randn(17)
     expected = F.linear(x, weight, bias)
     expected = {"none": expected, "gelu": F.gelu(expected), "swish": F.silu(expected)}[activation]
-    packed = PackedLinear(weight, bias, activation)
+    packed = PackedLinear(pack(weight), bias, activation)
     for layer in (packed, copy.deepcopy(packed), pickle.loads(pickle.dumps(packed))):
         assert layer.weight.is_mkldnn
         assert layer.weight.shape == (17, 24)
