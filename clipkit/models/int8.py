@@ -92,9 +92,9 @@ def _quantize_rows(rows: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 
 def _products(levels: Tensor, packed: Tensor, steps: Tensor) -> Tensor:
     """Return the products of levels with a weight, (R, in) uint8 -> (R, out) float32."""
-    no_zeros = torch.zeros(len(steps), dtype=torch.int64)
+    zero_points = steps.new_zeros(len(steps), dtype=torch.int64)
     return torch.ops.onednn.qlinear_pointwise(
-        levels, 1.0, 0, packed, steps, no_zeros, None, 1.0, 0, torch.float32, "none", [], ""
+        levels, 1.0, 0, packed, steps, zero_points, None, 1.0, 0, torch.float32, "none", [], ""
     )
 
 
@@ -110,9 +110,9 @@ def has_int8() -> bool:
     # Sums of two products that 16 bits hold, but only just.
     x[0], weight[0] = MOST_OF_INPUT, MOST_OF_WEIGHT
     expected = (x.double() @ weight.double().T).float()
+    steps = torch.ones(4, dtype=torch.float32, device="cpu")
     try:
-        found = _products(x, pack_levels(weight), torch.ones(4))
-        return torch.equal(found, expected)
+        return torch.equal(_products(x, pack_levels(weight), steps), expected)
     # There is no such op, it does not run here, or it takes other arguments.
     except (AttributeError, RuntimeError, TypeError, NotImplementedError):
         return False

@@ -26,8 +26,8 @@ from clipkit.models.int8 import Int8Scales, multiply, pack_levels, quantize_weig
 Fused = Literal["none", "gelu", "swish"]  # oneDNN's names for the activations that it can fuse
 
 # An AMD processor without AVX-512 multiplies float32 matrices of more rows faster by MKL: at 50
-# rows oneDNN takes 0.75 of MKL's time, at 200 as much, at 1,600 1.14 times (Zen 3).
-MOST_ROWS = 320
+# rows oneDNN takes 0.75 of MKL's time, at 257 as much, at 1,600 1.14 times (Zen 3).
+MOST_ROWS = 256
 
 # Private functions of torch, and what stands in for one that another version lacks.
 _Ask = Callable[[], object]

@@ -155,6 +155,19 @@ def test_weights_are_rounded_to_the_nearest_level() -> None:
     assert pack_int8(weight).dtype is torch.int8
 
 
+def test_torchs_defaults_are_not_followed() -> None:
+    torch.manual_seed(7)
+    x, weight = torch.randn(3, 24), torch.randn(5, 24)
+    expected = linear(x, pack_int8(weight))
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.device("meta"):
+            assert int8.has_int8.__wrapped__()
+            assert torch.equal(linear(x, pack_int8(weight)), expected)
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 # Models.
 
 
