@@ -218,9 +218,9 @@ class CLIP(TwoTowers):
             runtime: "openvino" computes the image tower there, on the CPU, in float32 or bfloat16;
                 it needs `clipkit-torch[openvino]`. The first batches of some sizes compile it.
             int8: round weights and inputs of a vision transformer's linear layers to int8, on the
-                CPU. Features then differ by more than float noise.
-            calibration: for int8 in "openvino", a hundred or so of the images that the copy will
-                see; `optimizations` says how far features are. It needs `clipkit-torch[int8]`.
+                CPU. Features then differ by more than float noise, also from batch to batch.
+            calibration: for int8 in "openvino", a hundred or so images such as the copy will see;
+                `optimizations` says how far features are off. It needs `clipkit-torch[int8]`.
 
         Returns:
             The copy. It cannot be saved, exported or optimized again. With packed weights, or

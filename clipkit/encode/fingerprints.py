@@ -2,7 +2,7 @@
 
 import hashlib
 import inspect
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import MISSING, Field, fields, is_dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeGuard, cast
@@ -42,8 +42,7 @@ def fingerprint(module: nn.Module, *about: object) -> str:
     digest = hashlib.sha256(repr([_print_set_fields(value) for value in about]).encode())
     for name, inner in cast("Iterable[tuple[str, nn.Module]]", module.named_modules()):
         digest.update(repr((name, type(inner).__name__, _settings(inner))).encode())
-    for name, value in [*module.named_parameters(), *module.named_buffers()]:
-        value = _dense(value)
+    for name, value in _values(module):
         digest.update(repr((name, str(value.dtype), tuple(value.shape))).encode())
         digest.update(tensor_bytes(value))
     return digest.hexdigest()
@@ -149,10 +148,17 @@ def _is_set(field: Field[Any], config: object) -> bool:
     return getattr(config, field.name) != default
 
 
+def _values(module: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Yield the names and values of all weights and buffers, with bytes to look at."""
+    for name, value in [*module.named_parameters(), *module.named_buffers()]:
+        yield name, _dense(value)
+        # Levels of int8 stand for other numbers with other steps.
+        if type(value) is PackedWeight and value.scales is not None:
+            yield f"{name}.steps", value.scales.steps
+
+
 def _dense(value: Tensor) -> Tensor:
     """Return a tensor with bytes to look at, of one that oneDNN may have laid out its own way."""
-    if type(value) is PackedWeight:
-        return value.unpack()
     return value.to_dense() if value.is_mkldnn else value
 
 

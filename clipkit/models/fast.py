@@ -40,8 +40,9 @@ def make_fast(
         model: a copy, in eval mode and without gradients.
         compile: compile the image tower, and pack none of its weights. See `clipkit.CLIP.optimize`.
         runtime: what computes the image tower.
-        int8: round the linear layers of the image tower to int8.
-        calibration: as in `OpenVINOTower`, for int8 there.
+        int8: round the linear layers of the image tower to int8. Features then differ by more than
+            float noise.
+        calibration: as in `OpenVINOTower`, for int8 there, with `int8` or without.
 
     Returns:
         What was done, in words for people; nothing if there was nothing to gain.
@@ -124,11 +125,17 @@ def _quantize(visual: nn.Module) -> int:
             "torch's int8 is for vision transformers, and the image tower is of the class "
             f"{type(visual).__name__}: {otherwise}"
         )
-    weight = visual.conv1.weight
+    if not torch.backends.mkldnn.enabled:
+        raise ConfigError(
+            "torch's int8 is oneDNN's, which is switched off: set torch.backends.mkldnn.enabled to "
+            "True, or leave int8=True out"
+        )
+    weight = next(visual.parameters())
     if not is_for_onednn(weight):
         raise ConfigError(
-            "torch's int8 takes a model in float32 or bfloat16 on the CPU, and the image tower is "
-            f"{weight.dtype} on {weight.device}: move or cast the model before optimize()"
+            "torch's int8 takes plain weights in float32 or bfloat16 on the CPU, and the image "
+            f"tower has a {type(weight).__name__} in {weight.dtype} on {weight.device}: move or "
+            "cast the model before optimize()"
         )
     if not has_int8():
         raise ConfigError(

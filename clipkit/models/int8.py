@@ -2,12 +2,12 @@
 
 Weights are rounded to 255 levels, which each output spaces as its own row needs; tokens to 128
 levels between the smallest and the largest number of each, found as they come. So nothing has to be
-calibrated, and a token's output depends on no other token and no other sample. Scales of this kind
-are those of LLM.int8() (2208.07339), without its outliers in float.
+calibrated, and no token sets the levels of another. Scales of this kind are those of LLM.int8()
+(2208.07339), without its outliers in float.
 
 The products are oneDNN's, by the private op that torch's compiler uses for them. It is tried once
-before use. Its results are exact integers: 128 levels, not 256, keep the sums of pairs in 16 bits,
-in which processors without instructions for int8 add them up.
+before use. Its sums are exact: 128 levels, not 256, keep those of pairs in 16 bits, in which
+processors without instructions for int8 add them up.
 """
 
 import functools
@@ -44,7 +44,7 @@ def quantize_weight(weight: Tensor) -> tuple[Tensor, Int8Scales]:
     Args:
         weight: (out, in), any float dtype.
     """
-    weight = weight.detach().float()
+    weight = weight.detach().float().contiguous()  # the op reads levels as they lie
     largest = weight.abs().amax(dim=1, keepdim=True)  # (out, 1)
     steps = (largest / MOST_OF_WEIGHT).clamp_min_(torch.finfo(torch.float32).tiny)
     levels = (weight / steps).round_()
@@ -104,9 +104,9 @@ def has_int8() -> bool:
 
     Another version of torch may lack it or have changed it, and so may another processor.
     """
-    numbers = torch.arange(7 * 64, device="cpu") * 37 % 128
-    x = numbers[: 3 * 64].view(3, 64).to(torch.uint8)
-    weight = (numbers[3 * 64 :].view(4, 64) * 2 - 127).to(torch.int8)
+    numbers = torch.arange(7 * 768, device="cpu") * 37 % 128
+    x = numbers[: 3 * 768].view(3, 768).to(torch.uint8)
+    weight = (numbers[3 * 768 :].view(4, 768) * 2 - 127).to(torch.int8)
     # Sums of two products that 16 bits hold, but only just.
     x[0], weight[0] = MOST_OF_INPUT, MOST_OF_WEIGHT
     expected = (x.double() @ weight.double().T).float()

@@ -228,7 +228,7 @@ def _onednn_linear(x: Tensor, weight: Tensor, bias: Tensor | None, activation: F
 
 
 class PackedWeight(nn.Parameter):
-    """Hold a weight (out, in) in oneDNN's own order.
+    """Hold a weight in oneDNN's own order: (out, in), or in int8 its levels (in, out).
 
     Torch by itself can neither copy nor pickle one.
 
@@ -240,12 +240,6 @@ class PackedWeight(nn.Parameter):
 
     plain: Tensor | None = None
     scales: Int8Scales | None = None
-
-    def unpack(self) -> Tensor:
-        """Return the weight in the usual order, as it was or as it was rounded."""
-        if self.scales is None:
-            return self.to_dense()
-        return self.to_dense().T * self.scales.steps[:, None]  # (in, out) -> (out, in)
 
     def __deepcopy__(self, memo: dict[int, Any]) -> "PackedWeight":
         copy = PackedWeight(self.data.clone(), requires_grad=False)
@@ -302,10 +296,11 @@ def _packed_linear(
 ) -> Tensor:
     """Return the activation of a product, or refuse what a packed weight cannot do."""
     refuse_gradients_and_autocast(x)
+    is_int8 = weight.scales is not None
+    if not is_int8 and (weight.plain is None or _rows_of(x) <= _most_rows()):
+        return _onednn_linear(x, weight, bias, activation)
     if weight.scales is not None:
         y = multiply(x, weight.data, weight.scales, bias)
-    elif weight.plain is None or _rows_of(x) <= _most_rows():
-        return _onednn_linear(x, weight, bias, activation)
     else:
         y = F.linear(x, weight.plain, bias)
     if activation == "swish":
@@ -335,7 +330,7 @@ class PackedLinear(nn.Module):
     It is for inference alone.
 
     Args:
-        weight: (out, in), packed.
+        weight: packed, from `pack` or `pack_int8`.
         bias: (out,).
         activation: by oneDNN's name for it.
     """
@@ -354,5 +349,9 @@ class PackedLinear(nn.Module):
 
     def extra_repr(self) -> str:
         """Return what `print` shows of the layer."""
+        about = f"activation={self.activation!r}"
+        if self.weight.scales is not None:
+            in_features, out_features = self.weight.shape
+            return f"{in_features}, {out_features}, {about}, int8"
         out_features, in_features = self.weight.shape
-        return f"{in_features}, {out_features}, activation={self.activation!r}"
+        return f"{in_features}, {out_features}, {about}"

@@ -151,8 +151,23 @@ def test_weights_are_rounded_to_the_nearest_level() -> None:
     torch.manual_seed(6)
     weight = torch.randn(7, 40) * torch.logspace(-3, 3, 7)[:, None]
     steps = weight.abs().amax(dim=1, keepdim=True) / 127
-    assert ((pack_int8(weight).unpack() - weight).abs() <= 0.5001 * steps).all()
-    assert pack_int8(weight).dtype is torch.int8
+    packed = pack_int8(weight)
+    assert packed.dtype is torch.int8
+    assert packed.scales is not None
+    rounded = packed.to_dense().T * packed.scales.steps[:, None]
+    assert ((rounded - weight).abs() <= 0.5001 * steps).all()
+
+
+def test_weights_may_lie_in_any_order() -> None:
+    torch.manual_seed(6)
+    x, weight = torch.randn(4, 64), torch.randn(64, 5).T
+    assert not weight.is_contiguous()
+    assert torch.equal(linear(x, pack_int8(weight)), linear(x, pack_int8(weight.contiguous())))
+
+
+def test_layers_say_their_sizes() -> None:
+    layer = PackedLinear(pack_int8(torch.randn(17, 24)), None)
+    assert repr(layer) == "PackedLinear(24, 17, activation='none', int8)"
 
 
 def test_torchs_defaults_are_not_followed() -> None:
@@ -199,13 +214,17 @@ def test_copies_compute_the_same(vit: CLIP) -> None:
 
 
 def test_fingerprints_are_their_own(vit: CLIP) -> None:
-    """Of two weights whose levels are alike too."""
-    larger = copy.deepcopy(vit)
+    """Of two weights whose levels are alike, and of weights that rounding does not change, too."""
+    larger, on_levels = copy.deepcopy(vit), copy.deepcopy(vit)
     for module in larger.visual.modules():
         if isinstance(module, MLP):
             module.c_proj.weight.data *= 2
-    models = (vit, vit.optimize(), vit.optimize(int8=True), larger.optimize(int8=True))
-    assert len({fingerprint(model.visual) for model in models}) == 4
+    for name, weight in on_levels.visual.named_parameters():
+        if "resblocks" in name and weight.ndim == 2:
+            weight.data = weight.data.sign() * 0.25
+    models = [vit, vit.optimize(), vit.optimize(int8=True), larger.optimize(int8=True)]
+    models += [on_levels.optimize(), on_levels.optimize(int8=True)]
+    assert len({fingerprint(model.visual) for model in models}) == 6
 
 
 def test_low_rank_changes_are_merged(vit: CLIP) -> None:
@@ -254,15 +273,21 @@ def test_choices_that_do_not_go_together_are_refused(vit: CLIP) -> None:
         vit.optimize(int8=True, calibration=["no such image.jpg"])
 
 
+@pytest.mark.filterwarnings("ignore:TF32 acceleration")  # from the switch, torch's own
 def test_towers_that_cannot_be_quantized_are_refused(
     vit: CLIP, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with pytest.raises(ConfigError, match=r'of the class ModifiedResNet: pass runtime="openvino"'):
         make_resnet().optimize(int8=True)
-    with pytest.raises(ConfigError, match=r"is torch\.float64 on cpu: move or cast the model"):
+    with pytest.raises(ConfigError, match=r"in torch\.float64 on cpu: move or cast the model"):
         copy.deepcopy(vit).double().optimize(int8=True)
     with pytest.raises(ConfigError, match="on meta"):
         copy.deepcopy(vit).to("meta").optimize(int8=True)
+    with (
+        torch.backends.mkldnn.flags(enabled=False),
+        pytest.raises(ConfigError, match=r"switched off: set torch\.backends\.mkldnn\.enabled"),
+    ):
+        vit.optimize(int8=True)
     hooked = copy.deepcopy(vit)
     for module in hooked.visual.modules():
         module.register_forward_hook(lambda *_: None)
