@@ -296,13 +296,12 @@ def _packed_linear(
 ) -> Tensor:
     """Return the activation of a product, or refuse what a packed weight cannot do."""
     refuse_gradients_and_autocast(x)
-    is_int8 = weight.scales is not None
-    if not is_int8 and (weight.plain is None or _rows_of(x) <= _most_rows()):
-        return _onednn_linear(x, weight, bias, activation)
     if weight.scales is not None:
         y = multiply(x, weight.data, weight.scales, bias)
-    else:
+    elif weight.plain is not None and _rows_of(x) > _most_rows():
         y = F.linear(x, weight.plain, bias)
+    else:
+        return _onednn_linear(x, weight, bias, activation)
     if activation == "swish":
         return F.silu(y, inplace=True)
     return F.gelu(y) if activation == "gelu" else y

@@ -1,7 +1,8 @@
 """Time training beside open_clip, and clipkit's contrastive loss beside the plain formula.
 
     python tests/benchmarks/training.py [--model ViT-B/32] [--batch 16] [--repeats 7]
-                                        [--pairs 32768] [--json FILE]
+                                        [--pairs 32768] [--precisions float32 bfloat16]
+                                        [--json FILE]
 
 `--model` is one of `clipkit.list_models()`; only its architecture is taken. Needs open_clip 3.3,
 and Linux, because /proc tells peaks of memory. Runs on the CPU. Cost with the defaults: about a
@@ -27,12 +28,14 @@ import argparse
 import json
 import os
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import torch
 from memory import alone
+from side_by_side import hardware
 from training_loss import compare_losses
 from training_steps import LIBRARIES, PRECISIONS, compare_steps, step_memory
 
@@ -46,6 +49,7 @@ def span(values: list[float]) -> str:
 def show(result: dict[str, Any]) -> None:
     """Print the settings, the times and memory, and the differences."""
     plain = {key: value for key, value in result.items() if not isinstance(value, dict)}
+    plain |= result["hardware"]
     print("  ".join(f"{key} {value}" for key, value in plain.items()))
     print(line("", [*LIBRARIES, "open_clip / clipkit"]))
     for name, row in (result["steps"] | result["memory"]).items():
@@ -70,14 +74,16 @@ def show_differences(title: str, differences: dict[str, float]) -> None:
         print(f"{value:9.2g}  {name}")
 
 
-def compare_memory(folder: str, name: str, size: int) -> dict[str, dict[str, list[float]]]:
+def compare_memory(
+    folder: str, name: str, size: int, precisions: Sequence[str]
+) -> dict[str, dict[str, list[float]]]:
     """Return the MiB of a step, by precision and library."""
     return {
         f"MiB, {precision}": {
             library: [alone(step_memory, library, folder, name, size, precision)[1]]
             for library in LIBRARIES
         }
-        for precision in PRECISIONS
+        for precision in precisions
     }
 
 
@@ -89,18 +95,25 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--pairs", type=int, default=32768)
+    parser.add_argument(
+        "--precisions",
+        nargs="+",
+        default=PRECISIONS,
+        choices=PRECISIONS,
+        help="float32 alone where a processor has no bfloat16",
+    )
     parser.add_argument("--json", type=Path)
     args = parser.parse_args()
     result: dict[str, Any] = {
+        "hardware": hardware(torch.device("cpu")),
         "model": args.model,
         "batch": args.batch,
-        "torch": torch.__version__,
-        "threads": torch.get_num_threads(),
         "load": os.getloadavg()[0],
     }
+    precisions = sorted({"float32", *args.precisions}, key=PRECISIONS.index)
     with tempfile.TemporaryDirectory() as folder:
-        result |= compare_steps(folder, args.model, args.batch, args.repeats)
-        result["memory"] = compare_memory(folder, args.model, args.batch)
+        result |= compare_steps(folder, args.model, args.batch, args.repeats, precisions)
+        result["memory"] = compare_memory(folder, args.model, args.batch, precisions)
     result["loss"] = compare_losses(args.pairs, min(args.repeats, 3))
     show(result)
     if args.json:
