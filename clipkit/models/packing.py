@@ -46,7 +46,7 @@ def pack_tower(tower: nn.Module) -> int:
 def quantize_tower(tower: nn.Module) -> int:
     """Round the linear layers of a transformer to int8. Return how many they were.
 
-    The patch embedding is none of them: it sees pixels, and is a thirtieth of the work.
+    The patch embedding is none of them: it sees pixels, and is little of the work.
     """
     return _pack_layers(tower, _IN_INT8)
 

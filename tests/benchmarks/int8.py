@@ -43,10 +43,14 @@ CALIBRATED_ON = 100
 CALL = 250  # images of a batch
 
 
-def accuracy_of(model: clipkit.CLIP, names: list[str], features: Tensor, labels: Tensor) -> float:
-    """Return the share of images whose likeliest class is theirs."""
-    weights = clipkit.zero_shot_weights(model, names, TEMPLATES).cpu()
+def accuracy_of(weights: Tensor, features: Tensor, labels: Tensor) -> float:
+    """Return the share of images whose likeliest class, of weights (classes, D), is theirs."""
     return ((features @ weights.T).argmax(dim=1) == labels).double().mean().item()
+
+
+def spread(files: list[Path]) -> list[Path]:
+    """Return files to calibrate on, from everywhere among those that there are."""
+    return files[:: max(1, len(files) // CALIBRATED_ON)][:CALIBRATED_ON]
 
 
 def split_of(name: str, root: Path) -> tuple[clipkit.Pairs, list[Path], list[int]]:
@@ -55,7 +59,7 @@ def split_of(name: str, root: Path) -> tuple[clipkit.Pairs, list[Path], list[int
     places = list(range(len(pairs)))
     if name == "cifar100":
         others = datasets.SETS[name](root, "train").files
-        return pairs, others[:: len(others) // CALIBRATED_ON][:CALIBRATED_ON], places
+        return pairs, spread(others), places
     step = len(pairs) // CALIBRATED_ON
     chosen = places[::step]
     return pairs, [pairs.files[i] for i in chosen], sorted(set(places) - set(chosen))
@@ -71,23 +75,24 @@ def quality_of(name: str, root: Path) -> dict[str, float]:
     fast = model.optimize(runtime="openvino", calibration=calibration)
     exact = model.embed_images(files, batch_size=CALL, progress=True)
     found = fast.embed_images(files, batch_size=CALL, progress=True)
-    cosines = (exact * found).sum(dim=1)
-    names = datasets.class_names_of(pairs)
+    weights = clipkit.zero_shot_weights(model, datasets.class_names_of(pairs), TEMPLATES).cpu()
     return {
         "images": len(files),
-        "float32": accuracy_of(model, names, exact, labels),
-        "int8": accuracy_of(model, names, found, labels),
-        "mean cosine": cosines.mean().item(),
-        "least cosine": cosines.min().item(),
-        "same first choice": same_choice(model, names, exact, found),
+        "float32": accuracy_of(weights, exact, labels),
+        "int8": accuracy_of(weights, found, labels),
+        **differences_of(weights, exact, found),
     }
 
 
-def same_choice(model: clipkit.CLIP, names: list[str], exact: Tensor, found: Tensor) -> float:
-    """Return the share of images whose likeliest class is the same."""
-    weights = clipkit.zero_shot_weights(model, names, TEMPLATES).cpu()
+def differences_of(weights: Tensor, exact: Tensor, found: Tensor) -> dict[str, float]:
+    """Return how near features are to exact ones, (N, D), and how often the choice is the same."""
+    cosines = (exact * found).sum(dim=1)
     choices = [(features @ weights.T).argmax(dim=1) for features in (exact, found)]
-    return (choices[0] == choices[1]).double().mean().item()
+    return {
+        "mean cosine": cosines.mean().item(),
+        "least cosine": cosines.min().item(),
+        "same first choice": (choices[0] == choices[1]).double().mean().item(),
+    }
 
 
 def graph_of(model: clipkit.CLIP, pixels: Tensor | None) -> Any:
@@ -122,8 +127,7 @@ def compiled_for(graph: Any, shape: tuple[int, ...]) -> Any:
 def speed_rows(name: str, batches: list[int], photos: Path) -> Iterator[Row]:
     """Yield a row for each size of batches."""
     model = randomize(clipkit.CLIP(registry.MODELS[name].config)).eval().requires_grad_(False)
-    files = list_images(photos)
-    files = files[:: max(1, len(files) // CALIBRATED_ON)][:CALIBRATED_ON]
+    files = spread(list_images(photos))
     pixels = prepare_batch(model, files, CALIBRATED_ON)
     fast = model.optimize(runtime="openvino", calibration=files)
     copies = {
